@@ -10,7 +10,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
 from internvideo.data.sample import Sample, Segment
 from internvideo.datasets.annotations import Annotations, ClassList, InvalidRows, read_names
@@ -42,13 +42,13 @@ _RAW = re.compile(r"(?:raw_class_file_)?(?P<label>[A-Za-z]+)_(?P<split>val|test)
 class _Annotation(Record):
     label: Name
     segment: tuple[float, float]
-    label_id: Annotated[int, Field(ge=0)] | None = None
+    label_id: NonNegativeInt | None = None
 
 
 class _Video(Record):
     subset: SplitName
-    duration: Annotated[float, Field(ge=0)] | None = None
-    fps: Annotated[float, Field(gt=0)] | None = None
+    duration: NonNegativeFloat | None = None
+    fps: PositiveFloat | None = None
     filename: Name | None = None
     annotations: tuple[_Annotation, ...] = ()
 
@@ -68,8 +68,8 @@ class _HacsClip(Record):
     classname: Name
     youtube_id: Name
     subset: SplitName
-    start: Annotated[float, Field(ge=0)]
-    end: Annotated[float, Field(gt=0)]
+    start: NonNegativeFloat
+    end: PositiveFloat
     label: Annotated[int, Field(ge=-1, le=1)] | None = None
 
 
@@ -126,16 +126,13 @@ def read_segments(path: Path, names: tuple[str, ...] = (), count: int = 0) -> An
         for number, part in enumerate(entry.annotations):
             if names and part.label.casefold() == AMBIGUOUS:
                 counts["ambiguous"] += 1
-            elif not invalid.skip(*_turned(part.segment, where.at("annotations", number, "segment"))):
+            elif not invalid.skip(*_reversed(part.segment, where.at("annotations", number, "segment"))):
                 kept.append(part)
         num_ordered = len(kept)
         kept = [part for part in kept if part.segment[1] - part.segment[0] >= SHORTEST_SECONDS]
         counts["short"] += num_ordered - len(kept)
         counts["late"] += sum(part.segment[1] > (entry.duration or float("inf")) + 1 for part in kept)
-        segments = tuple(
-            Segment(start=part.segment[0], end=part.segment[1], label=known.index_of(part.label, where))
-            for part in kept
-        )
+        segments = tuple(_segment(*part.segment, known.index_of(part.label, where)) for part in kept)
         counts["classes"] += len({part.label for part in segments}) > 1
         attributes = {"duration": entry.duration, "fps": entry.fps}
         sample = Sample(
@@ -152,8 +149,12 @@ def read_segments(path: Path, names: tuple[str, ...] = (), count: int = 0) -> An
     return annotations
 
 
-def _turned(segment: tuple[float, float], where: Spot | str) -> tuple[bool, Spot | str, str, str]:
-    """Whether a segment runs backwards or begins before the video, and how that is told."""
+def _segment(start: float, end: float, label: int) -> Segment:
+    return Segment(start=start, end=end, label=label)
+
+
+def _reversed(segment: tuple[float, float], where: Spot | str) -> tuple[bool, Spot | str, str, str]:
+    """Return the arguments of `InvalidRows.skip`: invalid if a segment ends before it starts, or starts before 0."""
     start, end = segment
     return end < start or start < 0, where, f"[{start:g}, {end:g}]", "0 <= start <= end"
 
@@ -207,14 +208,13 @@ def _raw_thumos(source: AnnotationSource) -> Annotations:
             where, cells = f"{path}:{number}", line.split()
             if len(cells) != 3:
                 raise ManifestError(f"{where} segment", f"{len(cells)} cells", "'video start end'")
-            row = _segment_of(cells, where)
-            if invalid.skip(*_turned(row.segment, f"{where} segment")):
+            row = checked(_RawSegment, {"video": cells[0], "segment": cells[1:]}, where)
+            if invalid.skip(*_reversed(row.segment, f"{where} segment")):
                 continue
             if row.segment[1] - row.segment[0] < SHORTEST_SECONDS:
                 short += 1
-                continue
-            part = Segment(start=row.segment[0], end=row.segment[1], label=label)
-            segments[match["split"].lower(), row.video].append(part)
+            else:
+                segments[match["split"].lower(), row.video].append(_segment(*row.segment, label))
     invalid.finish(annotations)
     annotations.note(short, f"segments shorter than {SHORTEST_SECONDS} s left out")
     for (split, video), parts in sorted(segments.items()):
@@ -222,11 +222,6 @@ def _raw_thumos(source: AnnotationSource) -> Annotations:
         sample = Sample(id=video, path=f"{video}.mp4", label=main_class(ordered), segments=ordered, split=split)
         annotations.add(split, sample, str(source.path), video)
     return annotations
-
-
-def _segment_of(cells: list[str], where: str) -> _RawSegment:
-    """Parse `video start end` of a text line. Raises ManifestError."""
-    return checked(_RawSegment, {"video": cells[0], "segment": cells[1:]}, where)
 
 
 def read_hacs_clips(source: AnnotationSource) -> Annotations:
@@ -243,10 +238,8 @@ def read_hacs_clips(source: AnnotationSource) -> Annotations:
     annotations, known = Annotations(), ClassList(read_names(names_file) if names_file else ())
     invalid = InvalidRows("clips")
     for line, row in csv_records(path, _HacsClip):
-        where = f"{path}:{line}"
-        if invalid.skip(
-            row.end <= row.start, f"{where} end", f"{row.end:g} after start {row.start:g}", "start before end"
-        ):
+        where, times = f"{path}:{line}", f"{row.end:g} after start {row.start:g}"
+        if invalid.skip(row.end <= row.start, f"{where} end", times, "start before end"):
             continue
         positive = row.label == 1
         split = row.subset if positive or row.subset == "test" else f"{row.subset}_negative"

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pydantic import NonNegativeInt
+
 from internvideo.data.sample import Sample, did_you_mean
-from internvideo.datasets.reading import numbered_lines
+from internvideo.datasets.reading import numbered_lines, read_json
 from internvideo.errors import ManifestError
 
 SHOWN = 3
@@ -51,6 +53,12 @@ class Annotations:
         self.splits.setdefault(split, []).append(row)
         if names:
             self.names[row.path] = names
+
+    def ensure_rows(self, where: object, found: str, expected: str) -> Annotations:
+        """Return these annotations. Raises ManifestError: they have no row."""
+        if not self.splits:
+            raise ManifestError(where, found, expected)
+        return self
 
     def note(self, count: int, what: str) -> None:
         """Add a note that starts with a count, unless the count is 0."""
@@ -109,10 +117,8 @@ class ClassList:
         """
         if name not in self.index:
             if self.fixed:
-                hint = did_you_mean(name, self.index)
-                raise ManifestError(
-                    f"{where} {field}", f"unknown class '{name}'{hint}", f"{len(self.index)} class names"
-                )
+                found = f"unknown class '{name}'{did_you_mean(name, self.index)}"
+                raise ManifestError(f"{where} {field}", found, f"{len(self.index)} class names")
             if self.count and len(self.index) == self.count:
                 raise ManifestError(f"{where} {field}", f"one class more, '{name}'", f"{self.count} classes")
             self.index[name] = len(self.index)
@@ -143,6 +149,20 @@ def read_names(path: Path) -> tuple[str, ...]:
             raise ManifestError(f"{path}:{line} label", f"'{name}', which line {names[name]} has too", "each name once")
         names[name] = line
     return tuple(names)
+
+
+def read_indexed_names(path: Path) -> tuple[str, ...]:
+    """Read a JSON object name -> index; return the names by index. Raises ManifestError: not 0, 1, 2, ..."""
+    index = read_json(path, dict[str, NonNegativeInt])
+    if sorted(index.values()) != list(range(len(index))):
+        raise ManifestError(path, "the indices of the names are not 0, 1, 2, ...", "each once")
+    return tuple(sorted(index, key=index.__getitem__))
+
+
+def corners_of(box: tuple[float, float, float, float], size: tuple[float, float]) -> tuple[float, float, float, float]:
+    """Convert x, y, width, height to x1, y1, x2, y2 as fractions of the image's `size` (width, height)."""
+    x, y, width, height = box
+    return x / size[0], y / size[1], (x + width) / size[0], (y + height) / size[1]
 
 
 def numbers_as_names(count: int) -> tuple[str, ...]:

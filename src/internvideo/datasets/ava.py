@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from internvideo.data.sample import Box, Fraction, Sample
-from internvideo.datasets.annotations import Annotations, InvalidRows
+from internvideo.datasets.annotations import Annotations, InvalidRows, corners_of
 from internvideo.datasets.reading import (
     AnnotationSource,
     Name,
@@ -32,24 +32,26 @@ from internvideo.errors import ManifestError
 CLASSES = 80
 COLUMNS = ("video", "time", "x1", "y1", "x2", "y2", "action", "person")
 PERSON_COLUMNS = ("video", "time", "x1", "y1", "x2", "y2", "empty", "score")
+_TABLES = r"ava_(train|val|test)_v[\d.]+\.csv$"
 _ITEM = re.compile(r"(?P<kind>item|label)\s*\{(?P<body>[^{}]*)\}")
 _FIELD = re.compile(r'(?P<key>\w+)\s*:\s*(?:"(?P<text>[^"]*)"|(?P<word>\w+))')
 
-Time = Annotated[float, Field(ge=0)]
+Corners = tuple[float, float, float, float]
+"""x1, y1, x2, y2 as fractions of the frame."""
 
 
 class _Row(Record):
     video: Name
-    time: Time
+    time: NonNegativeFloat
     x1: Fraction | None = None
     y1: Fraction | None = None
     x2: Fraction | None = None
     y2: Fraction | None = None
-    action: Annotated[int, Field(ge=1)] | None = None
+    action: PositiveInt | None = None
     person: Annotated[int, Field(ge=-1)] | None = None
 
-    def corners(self) -> tuple[float, float, float, float] | None:
-        """Return x1, y1, x2, y2; None for a frame without persons."""
+    def corners(self) -> Corners | None:
+        """Return the corners; None for a frame without persons."""
         if self.x1 is None or self.y1 is None or self.x2 is None or self.y2 is None:
             return None
         return self.x1, self.y1, self.x2, self.y2
@@ -57,12 +59,12 @@ class _Row(Record):
 
 class _Excluded(Record):
     video: Name
-    time: Time
+    time: NonNegativeFloat
 
 
 class _Person(Record):
     video: Name
-    time: Time
+    time: NonNegativeFloat
     x1: Fraction
     y1: Fraction
     x2: Fraction
@@ -73,15 +75,15 @@ class _Person(Record):
 class _Image(Record):
     id: str | int
     movie: Name
-    timestamp: Time
-    width: Annotated[int, Field(gt=0)]
-    height: Annotated[int, Field(gt=0)]
+    timestamp: NonNegativeFloat
+    width: PositiveInt
+    height: PositiveInt
 
 
 class _Actions(Record):
     image_id: str | int
     bbox: tuple[float, float, float, float]
-    action_ids: tuple[Annotated[int, Field(ge=1)], ...]
+    action_ids: tuple[PositiveInt, ...]
 
 
 class _Coco(Record):
@@ -107,17 +109,10 @@ def read_ava(source: AnnotationSource) -> Annotations:
     Raises:
         ManifestError: no annotation file, a malformed row, a box outside 0..1 or with x2 < x1, an unknown action.
     """
-    annotations, pattern = _labels(source), r"ava_(train|val|test)_v[\d.]+\.csv$"
-    excluded = _excluded(source)
-    files = source.find(pattern)
-    for path in files:
-        _read_csv(path, split_of(path) or "", annotations, excluded)
-    if not files:
-        for path in source.find(r"ava_(train|val)[^/]*_min\.json$"):
-            _read_coco(path, split_of(path) or "", annotations, excluded)
-    if not annotations.splits:
-        raise ManifestError(source.path, "no annotation file of AVA", "ava_train_v2.2.csv and ava_val_v2.2.csv")
-    return annotations
+    annotations = _labels(source)
+    _read_files(source, annotations, _TABLES, r"ava_(train|val)[^/]*_min\.json$")
+    expected = "ava_train_v2.2.csv and ava_val_v2.2.csv"
+    return annotations.ensure_rows(source.path, "no annotation file of AVA", expected)
 
 
 def read_ava_kinetics(source: AnnotationSource) -> Annotations:
@@ -129,24 +124,31 @@ def read_ava_kinetics(source: AnnotationSource) -> Annotations:
     Raises:
         ManifestError: as `read_ava`.
     """
-    files = source.find(r"kinetics_(train|val|test)_v[\d.]+\.csv$")
-    excluded = _excluded(source)
     annotations = _labels(source)
-    for path in files:
-        _read_csv(path, split_of(path) or "", annotations, excluded, origin="kinetics")
-    if not files:
-        for path in source.find(r"kinetics_(train|val)_v[\d.]+\.json$"):
-            _read_coco(path, split_of(path) or "", annotations, excluded, origin="kinetics", relative=True)
-    if not annotations.splits:
-        raise ManifestError(source.path, "no annotation file of AVA-Kinetics", "kinetics_train_v1.0.csv and so on")
-    for path in source.find(r"ava_(train|val|test)_v[\d.]+\.csv$"):
-        _read_csv(path, split_of(path) or "", annotations, excluded, origin="ava")
+    tables, released = r"kinetics_(train|val|test)_v[\d.]+\.csv$", r"kinetics_(train|val)_v[\d.]+\.json$"
+    _read_files(source, annotations, tables, released, origin="kinetics")
+    annotations.ensure_rows(source.path, "no annotation file of AVA-Kinetics", "kinetics_train_v1.0.csv and so on")
+    _read_files(source, annotations, _TABLES, origin="ava")
     return annotations
 
 
-def _read_csv(
-    path: Path, split: str, annotations: Annotations, excluded: set[tuple[str, float]], *, origin: str = ""
+def _read_files(
+    source: AnnotationSource, annotations: Annotations, tables: str, released: str = "", *, origin: str = ""
 ) -> None:
+    """Read the csv files that match `tables`; without any, the JSON files of the released code (`released`)."""
+    excluded = {
+        (row.video, row.time)
+        for path in source.find(r"excluded_timestamps[^/]*\.csv$")
+        for _, row in csv_records(path, _Excluded, columns=("video", "time"))
+    }
+    files = source.find(tables)
+    for path in files:
+        _read_csv(path, annotations, excluded, origin)
+    for path in source.find(released) if released and not files else ():
+        _read_coco(path, annotations, excluded, origin)
+
+
+def _read_csv(path: Path, annotations: Annotations, excluded: set[tuple[str, float]], origin: str) -> None:
     frames: dict[tuple[str, float], _Frame] = {}
     empty = repeated = flat = 0
     invalid = InvalidRows(f"rows of {path.name}")
@@ -166,7 +168,7 @@ def _read_csv(
         reversed_corners = corners[2] < corners[0] or corners[3] < corners[1]
         if invalid.skip(reversed_corners, f"{where} x2", _box(corners), "x1 < x2 and y1 < y2"):
             continue
-        _check(where, corners, (row.action,))
+        _check_actions(where, (row.action,))
         frame = frames.setdefault((row.video, row.time), _Frame(where))
         actions = frame.persons.setdefault((*corners, -1 if row.person is None else row.person), [])
         if row.action in actions:
@@ -177,58 +179,58 @@ def _read_csv(
     annotations.note(flat, f"rows of {path.name} have a box without area and are left out")
     annotations.note(repeated, f"rows of {path.name} repeat an action of the same person and box and count once")
     annotations.note(empty, f"clips without persons in {path.name} left out")
-    _add(path, split, annotations, frames, excluded, origin)
+    _add(path, annotations, frames, excluded, origin)
 
 
-def _check(where: object, corners: tuple[float, ...], actions: tuple[int, ...]) -> None:
+def _check_actions(where: object, actions: tuple[int, ...]) -> None:
+    if max(actions, default=0) > CLASSES:
+        raise ManifestError(f"{where} action_id", f"unknown action {max(actions)}", f"1 to {CLASSES}")
+
+
+def _check_order(where: object, corners: Corners) -> Corners:
     x1, y1, x2, y2 = corners
     if x2 <= x1 or y2 <= y1:
         raise ManifestError(f"{where} x2", _box(corners), "x1 < x2 and y1 < y2")
-    for action in actions:
-        if action > CLASSES:
-            raise ManifestError(f"{where} action_id", f"unknown action {action}", f"1 to {CLASSES}")
+    return corners
 
 
-def _box(corners: tuple[float, ...]) -> str:
+def _box(corners: Corners) -> str:
     x1, y1, x2, y2 = corners
     return f"a box from ({x1:g}, {y1:g}) to ({x2:g}, {y2:g})"
 
 
+def _clamped(where: object, box: Corners, size: tuple[float, float]) -> Corners:
+    """Convert x, y, width, height to corners inside the image of `size`. Raises ManifestError: outside, or empty."""
+    corners = corners_of(box, size)
+    if min(corners) < -1e-6 or max(corners) > 1 + 1e-6:
+        raise ManifestError(where, f"{box} leaves the image", "a box inside the image")
+    x1, y1, x2, y2 = (min(max(corner, 0.0), 1.0) for corner in corners)
+    return _check_order(where, (x1, y1, x2, y2))
+
+
 def _add(
-    path: Path, split: str, annotations: Annotations, frames: dict[tuple[str, float], _Frame],
-    excluded: set[tuple[str, float]], origin: str,
+    path: Path, annotations: Annotations, frames: dict[tuple[str, float], _Frame], excluded: set[tuple[str, float]],
+    origin: str,
 ) -> None:  # fmt: skip
-    left_out = 0
+    left_out, split = 0, split_of(path) or ""
     for (video, time), frame in frames.items():
         if (video, float(int(time))) in excluded and origin != "kinetics":
             left_out += 1
             continue
         boxes = tuple(
-            Box(
-                time=time,
-                x1=key[0],
-                y1=key[1],
-                x2=key[2],
-                y2=key[3],
-                labels=tuple(n - 1 for n in actions),
-                actor=int(key[4]),
-            )
-            for key, actions in frame.persons.items()
+            Box(time=time, x1=x1, y1=y1, x2=x2, y2=y2, labels=tuple(n - 1 for n in actions), actor=int(actor))
+            for (x1, y1, x2, y2, actor), actions in frame.persons.items()
         )
         name = f"{video}_{time:04.0f}" if float(time).is_integer() else f"{video}_{time:.6f}"
-        attributes = {"timestamp": f"{time:g}" if float(time).is_integer() else f"{time:.6f}"} | (
-            {"source": origin} if origin else {}
-        )
+        attributes = {"timestamp": f"{time:g}" if float(time).is_integer() else f"{time:.6f}"}
+        attributes |= {"source": origin} if origin else {}
         sample = Sample(id=name, path=f"{video}.mp4", boxes=boxes, group=video, split=split, attributes=attributes)
         annotations.add(split, sample, frame.where, video)
     annotations.note(left_out, f"key frames of {path.name} are on the list of exclusions and left out")
 
 
-def _read_coco(
-    path: Path, split: str, annotations: Annotations, excluded: set[tuple[str, float]], *, origin: str = "",
-    relative: bool = False,
-) -> None:  # fmt: skip
-    """Read the JSON of the released code: boxes as x, y, width, height in pixels, or as fractions if `relative`."""
+def _read_coco(path: Path, annotations: Annotations, excluded: set[tuple[str, float]], origin: str) -> None:
+    """Read the JSON of the released code: boxes as x, y, width, height in pixels, of Kinetics as fractions."""
     content = read_json(path, _Coco)
     images: dict[str, _Image] = {}
     for number, image in enumerate(content.images):
@@ -237,29 +239,14 @@ def _read_coco(
         images[str(image.id)] = image
     frames = {(image.movie, image.timestamp): _Frame(f"{path} images") for image in images.values()}
     for number, person in enumerate(content.annotations):
-        image = images.get(str(person.image_id)) or _no_image(path, number, str(person.image_id))
-        scale = (1.0, 1.0) if relative else (float(image.width), float(image.height))
-        x, y, width, height = person.bbox
-        corners = (x / scale[0], y / scale[1], (x + width) / scale[0], (y + height) / scale[1])
-        where = Spot(path, ("annotations", number, "bbox"))
-        if min(corners) < -1e-6 or max(corners) > 1 + 1e-6:
-            raise ManifestError(where, f"{person.bbox} leaves the image", "a box inside 0..1 of the image")
-        inside = (max(corners[0], 0.0), max(corners[1], 0.0), min(corners[2], 1.0), min(corners[3], 1.0))
-        _check(where, inside, person.action_ids)
-        frames[image.movie, image.timestamp].persons[(*inside, number)] = list(person.action_ids)
-    _add(path, split, annotations, {key: frame for key, frame in frames.items() if frame.persons}, excluded, origin)
-
-
-def _no_image(path: Path, number: int, name: str) -> _Image:
-    raise ManifestError(Spot(path, ("annotations", number, "image_id")), f"no image '{name}'", "one of images")
-
-
-def _excluded(source: AnnotationSource) -> set[tuple[str, float]]:
-    return {
-        (row.video, row.time)
-        for path in source.find(r"excluded_timestamps[^/]*\.csv$")
-        for _, row in csv_records(path, _Excluded, columns=("video", "time"))
-    }
+        where = Spot(path, ("annotations", number))
+        if str(person.image_id) not in images:
+            raise ManifestError(where.at("image_id"), f"no image '{person.image_id}'", "one of images")
+        image, where = images[str(person.image_id)], where.at("bbox")
+        corners = _clamped(where, person.bbox, (1, 1) if origin == "kinetics" else (image.width, image.height))
+        _check_actions(where, person.action_ids)
+        frames[image.movie, image.timestamp].persons[(*corners, number)] = list(person.action_ids)
+    _add(path, annotations, {key: frame for key, frame in frames.items() if frame.persons}, excluded, origin)
 
 
 def _labels(source: AnnotationSource) -> Annotations:
@@ -319,24 +306,17 @@ def read_person_boxes(
     boxes: defaultdict[tuple[str, float], list[tuple[float, float, float, float, float]]] = defaultdict(list)
     if path.suffix.lower() != ".json":
         for line, row in csv_records(path, _Person, columns=PERSON_COLUMNS):
-            _check(f"{path}:{line}", (row.x1, row.y1, row.x2, row.y2), ())
-            boxes[row.video, row.time].append((row.x1, row.y1, row.x2, row.y2, row.score))
+            corners = _check_order(f"{path}:{line}", (row.x1, row.y1, row.x2, row.y2))
+            boxes[row.video, row.time].append((*corners, row.score))
         return dict(boxes)
     for line, person in json_records(path, _Detection):
         video, _, time = person.image_id.rpartition("_")
         width, height = sizes.get(video, (0, 0)) if sizes is not None else (1, 1)
-        where = f"{path}:{line}"
         if not width or not re.fullmatch(r"\d+(\.\d+)?", time) or not video:
-            raise ManifestError(
-                f"{where} image_id", f"'{person.image_id}'", "VIDEO_TIME of a video whose size is known"
-            )
-        x, y, wide, high = person.bbox
-        corners = (x / width, y / height, (x + wide) / width, (y + high) / height)
-        if min(corners) < -1e-6 or max(corners) > 1 + 1e-6:
-            raise ManifestError(f"{where} bbox", f"{person.bbox} leaves the image", "a box inside the image")
-        inside = (max(corners[0], 0.0), max(corners[1], 0.0), min(corners[2], 1.0), min(corners[3], 1.0))
-        _check(where, inside, ())
-        boxes[video, float(time)].append((*inside, person.score))
+            expected = "VIDEO_TIME of a video whose size is known"
+            raise ManifestError(f"{path}:{line} image_id", f"'{person.image_id}'", expected)
+        corners = _clamped(f"{path}:{line} bbox", person.bbox, (width, height))
+        boxes[video, float(time)].append((*corners, person.score))
     return dict(boxes)
 
 

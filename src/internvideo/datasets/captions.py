@@ -10,9 +10,9 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, TypeAdapter, ValidationError
 
 from internvideo.data.sample import Sample, Sentence
 from internvideo.datasets.annotations import Annotations
@@ -32,7 +32,7 @@ from internvideo.errors import ManifestError
 
 DIDEMO_SECONDS = 31.0
 """Only this first part of a DiDeMo video is used."""
-_LSMDC_TIMES = ("start_aligned", "end_aligned", "start_extracted", "end_extracted")
+LSMDC_TIMES = ("start_aligned", "end_aligned", "start_extracted", "end_extracted")
 _CLOCK = r"^\d+:\d\d:\d\d([.,]\d+)?$"
 
 
@@ -83,15 +83,15 @@ class _FilmSentence(Film):
 
 
 class _Paragraph(Record):
-    duration: Annotated[float, Field(gt=0)]
-    timestamps: tuple[tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]], ...]
+    duration: PositiveFloat
+    timestamps: tuple[tuple[NonNegativeFloat, NonNegativeFloat], ...]
     sentences: tuple[str, ...]
 
 
 class _Moment(Record):
     description: Sentence
     video: Name
-    times: tuple[tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]], ...] = ()
+    times: tuple[tuple[NonNegativeInt, NonNegativeInt], ...] = ()
 
 
 class _Vatex(Record):
@@ -109,8 +109,8 @@ def _ids(path: Path) -> dict[str, str]:
     return lines
 
 
-def _row(video: str, captions: Iterable[str], split: str, path: str = "") -> Sample:
-    return Sample(id=video, path=path or f"{video}.mp4", captions=tuple(captions), split=split)
+def _row(video: str, captions: Iterable[str], split: str, path: str = "", **fields: Any) -> Sample:
+    return Sample(id=video, path=path or f"{video}.mp4", captions=tuple(captions), split=split, **fields)
 
 
 def read_msrvtt(source: AnnotationSource) -> Annotations:
@@ -124,17 +124,15 @@ def read_msrvtt(source: AnnotationSource) -> Annotations:
     annotations = Annotations()
     train, test = source.maybe(r"train[^/]*9k[^/]*\.csv$"), source.maybe(r"jsfusion[^/]*\.csv$")
     if train is None and test is None:
-        raise ManifestError(
-            source.path, "no annotation file of MSR-VTT 1k-A", "MSRVTT_train.9k.csv, MSRVTT_JSFUSION_test.csv"
-        )
+        expected = "MSRVTT_train.9k.csv, MSRVTT_JSFUSION_test.csv"
+        raise ManifestError(source.path, "no annotation file of MSR-VTT 1k-A", expected)
     if train is not None:
         captions = _msrvtt_captions(read_json(source.one(r"msrvtt_data\.json$", "MSRVTT_data.json"), _MsrVtt))
         for line, row in csv_records(train, _VideoId):
             where = f"{train}:{line}"
             if row.video_id not in captions:
-                raise ManifestError(
-                    f"{where} video_id", f"no sentence for '{row.video_id}'", "videos of MSRVTT_data.json"
-                )
+                found = f"no sentence for '{row.video_id}'"
+                raise ManifestError(f"{where} video_id", found, "videos of MSRVTT_data.json")
             annotations.add("train", _row(row.video_id, captions[row.video_id], "train"), where, row.video_id)
     if test is not None:
         for line, pair in csv_records(test, _Pair):
@@ -156,9 +154,7 @@ def read_msrvtt_full(source: AnnotationSource) -> Annotations:
         if video.video_id not in captions:
             raise ManifestError(where, f"no sentence for '{video.video_id}'", "at least one")
         annotations.add(video.split, _row(video.video_id, captions[video.video_id], video.split), where, video.video_id)
-    if not annotations.splits:
-        raise ManifestError(f"{path}:1 videos", "no video in it", "at least one")
-    return annotations
+    return annotations.ensure_rows(f"{path}:1 videos", "no video in it", "at least one")
 
 
 def _msrvtt_captions(content: _MsrVtt) -> dict[str, list[str]]:
@@ -229,16 +225,12 @@ def read_lsmdc(source: AnnotationSource) -> Annotations:
     }
     for split, pattern in patterns.items():
         for path in source.find(pattern):
-            rows = csv_records(
-                path, _FilmSentence, columns=("clip", *_LSMDC_TIMES, "sentence"), delimiter="\t", quoted=False
-            )
-            for line, row in rows:
-                times = {name: getattr(row, name) for name in _LSMDC_TIMES}
-                sample = _row(row.clip, (row.sentence,), split, row.path).model_copy(update={"attributes": times})
+            columns = ("clip", *LSMDC_TIMES, "sentence")
+            for line, row in csv_records(path, _FilmSentence, columns=columns, delimiter="\t", quoted=False):
+                times = {name: getattr(row, name) for name in LSMDC_TIMES}
+                sample = _row(row.clip, (row.sentence,), split, row.path, attributes=times)
                 annotations.add(split, sample, f"{path}:{line}", row.clip)
-    if not annotations.splits:
-        raise ManifestError(source.path, "no annotation file of LSMDC", "LSMDC16_annos_training.csv and so on")
-    return annotations
+    return annotations.ensure_rows(source.path, "no annotation file of LSMDC", "LSMDC16_annos_training.csv and so on")
 
 
 def read_activitynet_captions(source: AnnotationSource) -> Annotations:
@@ -263,17 +255,14 @@ def read_activitynet_captions(source: AnnotationSource) -> Annotations:
             paragraph = " ".join(sentence.strip() for sentence in entry.sentences if sentence.strip())
             if not paragraph:
                 raise ManifestError(where, "no sentence that is not blank", "at least one")
-            sample = _row(video, (paragraph,), split).model_copy(
-                update={"attributes": {"duration": f"{entry.duration:g}"}}
-            )
+            sample = _row(video, (paragraph,), split, attributes={"duration": f"{entry.duration:g}"})
             annotations.add(split, sample, where, video, video.removeprefix("v_"))
         ids = source.maybe(rf"/{split}_ids\.json$")
         lacking = set(read_json(ids, list[str])) - {row.id for row in annotations.splits.get(split, ())} if ids else ()
         annotations.note(len(lacking), f"videos of {split}_ids.json have no sentences")
-    if not annotations.splits:
-        raise ManifestError(source.path, "no annotation file of ActivityNet Captions", "train.json and val_1.json")
     annotations.note(reversed_times, "times end before they start (retrieval by paragraph does not use them)")
-    return annotations
+    found = "no annotation file of ActivityNet Captions"
+    return annotations.ensure_rows(source.path, found, "train.json and val_1.json")
 
 
 def read_didemo(source: AnnotationSource) -> Annotations:
@@ -296,14 +285,10 @@ def read_didemo(source: AnnotationSource) -> Annotations:
         for video, where in (_ids(listed) if listed else first_lines).items():
             if video not in sentences:
                 raise ManifestError(f"{where} id", f"no sentence for '{video}'", f"videos of {path.name}")
-            sample = _row(video, (" ".join(sentences[video]),), split)
-            sample = sample.model_copy(update={"span": (0.0, DIDEMO_SECONDS)})
+            sample = _row(video, (" ".join(sentences[video]),), split, span=(0.0, DIDEMO_SECONDS))
             annotations.add(split, sample, where, video, video.rsplit(".", 1)[0])
-    if not annotations.splits:
-        raise ManifestError(
-            source.path, "no annotation file of DiDeMo", "train_data.json, val_data.json, test_data.json"
-        )
-    return annotations
+    expected = "train_data.json, val_data.json, test_data.json"
+    return annotations.ensure_rows(source.path, "no annotation file of DiDeMo", expected)
 
 
 def read_vatex(source: AnnotationSource) -> Annotations:
@@ -333,6 +318,5 @@ def read_vatex(source: AnnotationSource) -> Annotations:
                 if video not in rows:
                     raise ManifestError(f"{where} id", f"no captions for '{video}'", f"videos of {path.name}")
                 annotations.add(part, _row(video, rows[video][1], part), where, video)
-    if not annotations.splits:
-        raise ManifestError(source.path, "no annotation file of VATEX", "vatex_validation_v1.0.json and test_list.txt")
-    return annotations
+    expected = "vatex_validation_v1.0.json and test_list.txt"
+    return annotations.ensure_rows(source.path, "no annotation file of VATEX", expected)

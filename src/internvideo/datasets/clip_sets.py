@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
 
-from pydantic import Field
+from pydantic import NonNegativeInt
 
 from internvideo.data.sample import Sample
 from internvideo.datasets.annotations import Annotations, ClassList
@@ -23,8 +22,8 @@ _HMDB_CODES = {"1": "train", "2": "test", "0": ""}
 class _Moment(Record):
     path: Name
     label: Name
-    agree: Annotated[int, Field(ge=0)]
-    disagree: Annotated[int, Field(ge=0)]
+    agree: NonNegativeInt
+    disagree: NonNegativeInt
 
 
 def read_hmdb51(source: AnnotationSource) -> Annotations:
@@ -86,12 +85,10 @@ def read_ucf101(source: AnnotationSource) -> Annotations:
         for number, line in numbered_lines(path):
             where, (video, _, class_number) = f"{path}:{number}", line.partition(" ")
             label = known.index_of(video.split("/")[0], where, field="path")
-            if class_number and class_number.strip() != str(label + 1):
-                raise ManifestError(
-                    f"{where} label", f"'{class_number}' for {names[label]}", f"{label + 1}, as in classInd.txt"
-                )
-            if part == "train" and not class_number:
-                raise ManifestError(f"{where} label", "missing", f"{label + 1}, as in classInd.txt")
+            wrong = class_number.strip() != str(label + 1) if class_number else part == "train"
+            if wrong:
+                found = f"'{class_number}' for {names[label]}" if class_number else "missing"
+                raise ManifestError(f"{where} label", found, f"{label + 1}, as in classInd.txt")
             group = re.sub(r"_c\d+\.\w+$", "", video)
             sample = Sample(id=video, path=video, label=label, split=part, group=group)
             annotations.add(f"{part}{match['split']}", sample, where, video)
@@ -136,11 +133,8 @@ def read_moments(source: AnnotationSource) -> Annotations:
 
 def _lists(source: AnnotationSource, count: int, expected: str) -> Annotations:
     files = [path for path in source.find(r"\.(csv|txt|list)$") if split_of(path)]
-    if not files:
-        raise ManifestError(
-            source.path, "no annotation file of this benchmark", f"{expected}, or lists of 'path label'"
-        )
-    return read_lists(source, files, count)
+    found, expected = "no annotation file of this benchmark", f"{expected}, or lists of 'path label'"
+    return read_lists(source, files, count).ensure_rows(source.path, found, expected)
 
 
 def read_open_hmdb(source: AnnotationSource) -> Annotations:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat
 
 from internvideo.data.sample import Sample
 from internvideo.datasets.annotations import Annotations
@@ -55,10 +55,9 @@ def read_webvid(source: AnnotationSource) -> Annotations:
             sample = Sample(id=row.videoid, path=f"{folder}{row.videoid}.mp4", captions=(row.name.strip(),),
                             split=split, attributes=attributes)  # fmt: skip
             annotations.add(split, sample, f"{path}:{line}", f"{folder}{row.videoid}", row.videoid)
-    if not annotations.splits:
-        raise ManifestError(source.path, "no row of WebVid with a caption", "results_2M_train.csv and the like")
     annotations.note(blank, "rows without a caption were left out")
-    return annotations
+    expected = "results_2M_train.csv and the like"
+    return annotations.ensure_rows(source.path, "no row of WebVid with a caption", expected)
 
 
 def seconds_of(duration: str) -> float:
@@ -74,14 +73,14 @@ class _Video(Record):
 
 
 class _Captions(Record):
-    start: tuple[Annotated[float, Field(ge=0)], ...]
-    end: tuple[Annotated[float, Field(ge=0)], ...]
+    start: tuple[NonNegativeFloat, ...]
+    end: tuple[NonNegativeFloat, ...]
     text: tuple[str, ...]
 
 
 class _Caption(Record):
-    start: Annotated[float, Field(ge=0)]
-    end: Annotated[float, Field(ge=0)]
+    start: NonNegativeFloat
+    end: NonNegativeFloat
     text: str = ""
 
 
@@ -124,11 +123,10 @@ def read_howto100m(source: AnnotationSource) -> Annotations:
                 captions=(caption.text.strip(),), group=video.video_id, split="train",
             )  # fmt: skip
             annotations.add("train", sample, f"{videos_file}:{line}")
-    if not annotations.splits:
-        raise ManifestError(source.path, "no caption of any video", "caption.json, or VIDEO.csv for each video")
     annotations.note(num_skipped, f"captions without text or shorter than {MIN_CAPTION_SECONDS:g} s were left out")
     annotations.note(num_without, "videos without captions were left out")
-    return annotations
+    expected = "caption.json, or VIDEO.csv for each video"
+    return annotations.ensure_rows(source.path, "no caption of any video", expected)
 
 
 def _listed(captions: _Captions, path: Path, video: str) -> Iterator[_Caption]:

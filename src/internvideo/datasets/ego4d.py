@@ -10,31 +10,29 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
 from internvideo.data.sample import Box, Sample, Segment
 from internvideo.datasets.annotations import Annotations, ClassList, InvalidRows
 from internvideo.datasets.reading import SHORTEST_SECONDS, AnnotationSource, Name, Record, Spot, read_json, split_of
 from internvideo.errors import ManifestError
 
-Seconds = Annotated[float, Field(ge=0)]
-Whole = Annotated[int, Field(ge=0)]
 HAND_FRAMES = ("pre_45", "pre_30", "pre_15", "pre_frame", "contact_frame")
 HANDS = ("left_hand", "right_hand")
 
 
 class _MomentLabel(Record):
-    start: Seconds = Field(alias="start_time")
-    end: Seconds = Field(alias="end_time")
+    start: NonNegativeFloat = Field(alias="start_time")
+    end: NonNegativeFloat = Field(alias="end_time")
     label: Name
     primary: bool = True
 
 
 class _Query(Record):
-    start: Seconds | None = Field(None, alias="clip_start_sec")
-    end: Seconds | None = Field(None, alias="clip_end_sec")
+    start: NonNegativeFloat | None = Field(None, alias="clip_start_sec")
+    end: NonNegativeFloat | None = Field(None, alias="clip_end_sec")
     query: str | None = None
     template: str | None = None
 
@@ -62,14 +60,14 @@ class _Clips(Record):
 class Category(Record):
     """A class name with its id."""
 
-    id: Whole
+    id: NonNegativeInt
     name: Name
 
 
 class _Size(Record):
     width: Annotated[int, Field(gt=0, alias="frame_width")]
     height: Annotated[int, Field(gt=0, alias="frame_height")]
-    fps: Annotated[float, Field(gt=0)] = 30.0
+    fps: PositiveFloat = 30.0
 
 
 class _Info(Record):
@@ -77,18 +75,18 @@ class _Info(Record):
 
 
 class _Object(Record):
-    box: tuple[Seconds, Seconds, Seconds, Seconds]
-    verb: Whole = Field(alias="verb_category_id")
-    noun: Whole = Field(alias="noun_category_id")
-    time_to_contact: Seconds
+    box: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat, NonNegativeFloat]
+    verb: NonNegativeInt = Field(alias="verb_category_id")
+    noun: NonNegativeInt = Field(alias="noun_category_id")
+    time_to_contact: NonNegativeFloat
 
 
 class _Anticipation(Record):
     uid: Name
     video_id: Name
-    frame: Whole
+    frame: NonNegativeInt
     clip_uid: Name
-    clip_frame: Whole
+    clip_frame: NonNegativeInt
     objects: tuple[_Object, ...] = ()
 
 
@@ -100,8 +98,8 @@ class _ShortTerm(Record):
 
 
 class _HandFrame(Record):
-    frame: Whole
-    clip_frame: Whole | None = None
+    frame: NonNegativeInt
+    clip_frame: NonNegativeInt | None = None
     boxes: tuple[dict[str, tuple[float, float]], ...] = ()
 
 
@@ -114,7 +112,7 @@ class _Contact(Record):
 
 
 class _HandClip(Record):
-    clip_id: Whole | None = None
+    clip_id: NonNegativeInt | None = None
     clip_uid: Name
     video_uid: Name
     frames: tuple[_Contact, ...] = ()
@@ -153,16 +151,14 @@ def read_moments(source: AnnotationSource) -> Annotations:
             for k, annotator in enumerate(clip.annotations):
                 for n, moment in enumerate(annotator.labels):
                     where = Spot(path, (*place, "annotations", k, "labels", n))
-                    if invalid.skip(*_turned(where.at("end_time"), moment.start, moment.end)):
+                    if invalid.skip(*_reversed(where.at("end_time"), moment.start, moment.end)):
                         continue
                     if not moment.primary or moment.end - moment.start < SHORTEST_SECONDS:
                         left_out += 1
                         continue
                     label = known.index_of(moment.label, where)
                     segments.append(Segment(start=moment.start, end=moment.end, label=label))
-            sample = clip_row(clip.clip_uid, clip.clip_uid, split, video.video_uid).model_copy(
-                update={"segments": tuple(segments)}
-            )
+            sample = clip_row(clip.clip_uid, clip.clip_uid, split, video.video_uid, segments=tuple(segments))
             annotations.add(split, sample, Spot(path, place), clip.clip_uid)
     annotations.note(left_out, "labels that are not primary or have no duration left out")
     known.finish(annotations)
@@ -170,14 +166,14 @@ def read_moments(source: AnnotationSource) -> Annotations:
     return annotations
 
 
-def _turned(where: Spot, start: float, end: float) -> tuple[bool, Spot, str, str]:
+def _reversed(where: Spot, start: float, end: float) -> tuple[bool, Spot, str, str]:
     """Return the arguments of `InvalidRows.skip` for a segment: invalid if it ends before it starts."""
     return end < start, where, f"{end:g} before the start {start:g}", "start before end"
 
 
-def clip_row(name: str, clip: str, split: str, video: str) -> Sample:
-    """Make a row for the file of a clip."""
-    return Sample(id=name, path=f"{clip}.mp4", group=video, split=split)
+def clip_row(name: str, clip: str, split: str, video: str, **fields: Any) -> Sample:
+    """Make a row for the file of a clip; `fields` are further fields of the sample."""
+    return Sample(id=name, path=f"{clip}.mp4", group=video, split=split, **fields)
 
 
 def read_queries(source: AnnotationSource) -> Annotations:
@@ -196,22 +192,20 @@ def read_queries(source: AnnotationSource) -> Annotations:
                     where = Spot(path, (*place, "annotations", k, "language_queries", n))
                     answer: tuple[Segment, ...] = ()
                     if query.start is not None and query.end is not None:
-                        if invalid.skip(*_turned(where.at("clip_end_sec"), query.start, query.end)):
+                        if invalid.skip(*_reversed(where.at("clip_end_sec"), query.start, query.end)):
                             continue
                         if query.end - query.start >= SHORTEST_SECONDS:
                             answer = (Segment(start=query.start, end=query.end, label=0),)
                     if not (query.query or "").strip() or (not answer and query.end is not None):
                         left_out += 1
                         continue
-                    row = clip_row(f"{clip.clip_uid}_{k}_{n}", clip.clip_uid, split, video.video_uid)
-                    attributes = {
-                        "clip_uid": clip.clip_uid,
-                        "annotation_uid": annotator.annotation_uid,
-                        "query_idx": str(n),
-                    }
-                    attributes |= {"template": query.template} if query.template else {}
-                    fields = {"captions": (query.query,), "segments": answer, "attributes": attributes}
-                    annotations.add(split, row.model_copy(update=fields), where, clip.clip_uid)
+                    attributes = {"clip_uid": clip.clip_uid, "annotation_uid": annotator.annotation_uid}
+                    attributes |= {"query_idx": str(n)} | ({"template": query.template} if query.template else {})
+                    row = clip_row(
+                        f"{clip.clip_uid}_{k}_{n}", clip.clip_uid, split, video.video_uid,
+                        captions=(query.query,), segments=answer, attributes=attributes,
+                    )  # fmt: skip
+                    annotations.add(split, row, where, clip.clip_uid)
     invalid.finish(annotations)
     annotations.note(left_out, "queries without text or whose answer has no duration left out")
     return annotations
@@ -237,11 +231,11 @@ def read_anticipation(source: AnnotationSource) -> Annotations:
         annotations.classes, annotations.vocabularies["verbs"] = nouns, verbs
         for number, entry in enumerate(content.annotations):
             size = content.info.video_metadata.get(entry.video_id)
-            if size is None:
-                where = Spot(path, ("annotations", number, "video_id"))
-                raise ManifestError(where, f"no size of video '{entry.video_id}'", "one of info.video_metadata")
-            seconds, limits = entry.clip_frame / size.fps, (len(nouns), len(verbs))
             spot = Spot(path, ("annotations", number))
+            if size is None:
+                found = f"no size of video '{entry.video_id}'"
+                raise ManifestError(spot.at("video_id"), found, "one of info.video_metadata")
+            seconds, limits = entry.clip_frame / size.fps, (len(nouns), len(verbs))
             boxes = tuple(
                 _object_box(thing, size, seconds, limits, spot.at("objects", n))
                 for n, thing in enumerate(entry.objects)
@@ -252,9 +246,9 @@ def read_anticipation(source: AnnotationSource) -> Annotations:
                 "verbs": " ".join(str(thing.verb) for thing in entry.objects),
                 "times_to_contact": " ".join(f"{thing.time_to_contact:g}" for thing in entry.objects),
             }  # fmt: skip
-            row = clip_row(entry.uid, entry.clip_uid, split, entry.video_id)
-            fields = {"boxes": boxes, "attributes": {key: value for key, value in attributes.items() if value}}
-            annotations.add(split, row.model_copy(update=fields), spot, entry.clip_uid)
+            attributes = {key: value for key, value in attributes.items() if value}
+            row = clip_row(entry.uid, entry.clip_uid, split, entry.video_id, boxes=boxes, attributes=attributes)
+            annotations.add(split, row, spot, entry.clip_uid)
     return annotations
 
 
@@ -267,12 +261,9 @@ def _named(path: Path, field: str, categories: tuple[Category, ...]) -> tuple[st
 
 
 def _object_box(thing: _Object, size: _Size, seconds: float, limits: tuple[int, int], where: Spot) -> Box:
-    for field, number, limit in (
-        ("noun_category_id", thing.noun, limits[0]),
-        ("verb_category_id", thing.verb, limits[1]),
-    ):
+    for kind, number, limit in (("noun", thing.noun, limits[0]), ("verb", thing.verb, limits[1])):
         if number >= limit:
-            raise ManifestError(where.at(field), f"unknown class {number}", f"0 to {limit - 1}")
+            raise ManifestError(where.at(f"{kind}_category_id"), f"unknown class {number}", f"0 to {limit - 1}")
     x1, y1, x2, y2 = thing.box
     corners = (x1 / size.width, y1 / size.height, x2 / size.width, y2 / size.height)
     return box_inside(corners, seconds, thing.noun, where.at("box"))
@@ -286,9 +277,8 @@ def box_inside(corners: tuple[float, float, float, float], seconds: float, label
     """
     x1, y1, x2, y2 = corners
     if min(corners) < -5e-4 or max(corners) > 1 + 5e-4:
-        raise ManifestError(
-            where, f"a box that leaves the frame: {tuple(round(c, 4) for c in corners)}", "0 to 1 of the frame"
-        )
+        found = f"a box that leaves the frame: {tuple(round(corner, 4) for corner in corners)}"
+        raise ManifestError(where, found, "0 to 1 of the frame")
     if x2 <= x1 or y2 <= y1:
         raise ManifestError(where, f"a box from ({x1:g}, {y1:g}) to ({x2:g}, {y2:g})", "x1 < x2 and y1 < y2")
     x1, y1, x2, y2 = (min(max(corner, 0.0), 1.0) for corner in corners)
@@ -320,9 +310,10 @@ def read_hands(source: AnnotationSource) -> Annotations:
                         raise ManifestError(where.at(name, "boxes"), f"a hand {sorted(hands)}", " or ".join(HANDS))
                     frame_index = frame.frame if frame.clip_frame is None else frame.clip_frame
                     key_frames[name] = {"frame": frame_index, **hands}
-                row = clip_row(f"{clip.clip_uid}_{j}", clip.clip_uid, split, clip.video_uid)
                 attributes = {"hands": json.dumps(key_frames)}
                 if clip.clip_id is not None and contact.pre_45 is not None:
                     attributes["uid"] = f"{clip.clip_id}_{contact.pre_45.frame - 1}"
-                annotations.add(split, row.model_copy(update={"attributes": attributes}), where, clip.clip_uid)
+                name = f"{clip.clip_uid}_{j}"
+                row = clip_row(name, clip.clip_uid, split, clip.video_uid, attributes=attributes)
+                annotations.add(split, row, where, clip.clip_uid)
     return annotations

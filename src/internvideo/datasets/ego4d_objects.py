@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from internvideo.data.sample import Box, Sample
-from internvideo.datasets.annotations import Annotations
-from internvideo.datasets.ego4d import Category, Whole, annotation_files, box_inside, clip_row
+from internvideo.datasets.annotations import Annotations, corners_of
+from internvideo.datasets.ego4d import Category, annotation_files, box_inside, clip_row
 from internvideo.datasets.reading import AnnotationSource, Name, Record, Spot, read_json
 from internvideo.errors import ManifestError
 
@@ -20,8 +19,6 @@ FRAME_RATE = 30.0
 """Frames per second of Ego4D's clips."""
 OFFICIAL = r"fho_scod_(?!coco)[^/]*\.json$"
 EXPORTED = r"coco[^/]*(/(train|val|test)(_[^/]*)?)?\.json$"
-
-Side = Annotated[int, Field(gt=0)]
 
 
 class _Corner(Record):
@@ -38,10 +35,10 @@ class _Thing(Record):
 
 
 class _Frame(Record):
-    frame_number: Whole
-    clip_frame_number: Whole
-    width: Side
-    height: Side
+    frame_number: NonNegativeInt
+    clip_frame_number: NonNegativeInt
+    width: PositiveInt
+    height: PositiveInt
     things: tuple[_Thing, ...] = Field((), alias="bbox")
 
 
@@ -60,13 +57,13 @@ class _Changes(Record):
 class _Image(Record):
     id: int
     file_name: Name
-    width: Side
-    height: Side
+    width: PositiveInt
+    height: PositiveInt
 
 
 class _ImageBox(Record):
     image_id: int
-    category_id: Whole
+    category_id: NonNegativeInt
     bbox: tuple[float, float, float, float]
 
 
@@ -115,12 +112,7 @@ def _key_frame(change: _Change, name: str, frame: _Frame, number: str, split: st
     for index, thing in enumerate(frame.things):
         if thing.object_type == CHANGED:
             box = thing.bbox
-            corners = (
-                box.x / frame.width,
-                box.y / frame.height,
-                (box.x + box.width) / frame.width,
-                (box.y + box.height) / frame.height,
-            )
+            corners = corners_of((box.x, box.y, box.width, box.height), (frame.width, frame.height))
             boxes.append(box_inside(corners, seconds, 0, where.at("bbox", index, "bbox")))
             nouns += [thing.noun] if thing.noun else []
     moment = name.removesuffix("_frame")
@@ -128,9 +120,9 @@ def _key_frame(change: _Change, name: str, frame: _Frame, number: str, split: st
         "uid": f"{change.video_uid}/{frame.frame_number}", "moment": moment, "noun": ", ".join(dict.fromkeys(nouns)),
         "frame": str(frame.clip_frame_number), "time": f"{seconds:.4f}", "size": f"{frame.width}x{frame.height}",
     }  # fmt: skip
-    fields = {"boxes": tuple(boxes), "attributes": {key: value for key, value in attributes.items() if value}}
-    row = clip_row(f"{number}_{moment}", change.clip_uid, split, change.video_uid)
-    return row.model_copy(update=fields)
+    attributes = {key: value for key, value in attributes.items() if value}
+    name = f"{number}_{moment}"
+    return clip_row(name, change.clip_uid, split, change.video_uid, boxes=tuple(boxes), attributes=attributes)
 
 
 def read_exported(source: AnnotationSource) -> Annotations:
@@ -142,9 +134,8 @@ def read_exported(source: AnnotationSource) -> Annotations:
         ManifestError: no such file, a malformed entry, an unknown image or class, a box outside the image.
     """
     annotations = Annotations()
-    for path, split in annotation_files(
-        source, EXPORTED, "fho_scod_train.json, fho_scod_val.json or a COCO export train_coco.json"
-    ):
+    expected = "fho_scod_train.json, fho_scod_val.json or a COCO export train_coco.json"
+    for path, split in annotation_files(source, EXPORTED, expected):
         content = read_json(path, _Coco)
         index = {category.id: number for number, category in enumerate(content.categories)}
         annotations.classes = tuple(category.name for category in content.categories)
@@ -156,13 +147,13 @@ def read_exported(source: AnnotationSource) -> Annotations:
                 raise ManifestError(where.at("image_id"), f"no image {box.image_id}", "one of images")
             if box.category_id not in index:
                 raise ManifestError(where.at("category_id"), f"unknown class {box.category_id}", "one of categories")
-            image, (x, y, width, height) = images[box.image_id], box.bbox
-            corners = (x / image.width, y / image.height, (x + width) / image.width, (y + height) / image.height)
+            image = images[box.image_id]
+            corners = corners_of(box.bbox, (image.width, image.height))
             boxes[image.id].append(box_inside(corners, 0.0, index[box.category_id], where.at("bbox")))
         for number, image in enumerate(content.images):
-            attributes, name = {"size": f"{image.width}x{image.height}"}, image.file_name
             sample = Sample(
-                id=str(image.id), path=name, boxes=tuple(boxes[image.id]), split=split, attributes=attributes
-            )
+                id=str(image.id), path=image.file_name, boxes=tuple(boxes[image.id]), split=split,
+                attributes={"size": f"{image.width}x{image.height}"},
+            )  # fmt: skip
             annotations.add(split, sample, Spot(path, ("images", number)))
     return annotations

@@ -15,7 +15,6 @@ from internvideo.data.sample import Sample
 from internvideo.datasets import ava, kinetics, something
 from internvideo.datasets.annotations import Annotations
 from internvideo.datasets.reading import AnnotationSource
-from internvideo.errors import ManifestError
 
 CLIP_FRAMES = 300
 FILM_SECONDS = (900.0, 1800.0)
@@ -56,9 +55,7 @@ def read_hybrid(source: AnnotationSource, *, num_sampled: int = NUM_SAMPLED, see
             _films(annotations, part)
         else:
             _draw(annotations, name, part, num_sampled, seed)
-    if not annotations.splits:
-        raise ManifestError(source.path, "none of the sources", f"folders {', '.join(parts)}")
-    return annotations
+    return annotations.ensure_rows(source.path, "none of the sources", f"folders {', '.join(parts)}")
 
 
 def _take(annotations: Annotations, name: str, part: Annotations) -> None:

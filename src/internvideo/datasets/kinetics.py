@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat, NonNegativeInt
 
 from internvideo.data.sample import Sample
 from internvideo.datasets.annotations import Annotations, ClassList, InvalidRows
@@ -37,8 +37,8 @@ _TRIMMED = re.compile(r"_\d{6}_\d{6}$")
 class _Row(Record):
     label: Name | None = None  # the test sets were first released without labels
     youtube_id: Name
-    time_start: Annotated[float, Field(ge=0)]
-    time_end: Annotated[float, Field(ge=0)]
+    time_start: NonNegativeFloat
+    time_end: NonNegativeFloat
     split: SplitName | None = None
 
 
@@ -57,18 +57,16 @@ def read(source: AnnotationSource, classes: int) -> Annotations:
     skipped = [path for path in lists if split_of(path) not in annotations.splits]
     annotations.notes += [f"{path.name} skipped: a csv file has that split" for path in lists if path not in skipped]
     if official and skipped:
-        annotations.notes.append(
-            f"{', '.join(path.name for path in skipped)} skipped: give lists and csv files by themselves"
-        )
+        names = ", ".join(path.name for path in skipped)
+        annotations.notes.append(f"{names} skipped: give lists and csv files by themselves")
     if not official:
         if not lists:
             raise ManifestError(source.path, "no annotation file of Kinetics", EXPECTED)
         splits = [split_of(path) for path in lists]
         duplicate = next((path for path in lists if splits.count(split_of(path)) > 1), None)
         if duplicate is not None:
-            raise ManifestError(
-                duplicate, "a second list of the same split", "one list per split", "give a folder without the other"
-            )
+            hint = "give a folder without the other"
+            raise ManifestError(duplicate, "a second list of the same split", "one list per split", hint)
         annotations = read_lists(source, lists, classes)
     return annotations
 
@@ -144,7 +142,7 @@ def read_710(source: AnnotationSource) -> Annotations:
     return read_lists(source, lists, 710)
 
 
-_LabelMap = dict[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0, lt=710)]]
+_LabelMap = dict[NonNegativeInt, Annotated[int, Field(ge=0, lt=710)]]
 
 
 def _maps(source: AnnotationSource) -> dict[int, dict[int, int]]:
@@ -201,9 +199,8 @@ def merge(parts: Mapping[int, Annotations], maps: Mapping[int, Mapping[int, int]
     for split in ("val", "test"):
         num_dropped = sum(f"in the {split}" in reason and part == "train" for _, part, _, reason in dropped)
         annotations.note(num_dropped, f"training clips dropped because a {split} set has their video")
-    annotations.note(
-        sum("in the train" in reason for *_, reason in dropped), "training clips dropped that a larger set has"
-    )
+    num_dropped = sum("in the train" in reason for *_, reason in dropped)
+    annotations.note(num_dropped, "training clips dropped that a larger set has")
     return annotations
 
 
@@ -225,8 +222,7 @@ def _mapped_names(parts: Mapping[int, Annotations], maps: Mapping[int, Mapping[i
     for count in sorted(parts):  # the spelling of the largest set wins
         for old, name in enumerate(parts[count].classes):
             if old not in maps[count]:
-                raise ManifestError(
-                    f"label_map_k{count}_to_710.json", f"nothing for class {old} ({name})", "every class"
-                )
+                file = f"label_map_k{count}_to_710.json"
+                raise ManifestError(file, f"nothing for class {old} ({name})", "every class")
             names[maps[count][old]] = name
     return tuple(names)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat, PositiveFloat
 
 from internvideo.data.sample import Sample, Sentence
 from internvideo.datasets.annotations import Annotations
@@ -18,11 +18,11 @@ SPLITS = ("train", "val_seen", "val_unseen", "test")
 
 class _Goal(Record):
     position: Point
-    radius: Annotated[float, Field(gt=0)] = 3.0
+    radius: PositiveFloat = 3.0
 
 
 class _Info(Record):
-    geodesic_distance: Annotated[float, Field(ge=0)]
+    geodesic_distance: NonNegativeFloat
 
 
 class _Instruction(Record):
@@ -87,6 +87,4 @@ def read_r2r(source: AnnotationSource) -> Annotations:
                 attributes={name: json.dumps(value) for name, value in attributes.items()},
             )  # fmt: skip
             annotations.add(split, sample, where)
-    if not annotations.splits:
-        raise ManifestError(source.path, "no annotation file of R2R-CE", "val_unseen.json.gz and so on")
-    return annotations
+    return annotations.ensure_rows(source.path, "no annotation file of R2R-CE", "val_unseen.json.gz and so on")

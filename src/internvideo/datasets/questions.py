@@ -9,16 +9,16 @@ can give; rows keep answers outside it, and the task counts their questions as n
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, NonNegativeInt
 
 from internvideo.data.sample import QA, Choice, Sample, Sentence
-from internvideo.datasets.annotations import Annotations, read_names
-from internvideo.datasets.captions import Film, mapping
-from internvideo.datasets.reading import AnnotationSource, Name, Record, csv_records, json_records, read_json, split_of
+from internvideo.datasets.annotations import Annotations, read_indexed_names, read_names
+from internvideo.datasets.captions import LSMDC_TIMES, Film, mapping
+from internvideo.datasets.reading import AnnotationSource, Name, Record, csv_records, json_records, split_of
 from internvideo.errors import ManifestError
 
 Question = tuple[str, str, Sentence, Sentence, str]
@@ -29,7 +29,7 @@ _OPTIONS = tuple(f"option{number}" for number in range(1, 6))
 class _Original(Record):
     question: Sentence
     answer: Sentence
-    video_id: Annotated[int, Field(ge=0)]
+    video_id: NonNegativeInt
 
 
 class _OneAQuestion(Record):
@@ -50,13 +50,13 @@ class _GifChoice(Record):
     gif_name: Name
     question: Sentence
     options: tuple[Sentence, ...] = Field(min_length=2)
-    answer: Annotated[int, Field(ge=0)]
+    answer: NonNegativeInt
 
 
 class _ClipChoice(Record):
     clip_name: Name
     options: tuple[Sentence, ...] = Field(min_length=2)
-    answer: Annotated[int, Field(ge=0)]
+    answer: NonNegativeInt
 
 
 class _FilmChoice(Film):
@@ -69,21 +69,17 @@ class _FilmChoice(Film):
 
 
 def _gather(
-    annotations: Annotations,
-    split: str,
-    questions: Iterable[Question],
-    extension: str,
-    alternative_names: dict[str, str],
-) -> None:
+    annotations: Annotations, split: str, questions: Iterable[Question], extension: str,
+    alternative_names: Mapping[str, str] | None = None,
+) -> None:  # fmt: skip
     """Group questions into one row per video, in the order of the videos' first questions."""
     by_video: dict[str, tuple[str, list[QA]]] = {}
     for where, video, question, answer, kind in questions:
         by_video.setdefault(video, (where, []))[1].append(QA(question=question, answer=answer, type=kind or None))
     for video, (where, pairs) in by_video.items():
-        names = (video, *([alternative_names[video]] if video in alternative_names else ()))
-        annotations.add(
-            split, Sample(id=video, path=f"{video}{extension}", qa=tuple(pairs), split=split), where, *names
-        )
+        names = [name for name in (video, (alternative_names or {}).get(video)) if name is not None]
+        sample = Sample(id=video, path=f"{video}{extension}", qa=tuple(pairs), split=split)
+        annotations.add(split, sample, where, *names)
 
 
 def frequent_answers(rows: Iterable[Sample], max_answers: int) -> tuple[str, ...]:
@@ -98,12 +94,7 @@ def read_answers(path: Path) -> tuple[str, ...]:
     Raises:
         ManifestError: no such file, a malformed file, a duplicate answer, indices that are not 0, 1, 2, ...
     """
-    if path.suffix != ".json":
-        return read_names(path)
-    table = read_json(path, dict[str, Annotated[int, Field(ge=0)]])
-    if sorted(table.values()) != list(range(len(table))):
-        raise ManifestError(path, "the numbers of the answers are not 0, 1, 2, ...", "each once")
-    return tuple(sorted(table, key=table.__getitem__))
+    return read_indexed_names(path) if path.suffix == ".json" else read_names(path)
 
 
 def _answers(annotations: Annotations, path: Path | None, *, size: int) -> None:
@@ -135,23 +126,24 @@ def read_msrvtt_qa(source: AnnotationSource) -> Annotations:
             (f"{path}:{line}", row.video_id, row.question, row.answer, row.answer_type)
             for line, row in json_records(path, _OneAQuestion)
         )
-        _gather(annotations, split_of(path) or "", questions, ".mp4", {})
-    skipped = []
+        _gather(annotations, split_of(path) or "", questions, ".mp4")
     for path in source.find(r"(train|val|test)_qa\.json$"):
         split = split_of(Path(path.name.removesuffix("_qa.json"))) or ""
         if split in annotations.splits:
-            skipped.append(path.name)
-            continue
-        original = (
-            (f"{path}:{line}", f"video{row.video_id}", row.question, row.answer, "")
-            for line, row in json_records(path, _Original)
-        )
-        _gather(annotations, split, original, ".mp4", {})
-    annotations.notes += [f"{name} skipped: a .jsonl file has that split" for name in skipped]
-    if not annotations.splits:
-        raise ManifestError(source.path, "no annotation file of MSRVTT-QA", "msrvtt_qa_test.jsonl or test_qa.json")
+            annotations.notes.append(f"{path.name} skipped: a .jsonl file has that split")
+        else:
+            _gather(annotations, split, _originals(path, "video"), ".mp4")
+    expected = "msrvtt_qa_test.jsonl or test_qa.json"
+    annotations.ensure_rows(source.path, "no annotation file of MSRVTT-QA", expected)
     _answers(annotations, source.maybe(r"ans2label\.json$"), size=1500)
     return annotations
+
+
+def _originals(path: Path, prefix: str) -> Iterable[Question]:
+    return (
+        (f"{path}:{line}", f"{prefix}{row.video_id}", row.question, row.answer, "")
+        for line, row in json_records(path, _Original)
+    )
 
 
 def read_msvd_qa(source: AnnotationSource) -> Annotations:
@@ -164,13 +156,8 @@ def read_msvd_qa(source: AnnotationSource) -> Annotations:
     annotations = Annotations()
     alternative_names = {short: name for name, short in mapping(source).items()}
     for path in source.find(r"(train|val|test)_qa[^/]*\.json$"):
-        questions = (
-            (f"{path}:{line}", f"vid{row.video_id}", row.question, row.answer, "")
-            for line, row in json_records(path, _Original)
-        )
-        _gather(annotations, split_of(path) or "", questions, ".avi", alternative_names)
-    if not annotations.splits:
-        raise ManifestError(source.path, "no annotation file of MSVD-QA", "msvd_test_qa_encode.json and so on")
+        _gather(annotations, split_of(path) or "", _originals(path, "vid"), ".avi", alternative_names)
+    annotations.ensure_rows(source.path, "no annotation file of MSVD-QA", "msvd_test_qa_encode.json and so on")
     _answers(annotations, source.maybe(r"answer_set\.txt$"), size=1000)
     return annotations
 
@@ -184,19 +171,12 @@ def read_tgif_qa(source: AnnotationSource) -> Annotations:
     """
     annotations = Annotations()
     for path in source.find(r"frameqa[^/]*\.jsonl$"):
-        rows = json_records(path, _Gif)
-        _gather(annotations, split_of(path) or "test", _gifs(path, rows), ".gif", {})
+        _gather(annotations, split_of(path) or "test", _gifs(path, json_records(path, _Gif)), ".gif")
     for path in source.find(r"frameqa_question\.csv$"):
-        if (split_of(path) or "test") not in annotations.splits:
-            _gather(
-                annotations,
-                split_of(path) or "test",
-                _gifs(path, csv_records(path, _Gif, delimiter="\t", quoted=False)),
-                ".gif",
-                {},
-            )
-    if not annotations.splits:
-        raise ManifestError(source.path, "no annotation file of TGIF FrameQA", "frameqa_test.jsonl")
+        split, rows = split_of(path) or "test", csv_records(path, _Gif, delimiter="\t", quoted=False)
+        if split not in annotations.splits:
+            _gather(annotations, split, _gifs(path, rows), ".gif")
+    annotations.ensure_rows(source.path, "no annotation file of TGIF FrameQA", "frameqa_test.jsonl")
     _answers(annotations, source.maybe(r"frameqa[^/]*ans2label\.json$"), size=1540)
     return annotations
 
@@ -223,9 +203,7 @@ def read_tgif_choice(source: AnnotationSource) -> Annotations:
                 split=split_of(path) or "test", attributes={"question": row.question, "kind": kind},
             )  # fmt: skip
             annotations.add(sample.split or "test", sample, where, row.gif_name)
-    if not annotations.splits:
-        raise ManifestError(source.path, "no annotation file of TGIF-QA's choices", "action_test.jsonl")
-    return annotations
+    return annotations.ensure_rows(source.path, "no annotation file of TGIF-QA's choices", "action_test.jsonl")
 
 
 def _choice(options: tuple[str, ...], answer: int, where: str) -> Choice:
@@ -257,12 +235,8 @@ def read_lsmdc_choice(source: AnnotationSource) -> Annotations:
     Raises:
         ManifestError: no such file, a malformed row.
     """
-    path, annotations = (
-        source.one(r"multiple_choice[^/]*\.csv$", "LSMDC16_multiple_choice_test_randomized.csv"),
-        Annotations(),
-    )
-    times = ("start_aligned", "end_aligned", "start_extracted", "end_extracted")
-    columns = ("clip", *times, *_OPTIONS, "answer")
+    path = source.one(r"multiple_choice[^/]*\.csv$", "LSMDC16_multiple_choice_test_randomized.csv")
+    annotations, columns = Annotations(), ("clip", *LSMDC_TIMES, *_OPTIONS, "answer")
     for line, row in csv_records(path, _FilmChoice, columns=columns, delimiter="\t", quoted=False):
         options = tuple(str(getattr(row, name)) for name in _OPTIONS)
         choices = Choice(options=options, answer=row.answer - 1)

@@ -92,9 +92,8 @@ class AnnotationSource:
         found = self.find(pattern)
         if len(found) > 1:
             names = " and ".join(str(path) for path in found[:2])
-            raise ManifestError(
-                self.path, f"{len(found)} files could be meant: {names}", "one of them", "give that file"
-            )
+            reason = f"{len(found)} files could be meant: {names}"
+            raise ManifestError(self.path, reason, "one of them", "give that file")
         return found[0] if found else None
 
     def one(self, pattern: str, expected: str) -> Path:
@@ -180,12 +179,11 @@ def csv_records(
                 names = [cell.strip() for cell in cells]
                 _check_columns(path, names, record)
                 continue
+            where = f"{path}:{reader.line_num}"
             if len(cells) != len(names):
-                raise ManifestError(
-                    f"{path}:{reader.line_num}", f"{len(cells)} cells", f"{len(names)}: {', '.join(names)}"
-                )
+                raise ManifestError(where, f"{len(cells)} cells", f"{len(names)}: {', '.join(names)}")
             cells_by_name = {name: cell.strip() for name, cell in zip(names, cells, strict=True) if cell.strip()}
-            yield reader.line_num, checked(record, cells_by_name, f"{path}:{reader.line_num}")
+            yield reader.line_num, checked(record, cells_by_name, where)
     except csv.Error as error:
         raise ManifestError(f"{path}:{reader.line_num}", f"not csv ({error})") from None
 
@@ -194,9 +192,8 @@ def _check_columns(path: Path, names: list[str], record: type[Record]) -> None:
     fields = {field.alias or name: field.is_required() for name, field in record.model_fields.items()}
     for name, required in fields.items():
         if required and name not in names:
-            raise ManifestError(
-                f"{path}:1 {name}", f"no such column; there are {', '.join(names)[:120]}", "a header line"
-            )
+            found = f"no such column; there are {', '.join(names)[:120]}"
+            raise ManifestError(f"{path}:1 {name}", found, "a header line")
 
 
 def header_of(path: Path) -> list[str]:
@@ -264,10 +261,8 @@ def _parsed(path: Path, text: str, above: int = 0) -> object:
         for key, offset in _offsets(text):
             if key in first_offsets:
                 line, first = (text.count("\n", 0, start) + 1 + above for start in (offset, first_offsets[key]))
-                field = ".".join(map(str, key))
-                raise ManifestError(
-                    f"{path}:{line} {field}", f"duplicate key, first in line {first}", "each key once"
-                ) from None
+                where, found = f"{path}:{line} {'.'.join(map(str, key))}", f"duplicate key, first in line {first}"
+                raise ManifestError(where, found, "each key once") from None
             first_offsets[key] = offset
         raise
     except ValueError as error:

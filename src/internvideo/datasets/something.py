@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
-from typing import Annotated
-
-from pydantic import Field
 
 from internvideo.data.sample import Sample
-from internvideo.datasets.annotations import Annotations, ClassList, numbers_as_names, read_names
+from internvideo.datasets.annotations import Annotations, ClassList, numbers_as_names, read_indexed_names, read_names
 from internvideo.datasets.reading import (
     AnnotationSource,
     Name,
@@ -17,7 +13,6 @@ from internvideo.datasets.reading import (
     csv_records,
     json_records,
     numbered_lines,
-    read_json,
     split_of,
 )
 from internvideo.errors import ManifestError
@@ -78,9 +73,8 @@ def _frame_lists(source: AnnotationSource) -> Annotations:
             if match is None:
                 raise ManifestError(where, f"'{line[:80]}'", "'folder frames label'")
             label, name = known.check_index(int(match["label"]), where), match["folder"]
-            sample = Sample(
-                id=name, path=f"{name}.webm", label=label, split=split, attributes={"frames": match["frames"]}
-            )  # fmt: skip
+            frames = {"frames": match["frames"]}
+            sample = Sample(id=name, path=f"{name}.webm", label=label, split=split, attributes=frames)
             annotations.add(split, sample, where, name)
     return annotations
 
@@ -93,7 +87,7 @@ def read_v2(source: AnnotationSource) -> Annotations:
     Raises:
         ManifestError: no annotation file, a malformed entry, an unknown template, a duplicate id.
     """
-    known = ClassList(_second_labels(source.one(r"labels\.json$", "labels.json and validation.json")))
+    known = ClassList(read_indexed_names(source.one(r"labels\.json$", "labels.json and validation.json")))
     annotations = Annotations(tuple(known.index))
     for path in source.find(r"(train|validation|test)\.json$"):
         split = split_of(path) or ""
@@ -106,13 +100,4 @@ def read_v2(source: AnnotationSource) -> Annotations:
             captions = (row.label,) if row.label else ()
             sample = Sample(id=row.id, path=f"{row.id}.webm", label=label, captions=captions, split=split)
             annotations.add(split, sample, where, row.id)
-    if not annotations.splits:
-        raise ManifestError(source.path, "no train.json, validation.json or test.json", "one of them")
-    return annotations
-
-
-def _second_labels(path: Path) -> tuple[str, ...]:
-    index = read_json(path, dict[str, Annotated[int, Field(ge=0)]])
-    if sorted(index.values()) != list(range(len(index))):
-        raise ManifestError(path, "the indices of the templates are not 0, 1, 2, ...", "each once")
-    return tuple(sorted(index, key=index.__getitem__))
+    return annotations.ensure_rows(source.path, "no train.json, validation.json or test.json", "one of them")

@@ -34,9 +34,30 @@ class Rule:
         match = re.fullmatch(self.official, key)
         return None if match is None else tuple(match.expand(template) for template in self.ours)
 
+    def published_key(self, name: str) -> str | None:
+        """Return the published key of one of our names, for rules without conversion; None where it does not match."""
+        names, template = inverted(self.official, self.ours[0])
+        match = re.fullmatch(names, name)
+        return None if match is None else match.expand(template)
+
     def apply(self, tensor: Tensor, model: nn.Module) -> tuple[Tensor, ...]:
         """Convert a published tensor to those of `names`, in the same order."""
         return (tensor,) if self.convert is None else self.convert(tensor, model)
+
+
+def inverted(pattern: str, template: str) -> tuple[str, str]:
+    r"""Swap the sides of a renaming: return the regular expression of the new names, and the template of the old ones.
+
+    Args:
+        pattern: of the old names, with plain groups; optional parts (?:...)? are left out.
+        template: of the new names, with \1, \2, ...
+    """
+    old = re.sub(r"\(\?:[^()]*\)\?", "", pattern)
+    new = re.escape(template)
+    for number, group in enumerate(re.findall(r"\([^()]*\)", old), 1):
+        new = new.replace(rf"\\{number}", f"(?P<g{number}>{group[1:-1]})")
+        old = old.replace(group, rf"\g<g{number}>", 1)
+    return new, old.replace(r"\.", ".")
 
 
 def same(pattern: str) -> Rule:
@@ -63,6 +84,13 @@ class WeightTable:
     def find(self, key: str) -> Rule | None:
         """Return the rule for a published key."""
         return next((rule for rule in self.rules if re.fullmatch(rule.official, key)), None)
+
+    def published_key(self, name: str) -> str:
+        """Return the published key of one of our names. Raises ValueError: none."""
+        for rule in self.rules:
+            if (key := rule.published_key(name)) is not None:
+                return key
+        raise ValueError(f"no published name for {name}")
 
     def ignores(self, key: str) -> bool:
         """Tell whether a published key is ignored."""

@@ -14,7 +14,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from torch import Tensor
 
@@ -30,6 +30,8 @@ from internvideo.models.uniformerv2 import UniFormerV2Config
 from internvideo.models.viclip import ViCLIPConfig
 from internvideo.models.video_language import VideoLanguageConfig
 from internvideo.models.videomae import VideoMAEConfig
+
+C = TypeVar("C")
 
 
 class Shapes:
@@ -47,10 +49,10 @@ class Shapes:
         if tensor is None:
             hint = "likely cause: the file is incomplete"
             raise WeightsError(self.where, f"{key}: missing", f"a {self.family} checkpoint", hint)
-        if tensor.dim() != dims or not tensor.numel():
-            found = f"{key}: mis-shaped: {tuple(tensor.shape)}"
-            raise WeightsError(self.where, found, f"{dims} dimensions in {self.family}")
-        return tuple(tensor.shape)
+        shape = tuple(tensor.shape)
+        if len(shape) != dims or 0 in shape:
+            raise WeightsError(self.where, f"{key}: mis-shaped: {shape}", f"{dims} dimensions in {self.family}")
+        return shape
 
     def layers(self, stem: str) -> int:
         """Count layers: 1 + the largest number after `stem` in a key."""
@@ -62,8 +64,23 @@ class Shapes:
 
 
 def heads_of(size: tuple[int, ...], base: tuple[int, ...], base_heads: int) -> int:
-    """Return the number of heads of a published size (width, depth); 0 (unknown) for any other."""
+    """Return the number of heads of a published size such as (width, depth); 0 (unknown) for any other."""
     return base_heads if size == base else 0
+
+
+def _trunk(shapes: Shapes, base: C, layers: str, width: int, hidden: int | None = None, **known: object) -> C:
+    """Return `base` with the width, depth, heads and (from the hidden width) MLP ratio of a transformer.
+
+    Args:
+        layers: beginning of the layers' keys. known: further settings.
+    """
+    config: Any = base
+    depth = shapes.layers(layers)
+    if hidden is not None:
+        known["mlp_ratio"] = _factor(config.mlp_ratio, width, hidden)
+    heads = heads_of((width, depth), (config.width, config.depth), config.heads)
+    made: C = replace(config, width=width, depth=depth, heads=heads, **known)
+    return made
 
 
 def _factor(base: float, width: int, inner: int) -> float:
@@ -82,22 +99,17 @@ def _multiple(base: int, step: int) -> int:
 def _videomae(shapes: Shapes, base: VideoMAEConfig, trunk: str) -> VideoMAEConfig:
     width, _, tubelet, patch, _ = shapes.of(f"{trunk}patch_embed.proj.weight", 5)
     hidden, _ = shapes.of(f"{trunk}blocks.0.mlp.fc1.weight", 2)
-    first, depth = f"{trunk}blocks.0.", shapes.layers(f"{trunk}blocks.")
     native = (base.native_clip[0], NATIVE_SLOTS if tubelet == 1 else base.native_clip[1])  # 8 frames: UMT
-    config = replace(
-        base,
+    config = _trunk(
+        shapes, base, f"{trunk}blocks.", width, hidden,
         image_size=_multiple(base.image_size, patch),
         patch_size=patch,
         frames=_multiple(native[1] if tubelet == 1 else base.frames, tubelet),
         native_clip=native,
         tubelet=tubelet,
-        width=width,
-        depth=depth,
-        heads=heads_of((width, depth), (base.width, base.depth), base.heads),
-        mlp_ratio=_factor(base.mlp_ratio, width, hidden),
-        layer_scale=0.1 if f"{first}gamma_1" in shapes else 0.0,
+        layer_scale=0.1 if f"{trunk}blocks.0.gamma_1" in shapes else 0.0,
         learnable_positions=f"{trunk}pos_embed" in shapes,
-    )
+    )  # fmt: skip
     if not config.learnable_positions:
         return config
     grid = learned_grid(shapes.of(f"{trunk}pos_embed", 3)[1], config.grid[1])
@@ -154,28 +166,25 @@ def uniformerv2(shapes: Shapes, base: UniFormerV2Config, prefix: str = "") -> Un
     image, patch, width, kernel = _picture(shapes, prefix)
     layers, stages = f"{prefix}transformer.resblocks.", shapes.layers(f"{prefix}transformer.dec.")
     depth = shapes.layers(layers)
-    usual = depth == base.depth and stages == len(base.global_layers)
+    same_stages = depth == base.depth and stages == len(base.global_layers)
     local = next((n for n in (2, 1) if f"{layers}0.lmhra{n}.pos_embed.1.weight" in shapes), 0)
     reduction = base.local_reduction
     if local:
         inner = shapes.of(f"{layers}0.lmhra1.pos_embed.1.weight", 5)[0]
         reduction = reduction if int(width / reduction) == inner else width / inner
     head = f"{prefix}transformer.proj.2.weight"
-    return replace(
-        base,
+    return _trunk(
+        shapes, base, layers, width,
         image_size=image,
         patch_size=patch,
-        width=width,
-        depth=depth,
-        heads=heads_of((width, depth), (base.width, base.depth), base.heads),
-        global_layers=base.global_layers if usual else tuple(range(max(0, depth - stages), depth)),
+        global_layers=base.global_layers if same_stages else tuple(range(max(0, depth - stages), depth)),
         num_classes=shapes.of(head, 2)[0] if head in shapes else 0,
         mlp_factor=_factor(base.mlp_factor, width, shapes.of(f"{prefix}transformer.dec.0.mlp.c_fc.weight", 2)[0]),
         local_blocks=local,
         local_reduction=reduction,
         temporal_downsample=kernel > 1,
         balance=f"{prefix}transformer.balance" in shapes,
-    )
+    )  # fmt: skip
 
 
 def text_tower(shapes: Shapes, base: TextConfig, prefix: str = "") -> TextConfig:
@@ -224,52 +233,35 @@ def video_language(shapes: Shapes, base: VideoLanguageConfig, prefix: str = "") 
     )
 
 
-def _answering(shapes: Shapes, base: VideoLanguageConfig) -> VideoLanguageConfig:
+def multiple_choice(shapes: Shapes, base: VideoLanguageConfig) -> VideoLanguageConfig:
+    """Towers, decoder without predictor, one score."""
     return replace(video_language(shapes, base, "clip."), joint_width=base.joint_width)
 
 
 def question_answering(shapes: Shapes, base: AnswerConfig) -> AnswerConfig:
     """Towers, decoder without predictor, answers."""
-    return replace(base, model=_answering(shapes, base.model), answers=shapes.of("vqa_classifier.5.weight", 2)[0])
-
-
-def multiple_choice(shapes: Shapes, base: VideoLanguageConfig) -> VideoLanguageConfig:
-    """Towers, decoder without predictor, one score."""
-    return _answering(shapes, base)
+    return replace(base, model=multiple_choice(shapes, base.model), answers=shapes.of("vqa_classifier.5.weight", 2)[0])
 
 
 def viclip(shapes: Shapes, base: ViCLIPConfig) -> ViCLIPConfig:
     """Joint space-time video tower and text tower."""
     image, patch, width, _ = _picture(shapes, "vision_encoder.")
-    depth = shapes.layers("vision_encoder.transformer.resblocks.")
-    return replace(
-        base,
+    return _trunk(
+        shapes, base, "vision_encoder.transformer.resblocks.", width,
         image_size=image,
         patch_size=patch,
-        width=width,
-        depth=depth,
-        heads=heads_of((width, depth), (base.width, base.depth), base.heads),
         joint_width=shapes.of("vision_encoder.proj", 2)[1],
         text=text_tower(shapes, base.text, "text_encoder."),
         frames=shapes.of("vision_encoder.temporal_positional_embedding", 3)[1],
-    )
+    )  # fmt: skip
 
 
 def vjepa2(shapes: Shapes, base: VJEPA2Config) -> VJEPA2Config:
     """Infer the sizes of the encoder; image size and frames are only in its config.json."""
     width, _, tubelet, patch, _ = shapes.of("encoder.embeddings.patch_embeddings.proj.weight", 5)
-    depth = shapes.layers("encoder.layer.")
     hidden, _ = shapes.of("encoder.layer.0.mlp.fc1.weight", 2)
-    return replace(
-        base,
-        patch_size=patch,
-        tubelet=tubelet,
-        width=width,
-        depth=depth,
-        heads=heads_of((width, depth), (base.width, base.depth), base.heads),
-        mlp_ratio=_factor(base.mlp_ratio, width, hidden),
-        qkv_bias="encoder.layer.0.attention.query.bias" in shapes,
-    )
+    bias = "encoder.layer.0.attention.query.bias" in shapes
+    return _trunk(shapes, base, "encoder.layer.", width, hidden, patch_size=patch, tubelet=tubelet, qkv_bias=bias)
 
 
 def internvideo2(shapes: Shapes, base: InternVideo2Config) -> InternVideo2Config:
@@ -303,35 +295,22 @@ def siglip(shapes: Shapes, base: SigLIPConfig) -> SigLIPConfig:
         found, do = "SigLIP 2 for pictures of any aspect (NaFlex)", "take siglip2-base-patch16-224 or the like"
         raise WeightsError(shapes.where, found, "SigLIP or SigLIP 2 of one picture size", do)
     width, _, patch, _ = shapes.of(kernel, 4)
-    depth, (tokens, _) = shapes.layers("transformer.resblocks."), shapes.of("embeddings.position_embedding.weight", 2)
+    tokens, _ = shapes.of("embeddings.position_embedding.weight", 2)
     hidden, _ = shapes.of("transformer.resblocks.0.mlp.c_fc.weight", 2)
     side = math.isqrt(tokens)
     if side * side != tokens:
         raise WeightsError(shapes.where, f"{tokens} positions of patches", "a square", "the picture is not square")
-    return replace(
-        base,
-        image_size=side * patch,
-        patch_size=patch,
-        width=width,
-        depth=depth,
-        heads=heads_of((width, depth), (base.width, base.depth), base.heads),
-        mlp_ratio=_factor(base.mlp_ratio, width, hidden),
-    )
+    return _trunk(shapes, base, "transformer.resblocks.", width, hidden, image_size=side * patch, patch_size=patch)
 
 
 def clip(shapes: Shapes, base: ClipConfig) -> ClipConfig:
     """Image and text towers."""
     image, patch, width, _ = _picture(shapes, "visual.")
-    depth = shapes.layers("visual.transformer.resblocks.")
     hidden, _ = shapes.of("visual.transformer.resblocks.0.mlp.c_fc.weight", 2)
-    return replace(
-        base,
+    return _trunk(
+        shapes, base, "visual.transformer.resblocks.", width, hidden,
         image_size=image,
         patch_size=patch,
-        width=width,
-        depth=depth,
-        mlp_ratio=_factor(base.mlp_ratio, width, hidden),
-        heads=heads_of((width, depth), (base.width, base.depth), base.heads),
         joint_width=shapes.of("visual.proj", 2)[1],
         text=text_tower(shapes, base.text),
-    )
+    )  # fmt: skip

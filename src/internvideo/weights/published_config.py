@@ -28,6 +28,8 @@ ACTIVATIONS = {
 }
 """Names in transformers -> ours; the formulas called "gelu_tanh" differ by rounding alone."""
 
+_TRANSFORMERS_ACTIVATION = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
+
 HEAD_EPS = 1e-5
 """Epsilon of the norms that transformers' VideoMAE creates with PyTorch's default."""
 
@@ -56,19 +58,28 @@ class _Field:
     in_tensors: bool = False
 
 
-_VIDEOMAE = {
+def _transformer(
+    width: int, depth: int, heads: int, activation: str, eps: float, *, depth_name: str = "depth"
+) -> dict[str, _Field]:
+    """Return the fields that all transformers have, with their defaults."""
+    return {
+        "hidden_size": _Field(width, "width", True),
+        "num_hidden_layers": _Field(depth, depth_name, True),
+        "num_attention_heads": _Field(heads, "heads"),
+        "hidden_act": _Field(activation, "activation"),
+        "layer_norm_eps": _Field(eps, "eps"),
+    }
+
+
+VIDEOMAE = {
     "image_size": _Field(224, "image_size"),
     "num_frames": _Field(16, "frames"),
     "patch_size": _Field(16, "patch_size", True),
     "tubelet_size": _Field(2, "tubelet", True),
-    "hidden_size": _Field(768, "width", True),
-    "num_hidden_layers": _Field(12, "depth", True),
-    "num_attention_heads": _Field(12, "heads"),
-    "hidden_act": _Field("gelu", "activation"),
-    "layer_norm_eps": _Field(1e-12, "eps"),
+    **_transformer(768, 12, 12, "gelu", 1e-12),
     "qkv_bias": _Field(True, "qkv_bias"),
 }
-_VIDEOMAE_DECODER = {
+VIDEOMAE_DECODER = {
     "decoder_hidden_size": _Field(384, "decoder_width", True),
     "decoder_num_hidden_layers": _Field(4, "decoder_depth", True),
     "decoder_num_attention_heads": _Field(6, "decoder_heads"),
@@ -78,21 +89,13 @@ _VJEPA2 = {
     "frames_per_clip": _Field(64, "frames"),
     "patch_size": _Field(16, "patch_size", True),
     "tubelet_size": _Field(2, "tubelet", True),
-    "hidden_size": _Field(1024, "width", True),
-    "num_hidden_layers": _Field(24, "depth", True),
-    "num_attention_heads": _Field(16, "heads"),
-    "hidden_act": _Field("gelu", "activation"),
-    "layer_norm_eps": _Field(1e-6, "eps"),
+    **_transformer(1024, 24, 16, "gelu", 1e-6),
     "qkv_bias": _Field(True, "qkv_bias", True),
 }
 _SIGLIP = {
     "image_size": _Field(224, "image_size"),
     "patch_size": _Field(16, "patch_size", True),
-    "hidden_size": _Field(768, "width", True),
-    "num_hidden_layers": _Field(12, "depth", True),
-    "num_attention_heads": _Field(12, "heads"),
-    "hidden_act": _Field("gelu_pytorch_tanh", "activation"),
-    "layer_norm_eps": _Field(1e-6, "eps"),
+    **_transformer(768, 12, 12, "gelu_pytorch_tanh", 1e-6),
 }
 _PREDICTOR = re.compile(r"pred_\w+|in_chans|mlp_ratio|num_pooler_layers").fullmatch
 KINDS = {
@@ -101,23 +104,15 @@ KINDS = {
     "transformers SigLIP": ("siglip", "siglip_vision_model"),
 }
 """Layout -> its model_type in transformers, "videomae" for the others."""
-_CLIP_VISION = {
+CLIP_VISION = {
     "image_size": _Field(224, "image_size", True),
     "patch_size": _Field(32, "patch_size", True),
-    "hidden_size": _Field(768, "width", True),
-    "num_hidden_layers": _Field(12, "depth", True),
-    "num_attention_heads": _Field(12, "heads"),
-    "hidden_act": _Field("quick_gelu", "activation"),
-    "layer_norm_eps": _Field(1e-5, "eps"),
+    **_transformer(768, 12, 12, "quick_gelu", 1e-5),
 }
-_CLIP_TEXT = {
+CLIP_TEXT = {
     "vocab_size": _Field(49408, "vocabulary", True),
     "max_position_embeddings": _Field(77, "context", True),
-    "hidden_size": _Field(512, "width", True),
-    "num_hidden_layers": _Field(12, "layers", True),
-    "num_attention_heads": _Field(8, "heads"),
-    "hidden_act": _Field("quick_gelu", "activation"),
-    "layer_norm_eps": _Field(1e-5, "eps"),
+    **_transformer(512, 12, 8, "quick_gelu", 1e-5, depth_name="layers"),
 }
 
 _HARMLESS = re.compile(
@@ -147,10 +142,9 @@ def with_transformers_config(layout: Layout, config: Mapping[str, Any], where: o
         return _vjepa2(layout, config, where)
     if kind == "siglip":
         return _siglip(layout, _part(config, "vision_config", where) if found == kind else config, where)
-    told = _clip(layout, config, where) if kind == "clip" else _videomae(layout, config, where)
-    return replace(
-        told, ignored=told.ignored + _unknown(config, {**_VIDEOMAE, **_VIDEOMAE_DECODER} if kind == "videomae" else {})
-    )
+    parsed = _clip(layout, config, where) if kind == "clip" else _videomae(layout, config, where)
+    known = {**VIDEOMAE, **VIDEOMAE_DECODER} if kind == "videomae" else {}
+    return replace(parsed, ignored=parsed.ignored + _unknown(config, known))
 
 
 def _unknown(config: Mapping[str, Any], fields: Mapping[str, _Field]) -> tuple[str, ...]:
@@ -165,15 +159,14 @@ def _videomae(layout: Layout, config: Mapping[str, Any], where: object) -> Parse
     config = {**config, "qkv_bias": config.get("qkv_bias", config.get("qv_bias", True))}
     built = configure(layout.model, layout.overrides)
     pretrain = layout.model.endswith("-pretrain")
-    _same(config, "num_channels", 3, 3, where)
-    settings = _settings(config, _VIDEOMAE, built, where)
-    _same(config, "intermediate_size", 3072, int(built.width * built.mlp_ratio), where)
+    settings = _settings(config, VIDEOMAE, built, where)
+    _same(config, where, num_channels=(3, 3), intermediate_size=(3072, int(built.width * built.mlp_ratio)))
     mean = config.get("use_mean_pooling", True)
     if pretrain:
-        settings |= _settings(config, _VIDEOMAE_DECODER, built, where)
-        _same(config, "decoder_intermediate_size", 1536, int(built.decoder_width * built.mlp_ratio), where)
+        settings |= _settings(config, VIDEOMAE_DECODER, built, where)
+        _same(config, where, decoder_intermediate_size=(1536, int(built.decoder_width * built.mlp_ratio)))
     else:
-        _same(config, "use_mean_pooling", True, built.pooling == "mean", where)
+        _same(config, where, use_mean_pooling=(True, built.pooling == "mean"))
     if (pretrain or not built.num_classes) and mean is built.final_norm:
         says = f"use_mean_pooling {mean}, the tensors have {'a' if built.final_norm else 'no'} final norm"
         raise WeightsError(where, says, hint=_MOVE)
@@ -186,7 +179,7 @@ def _videomae(layout: Layout, config: Mapping[str, Any], where: object) -> Parse
 
 def _vjepa2(layout: Layout, config: Mapping[str, Any], where: object) -> Parsed:
     built = configure(layout.model, layout.overrides)
-    _same(config, "in_chans", 3, 3, where)
+    _same(config, where, in_chans=(3, 3))
     settings = _settings(config, _VJEPA2, built, where)
     ratio = config.get("mlp_ratio", 4.0)
     if int(built.width * ratio) != int(built.width * built.mlp_ratio):
@@ -197,9 +190,8 @@ def _vjepa2(layout: Layout, config: Mapping[str, Any], where: object) -> Parsed:
 
 def _siglip(layout: Layout, config: Mapping[str, Any], where: object) -> Parsed:
     built = configure(layout.model, layout.overrides)
-    for key, usual, wanted in (("num_channels", 3, 3), ("vision_use_head", True, True)):
-        _same(config, key, usual, wanted, where)
-    _same(config, "intermediate_size", 3072, int(built.width * built.mlp_ratio), where)
+    hidden = (3072, int(built.width * built.mlp_ratio))
+    _same(config, where, num_channels=(3, 3), vision_use_head=(True, True), intermediate_size=hidden)
     settings = _settings(config, _SIGLIP, built, where)
     side = int(str(settings["image_size"]))
     if side // built.patch_size != built.image_size // built.patch_size:
@@ -210,16 +202,15 @@ def _siglip(layout: Layout, config: Mapping[str, Any], where: object) -> Parsed:
 def _clip(layout: Layout, config: Mapping[str, Any], where: object) -> Parsed:
     built = configure(layout.model, layout.overrides)
     vision, text = _part(config, "vision_config", where), _part(config, "text_config", where)
-    _same(vision, "num_channels", 3, 3, where)
-    settings = _settings(vision, _CLIP_VISION, built, where)
-    _same(vision, "intermediate_size", 3072, int(built.width * built.mlp_ratio), where)
-    words = _settings(text, _CLIP_TEXT, built.text, where)
-    _same(text, "intermediate_size", 2048, int(built.text.width * built.text.mlp_ratio), where)
-    _same(config, "projection_dim", 512, built.joint_width, where)
+    settings = _settings(vision, CLIP_VISION, built, where)
+    _same(vision, where, num_channels=(3, 3), intermediate_size=(3072, int(built.width * built.mlp_ratio)))
+    words = _settings(text, CLIP_TEXT, built.text, where)
+    _same(text, where, intermediate_size=(2048, int(built.text.width * built.text.mlp_ratio)))
+    _same(config, where, projection_dim=(512, built.joint_width))
     end, last = text.get("eos_token_id", 49407), built.text.vocabulary - 1
     if end not in (2, last):  # with 2 transformers takes the largest number too
         raise WeightsError(where, f"eos_token_id {end!r}", f"{last}, the last word piece: texts are read there")
-    ignored = (*_unknown(vision, _CLIP_VISION), *_unknown(text, _CLIP_TEXT))
+    ignored = (*_unknown(vision, CLIP_VISION), *_unknown(text, CLIP_TEXT))
     return Parsed(_completed(layout, {**settings, "text": words}), ignored=ignored)
 
 
@@ -237,10 +228,16 @@ def _settings(config: Mapping[str, Any], fields: Mapping[str, _Field], built: An
     for key, field in fields.items():
         value = _value(config, key, field.default, where)
         if field.in_tensors:
-            _same({key: value}, key, None, getattr(built, field.ours), where)
+            _same({key: value}, where, **{key: (None, getattr(built, field.ours))})
         else:
             found[field.ours] = ACTIVATIONS[str(value)] if key == "hidden_act" else value
     return found
+
+
+def config_fields(config: Any, fields: Mapping[str, _Field]) -> dict[str, Any]:
+    """Return the fields of a config.json of transformers for our config: the inverse of reading them."""
+    found = {key: getattr(config, field.ours) for key, field in fields.items()}
+    return {key: _TRANSFORMERS_ACTIVATION[value] if key == "hidden_act" else value for key, value in found.items()}
 
 
 def _value(config: Mapping[str, Any], key: str, default: object, where: object) -> object:
@@ -266,10 +263,11 @@ def _value(config: Mapping[str, Any], key: str, default: object, where: object) 
     return value
 
 
-def _same(config: Mapping[str, Any], key: str, default: object, wanted: object, where: object) -> None:
-    value = config.get(key, default)
-    if value != wanted:
-        raise WeightsError(where, f"{key} {value!r}", f"{wanted!r}, as its tensors have it", _MOVE)
+def _same(config: Mapping[str, Any], where: object, **fields: tuple[object, object]) -> None:
+    """Compare fields, given as key=(default, value of the tensors). Raises WeightsError."""
+    for key, (default, expected) in fields.items():
+        if (value := config.get(key, default)) != expected:
+            raise WeightsError(where, f"{key} {value!r}", f"{expected!r}, as its tensors have it", _MOVE)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -308,10 +306,8 @@ def _classes(config: Mapping[str, Any], count: int, where: object) -> tuple[str,
     if not labels:
         return ()
     if not isinstance(labels, Mapping) or set(map(str, labels)) != set(map(str, range(count))):
-        found = f"id2label names {len(labels)} classes"
-        raise WeightsError(
-            where, found, f"0 to {count - 1}, as the head has {count}", "correct it, or take num_classes"
-        )
+        found, expected = f"id2label names {len(labels)} classes", f"0 to {count - 1}, as the head has {count}"
+        raise WeightsError(where, found, expected, "correct it, or take num_classes")
     names = tuple(str({str(key): name for key, name in labels.items()}[str(index)]) for index in range(count))
     if names == tuple(f"LABEL_{index}" for index in range(count)):
         return ()
@@ -347,7 +343,7 @@ def with_videomae_v2_config(layout: Layout, config: Mapping[str, Any], where: ob
         raise WeightsError(where, "model_config is no mapping", "the settings of the model")
     if model.get("cos_attn"):
         raise WeightsError(where, "cos_attn true", "false: attention by cosines is not built")
-    _same(model, "in_chans", 3, 3, where)
+    _same(model, where, in_chans=(3, 3))
     settings = _settings(model, _VIDEOMAE_V2, configure(layout.model, layout.overrides), where)
     return Parsed(_completed(layout, settings))
 
@@ -377,13 +373,12 @@ def with_open_clip_config(layout: Layout, config: Mapping[str, Any], where: obje
         raise WeightsError(where, "no model_cfg", "what open_clip writes")
     built = configure(layout.model, layout.overrides)
     vision, text = _part(model, "vision_cfg", where), _part(model, "text_cfg", where)
-    _same(model, "embed_dim", 512, built.joint_width, where)
+    _same(model, where, embed_dim=(512, built.joint_width))
     _settings(vision, _OPEN_CLIP_VISION, built, where)
     _settings(text, _OPEN_CLIP_TEXT, built.text, where)
     for part, fields in ((vision, {*_OPEN_CLIP_VISION, "head_width"}), (text, {*_OPEN_CLIP_TEXT, "heads"})):
-        other = [
-            key for key, value in part.items() if value and not (key in fields or "drop" in key or key == "mlp_ratio")
-        ]
+        known = {*fields, "mlp_ratio"}
+        other = [key for key, value in part.items() if value and key not in known and "drop" not in key]
         if other:
             raise WeightsError(where, f"{other[0]} {part[other[0]]!r}", "plain CLIP towers")
     head = _value(vision, "head_width", 64, where)

@@ -155,15 +155,10 @@ def select_head_rows(state: Mapping[str, Tensor], rows: Sequence[int], head: str
     if weight is None:
         raise WeightsError(f"{head}.weight", "not in the state dict", hint="name the classification head")
     if not rows or min(rows) < 0 or max(rows) >= len(weight):
-        raise WeightsError(
-            f"{head}.weight", f"rows {min(rows, default=0)}..{max(rows, default=0)} asked of {len(weight)}"
-        )
-    index = torch.tensor(list(rows))
-    chosen = dict(state)
-    for name in (f"{head}.weight", f"{head}.bias"):
-        if name in state:
-            chosen[name] = state[name][index]
-    return chosen
+        found = f"rows {min(rows, default=0)}..{max(rows, default=0)} asked of {len(weight)}"
+        raise WeightsError(f"{head}.weight", found)
+    index, names = torch.tensor(list(rows)), (f"{head}.weight", f"{head}.bias")
+    return {**state, **{name: state[name][index] for name in names if name in state}}
 
 
 def _names(names: Sequence[str]) -> str:
@@ -185,10 +180,8 @@ def _cause(
         return "this is a checkpoint of another model"
     if shapes:
         if all(re.match(r"(.*\.)?(head|proj\.linear)\.", name) for name in shapes):
-            return (
-                "the head has another number of classes: set num_classes, which makes a new head, or select rows with "
-                "select_head_rows"
-            )
+            fix = "set num_classes, which makes a new head, or select rows with select_head_rows"
+            return f"the head has another number of classes: {fix}"
         if all("patch_embed" in name or "head" in name for name in shapes):
             return "another patch size or tubelet"
         if all("pos" in name or "time_embedding" in name for name in shapes):
@@ -230,30 +223,25 @@ def _load(
     common = [name for name in ours if name in own]
     shapes = [name for name in common if ours[name].shape != own[name].shape]
     kinds = [name for name in common if ours[name].is_floating_point() != own[name].is_floating_point()]
-    broken = [name for name in common if ours[name].is_floating_point() and not bool(ours[name].isfinite().all())]
-    faults = []
-    if missing:
-        faults.append(f"{len(missing)} missing ({_names(missing)})")
-    if extra:
-        faults.append(f"{len(extra)} unused ({_names(extra)})")
-    if shapes:
-        told = [f"{name} {tuple(ours[name].shape)} for {tuple(own[name].shape)}" for name in shapes]
-        faults.append(f"{len(shapes)} mis-shaped ({_names(told)})")
-    if kinds:
-        told = [f"{name} {ours[name].dtype} for {own[name].dtype}" for name in kinds]
-        faults.append(f"{len(kinds)} of another type ({_names(told)})")
-    if broken:
-        faults.append(f"{len(broken)} not finite ({_names(broken)})")
-    if not faults:
+    faults = {
+        "missing": missing,
+        "unused": extra,
+        "mis-shaped": [f"{name} {tuple(ours[name].shape)} for {tuple(own[name].shape)}" for name in shapes],
+        "of another type": [f"{name} {ours[name].dtype} for {own[name].dtype}" for name in kinds],
+        "not finite": [n for n in common if ours[n].is_floating_point() and not bool(ours[n].isfinite().all())],
+    }
+    kinds_of_faults = [kind for kind, names in faults.items() if names]
+    if not kinds_of_faults:
         model.load_state_dict({name: ours[name] for name in common}, strict=False)  # what is optional may be missing
         return
-    if len(faults) == 1 and broken:
-        cause = "the file is damaged or training diverged"
-    elif len(faults) == 1 and kinds:
-        cause = "quantised weights, which are not read"
-    else:
-        cause = _cause(model, ours, missing, extra, shapes)
-    raise WeightsError(where, ", ".join(faults), f"{source} for {type(model).__name__}", f"likely cause: {cause}")
+    alone = {"not finite": "the file is damaged or training diverged", "of another type": _QUANTIZED}
+    known_cause = alone.get(kinds_of_faults[0]) if len(kinds_of_faults) == 1 else None
+    cause = known_cause or _cause(model, ours, missing, extra, shapes)
+    found = ", ".join(f"{len(faults[kind])} {kind} ({_names(faults[kind])})" for kind in kinds_of_faults)
+    raise WeightsError(where, found, f"{source} for {type(model).__name__}", f"likely cause: {cause}")
+
+
+_QUANTIZED = "quantised weights, which are not read"
 
 
 FORMAT_VERSION = 2

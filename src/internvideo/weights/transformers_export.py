@@ -1,13 +1,13 @@
-"""Our VideoMAE and CLIP as transformers has them: parameter names, config.json and preprocessor_config.json.
+"""Export our VideoMAE and CLIP to transformers: state dict and config.json.
 
-The other direction is `transformers_names` and `published_config`. What transformers cannot represent is refused; the
-one number that it fixes in its code, the epsilon of VideoMAE's norm of the mean, is told.
+The tables of names and fields are those of the import, `transformers_names` and `published_config`. What transformers
+cannot represent is refused; the one number that it fixes in its code, the epsilon of VideoMAE's norm of the mean, is
+reported.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +16,20 @@ from torch import Tensor, nn
 from internvideo.errors import RecipeError
 from internvideo.models.clip import Clip, ClipConfig
 from internvideo.models.videomae import VideoMAEClassifier, VideoMAEConfig, VideoMAEPretrain
-from internvideo.weights.published_config import ACTIVATIONS, HEAD_EPS
+from internvideo.weights import transformers_names
+from internvideo.weights.key_tables import CLIP
+from internvideo.weights.published_config import (
+    CLIP_TEXT,
+    CLIP_VISION,
+    HEAD_EPS,
+    VIDEOMAE,
+    VIDEOMAE_DECODER,
+    config_fields,
+)
 
 WHERE = "layout transformers"
 RESAMPLE = {"pil": 2, "pil_bicubic": 3, "opencv": 2, "torch": 2}
 """Our pixel arithmetic -> PIL's number of the interpolation."""
-_THEIR_ACTIVATION = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
 
 
 @dataclass(frozen=True)
@@ -60,47 +68,23 @@ def to_transformers(name: str, module: nn.Module, classes: tuple[str, ...]) -> T
 
 # ---------------------------------------------------------------------------------------------------------- VideoMAE
 
-_VIDEOMAE_LAYER = {
-    "norm1": "layernorm_before",
-    "norm2": "layernorm_after",
-    "attn.proj": "attention.output.dense",
-    "mlp.fc1": "intermediate.dense",
-    "mlp.fc2": "output.dense",
-}
 
-
-def _pretraining(module: Any, classes: tuple[str, ...]) -> TransformersModel:
-    return _videomae(module, (), pretrain=True)
-
-
-def _classifier(module: Any, classes: tuple[str, ...]) -> TransformersModel:
-    return _videomae(module, classes, pretrain=False)
-
-
-def _videomae(module: Any, classes: tuple[str, ...], *, pretrain: bool) -> TransformersModel:
+def _videomae(module: Any, classes: tuple[str, ...]) -> TransformersModel:
     config: VideoMAEConfig = module.config
+    pretrain = isinstance(module, VideoMAEPretrain)
     _check_videomae(config, pretrain)
     plain = not pretrain and not config.num_classes
-    trunk = "" if plain else "videomae."
-    names = {
-        r"(?:encoder\.)?patch_embed\.proj": f"{trunk}embeddings.patch_embeddings.projection",
-        r"(?:encoder\.)?norm": f"{trunk}layernorm",
-        r"fc_norm": "fc_norm",
-        r"head": "classifier",
-        r"decoder\.(norm|head)": r"decoder.\1",
-        r"encoder_to_decoder": "encoder_to_decoder",
-        r"mask_token": "mask_token",
+    kernel = (3, config.tubelet, config.patch_size, config.patch_size)
+    own = {
+        key: tensor.unflatten(1, kernel) if key.endswith("patch_embed.proj.weight") else tensor
+        for key, tensor in module.state_dict().items()
     }
-    state: dict[str, Tensor] = {}
-    for key, tensor in module.state_dict().items():
-        layer = re.fullmatch(r"(encoder\.|decoder\.|)blocks\.(\d+)\.(.+)", key)
-        if layer is None:
-            found, kernel = _named(key, names), (config.tubelet, config.patch_size, config.patch_size)
-            state[found] = tensor.unflatten(1, (3, *kernel)) if found.endswith("projection.weight") else tensor
-            continue
-        stack, number, rest = layer.groups()
-        place = f"{'decoder.decoder_layers' if stack == 'decoder.' else f'{trunk}encoder.layer'}.{number}"
-        state |= _layer(place, rest, tensor, _VIDEOMAE_LAYER, "attention.attention.", ("query", "key", "value"))
+    table = transformers_names.VIDEOMAE_PRETRAIN if pretrain else transformers_names.VIDEOMAE_CLASSIFIER
+    trunk = () if plain else ("embeddings.", "encoder.", "layernorm.")
+    state = {
+        f"videomae.{key}" if key.startswith(trunk) else key: tensor
+        for key, tensor in transformers_names.to_transformers(own, table).items()
+    }
     kind = "Model" if plain else "ForPreTraining" if pretrain else "ForVideoClassification"
     notes: tuple[str, ...] = ()
     if not plain and config.head_eps != HEAD_EPS:
@@ -130,22 +114,10 @@ def _check_videomae(config: VideoMAEConfig, pretrain: bool) -> None:
 def _videomae_config(config: VideoMAEConfig, pretrain: bool, classes: tuple[str, ...]) -> dict[str, Any]:
     found: dict[str, Any] = {
         "model_type": "videomae",
-        "image_size": config.image_size,
-        "patch_size": config.patch_size,
         "num_channels": 3,
-        "num_frames": config.frames,
-        "tubelet_size": config.tubelet,
-        "hidden_size": config.width,
-        "num_hidden_layers": config.depth,
-        "num_attention_heads": config.heads,
+        **config_fields(config, {**VIDEOMAE, **VIDEOMAE_DECODER}),
         "intermediate_size": int(config.width * config.mlp_ratio),
-        "hidden_act": _THEIR_ACTIVATION[config.activation],
-        "layer_norm_eps": config.eps,
-        "qkv_bias": config.qkv_bias,
         "use_mean_pooling": not config.final_norm if pretrain else config.pooling == "mean",
-        "decoder_hidden_size": config.decoder_width,
-        "decoder_num_hidden_layers": config.decoder_depth,
-        "decoder_num_attention_heads": config.decoder_heads,
         "decoder_intermediate_size": int(config.decoder_width * config.mlp_ratio),
         "norm_pix_loss": True,
     }
@@ -157,57 +129,24 @@ def _videomae_config(config: VideoMAEConfig, pretrain: bool, classes: tuple[str,
 
 # -------------------------------------------------------------------------------------------------------------- CLIP
 
-_CLIP_LAYER = {
-    "norm1": "layer_norm1",
-    "norm2": "layer_norm2",
-    "attn.proj": "self_attn.out_proj",
-    "mlp.fc1": "mlp.fc1",
-    "mlp.fc2": "mlp.fc2",
-}
-_CLIP_NAMES = {
-    r"visual\.stem\.class_embedding": "vision_model.embeddings.class_embedding",
-    r"visual\.stem\.conv": "vision_model.embeddings.patch_embedding",
-    r"visual\.stem\.positional_embedding": "vision_model.embeddings.position_embedding.weight",
-    r"visual\.stem\.norm": "vision_model.pre_layrnorm",  # so spelled
-    r"visual\.norm": "vision_model.post_layernorm",
-    r"visual\.projection": "visual_projection.weight",
-    r"text\.token_embedding": "text_model.embeddings.token_embedding",
-    r"text\.positional_embedding": "text_model.embeddings.position_embedding.weight",
-    r"text\.norm": "text_model.final_layer_norm",
-    r"text\.projection": "text_projection.weight",
-    r"logit_scale": "logit_scale",
-}
-
 
 def _clip(module: Any, classes: tuple[str, ...]) -> TransformersModel:
     config: ClipConfig = module.config
     text = config.text
     if text.mask_embedding:
         raise RecipeError(WHERE, "a text tower with a mask embedding", "a plain CLIP")
-    state: dict[str, Tensor] = {}
-    for key, tensor in module.state_dict().items():
-        layer = re.fullmatch(r"(visual|text)\.blocks\.(\d+)\.(.+)", key)
-        if layer is not None:
-            tower, number, rest = layer.groups()
-            place = f"{'vision' if tower == 'visual' else 'text'}_model.encoder.layers.{number}"
-            state |= _layer(place, rest, tensor, _CLIP_LAYER, "self_attn.", ("q_proj", "k_proj", "v_proj"))
-            continue
-        found = _named(key, _CLIP_NAMES)
-        if key.endswith("projection"):
-            tensor = tensor.t()
-        if key == "logit_scale":
-            tensor = tensor.reshape(())
-        state[found] = tensor.squeeze(2) if found.endswith("patch_embedding.weight") else tensor
+    own = {CLIP.published_key(key): tensor for key, tensor in module.state_dict().items()}
+    own["visual.conv1.weight"] = own["visual.conv1.weight"].squeeze(2)
+    own["logit_scale"] = own["logit_scale"].reshape(())
+    state = transformers_names.to_transformers(own, transformers_names.CLIP)
     vision = {
-        "image_size": config.image_size,
-        "patch_size": config.patch_size,
-        **_tower(config.width, config.depth, config.heads, config.mlp_ratio, config.activation, config.eps),
+        **config_fields(config, CLIP_VISION),
+        "intermediate_size": int(config.width * config.mlp_ratio),
         "projection_dim": config.joint_width,
     }
     words = {
-        "vocab_size": text.vocabulary,
-        "max_position_embeddings": text.context,
-        **_tower(text.width, text.layers, text.heads, text.mlp_ratio, text.activation, text.eps),
+        **config_fields(text, CLIP_TEXT),
+        "intermediate_size": int(text.width * text.mlp_ratio),
         "projection_dim": config.joint_width,
         "bos_token_id": text.vocabulary - 2,
         "eos_token_id": text.vocabulary - 1,
@@ -223,47 +162,9 @@ def _clip(module: Any, classes: tuple[str, ...]) -> TransformersModel:
     return TransformersModel("CLIPModel", state, found_config, config.mean, config.std, notes)
 
 
-def _tower(width: int, depth: int, heads: int, ratio: float, activation: str, eps: float) -> dict[str, Any]:
-    return {
-        "hidden_size": width,
-        "num_hidden_layers": depth,
-        "num_attention_heads": heads,
-        "intermediate_size": int(width * ratio),
-        "hidden_act": _THEIR_ACTIVATION[activation],
-        "layer_norm_eps": eps,
-    }
-
-
-# ------------------------------------------------------------------------------------------------------------ shared
-
-
-def _named(key: str, names: Mapping[str, str]) -> str:
-    """A key outside of the layers under their name; the ending stays. Raises ValueError: no such key."""
-    for ours, theirs in names.items():
-        if match := re.fullmatch(rf"{ours}(\.weight|\.bias|)", key):
-            return match.expand(theirs) + match.groups()[-1]
-    raise ValueError(f"no name in transformers for {key}")
-
-
-def _layer(
-    place: str, rest: str, tensor: Tensor, names: Mapping[str, str], attention: str, parts: tuple[str, str, str]
-) -> dict[str, Tensor]:
-    """One parameter of a layer: renamed, and query, key and value taken apart. Raises ValueError: no such name."""
-    if rest in ("attn.qkv.weight", "attn.qkv.bias"):
-        leaf = rest.rpartition(".")[2]
-        pieces = zip(parts, tensor.chunk(3), strict=True)
-        return {f"{place}.{attention}{part}.{leaf}": piece.contiguous() for part, piece in pieces}
-    if rest in ("attn.q_bias", "attn.v_bias"):
-        return {f"{place}.{attention}{parts[0 if rest == 'attn.q_bias' else 2]}.bias": tensor}
-    name, _, leaf = rest.rpartition(".")
-    if name not in names:
-        raise ValueError(f"no name in transformers for {rest}")
-    return {f"{place}.{names[name]}.{leaf}": tensor}
-
-
 TRANSLATIONS: dict[type[nn.Module], Callable[[Any, tuple[str, ...]], TransformersModel]] = {
     Clip: _clip,
-    VideoMAEPretrain: _pretraining,
-    VideoMAEClassifier: _classifier,
+    VideoMAEPretrain: _videomae,
+    VideoMAEClassifier: _videomae,
 }
 """Model class -> (module, names of the classes) to what transformers reads."""

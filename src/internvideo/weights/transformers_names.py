@@ -1,8 +1,8 @@
-"""The transformers package's key layouts, told in published names: VideoMAE (in the original's) and CLIP (in OpenAI's).
+"""Rename transformers' parameters to published names and back: VideoMAE (the original's), CLIP and SigLIP (OpenAI's).
 
-Both hold query, key and value apart where the published files hold one matrix. VideoMAE's query and value biases stand
-under `q_bias` and `v_bias` in older files, under `query.bias` and `value.bias` in newer ones; both are read.
-Not in the tensors, and therefore not carried over: transformers' VideoMAE norms have eps 1e-12 (encoder) and 1e-5
+transformers has separate query, key and value matrices where the published files have one. VideoMAE's query and value
+biases are `q_bias` and `v_bias` in older files, `query.bias` and `value.bias` in newer ones; both are read.
+Not in the tensors, and therefore not converted: transformers' VideoMAE norms have eps 1e-12 (encoder) and 1e-5
 (`fc_norm`, `decoder.norm`), the original and ours 1e-6; CLIP copies with plain GELU need one, ours has QuickGELU.
 """
 
@@ -12,9 +12,12 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
+
+from internvideo.weights.key_rules import inverted
 
 _WB = r"(weight|bias)"
 
@@ -43,8 +46,10 @@ def _videomae_layers(theirs: str, published: str) -> tuple[_Piece, ...]:
             _Piece(rf"{layer}attention\.attention\.{name}\.weight", rf"{published}.\1.attn.qkv.weight", part)
             for part, name in enumerate(("query", "key", "value"))
         ),
-        _Piece(rf"{layer}attention\.attention\.(?:q_bias|query\.bias)", rf"{published}.\1.attn.q_bias"),
-        _Piece(rf"{layer}attention\.attention\.(?:v_bias|value\.bias)", rf"{published}.\1.attn.v_bias"),
+        *(
+            _Piece(rf"{layer}attention\.attention\.{key}", rf"{published}.\1.attn.{name}")
+            for key, name in ((r"query\.bias", "q_bias"), (r"value\.bias", "v_bias"), ("q_bias",) * 2, ("v_bias",) * 2)
+        ),
         _Piece(rf"{layer}attention\.output\.dense\.{_WB}", rf"{published}.\1.attn.proj.\2"),
         _Piece(rf"{layer}intermediate\.dense\.{_WB}", rf"{published}.\1.mlp.fc1.\2"),
         _Piece(rf"{layer}output\.dense\.{_WB}", rf"{published}.\1.mlp.fc2.\2"),
@@ -78,8 +83,8 @@ def _clip_layers(theirs: str, published: str) -> tuple[_Piece, ...]:
     )
 
 
-_PRETRAIN, _CLASSIFIER = _videomae("encoder."), _videomae("")
-_CLIP = (
+VIDEOMAE_PRETRAIN, VIDEOMAE_CLASSIFIER = _videomae("encoder."), _videomae("")
+CLIP = (
     _Piece(r"vision_model\.embeddings\.class_embedding", "visual.class_embedding"),
     _Piece(r"vision_model\.embeddings\.patch_embedding\.weight", "visual.conv1.weight"),
     _Piece(r"vision_model\.embeddings\.position_embedding\.weight", "visual.positional_embedding"),
@@ -93,29 +98,25 @@ _CLIP = (
     _Piece(rf"text_model\.final_layer_norm\.{_WB}", r"ln_final.\1"),
     _Piece(r"text_projection\.weight", "text_projection", transposed=True),
 )
-_SIGLIP = _clip_layers(r"(?:vision_model\.)?", "transformer.resblocks")
-_COUNTERS = r"(vision|text)_model\.embeddings\.position_ids"
+_SIGLIP = (*_clip_layers(r"(?:vision_model\.)?", "transformer.resblocks"), _Piece(r"vision_model\.(.*)", r"\1"))
 
 
-def published_pretraining(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """VideoMAEForPreTraining -> the original pretraining names."""
-    return _published(state, _PRETRAIN)
+def to_transformers(state: Mapping[str, Tensor], table: Sequence[_Piece]) -> dict[str, Tensor]:
+    """Rename tensors under published names to transformers' names, and split query, key and value.
 
-
-def published_classifier(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """VideoMAEForVideoClassification or VideoMAEModel -> the original classifier's names."""
-    return _published(state, _CLASSIFIER)
-
-
-def published_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """CLIPModel -> OpenAI's names."""
-    return _published({key: value for key, value in state.items() if not re.fullmatch(_COUNTERS, key)}, _CLIP)
-
-
-def published_siglip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """SiglipVisionModel, also as a part of SiglipModel -> its names, with layers under those of OpenAI's CLIP."""
-    bare = {key.removeprefix("vision_model."): value for key, value in state.items()}
-    return _published({key: value for key, value in bare.items() if key != "embeddings.position_ids"}, _SIGLIP)
+    Names that the table does not have stay; VideoMAE's encoder is that of VideoMAEModel, without "videomae.".
+    """
+    pieces = [(*inverted(piece.theirs, piece.published), piece) for piece in table]
+    found: dict[str, Tensor] = {}
+    for key, tensor in state.items():
+        matches = [(match.expand(theirs), p) for names, theirs, p in pieces if (match := re.fullmatch(names, key))]
+        if matches and matches[0][1].part is not None:
+            found |= {name: tensor.chunk(3)[piece.part or 0].contiguous() for name, piece in matches}
+        elif matches:
+            found[matches[0][0]] = tensor.t() if matches[0][1].transposed else tensor
+        else:
+            found[key] = tensor
+    return found
 
 
 def _published(state: Mapping[str, Tensor], table: Sequence[_Piece]) -> dict[str, Tensor]:
@@ -123,6 +124,8 @@ def _published(state: Mapping[str, Tensor], table: Sequence[_Piece]) -> dict[str
     found: dict[str, Tensor] = {}
     parts: dict[str, dict[int, str]] = defaultdict(dict)
     for key, tensor in state.items():
+        if key.endswith("embeddings.position_ids"):  # a constant
+            continue
         name, piece = _name(key, table)
         if piece is not None and piece.part is not None and piece.part not in parts[name]:
             parts[name][piece.part] = key
@@ -145,3 +148,10 @@ def _name(key: str, table: Sequence[_Piece]) -> tuple[str, _Piece | None]:
         if match is not None:
             return match.expand(piece.published), piece
     return key, None
+
+
+published_pretraining = partial(_published, table=VIDEOMAE_PRETRAIN)
+published_classifier = partial(_published, table=VIDEOMAE_CLASSIFIER)
+published_clip = partial(_published, table=CLIP)
+published_siglip = partial(_published, table=_SIGLIP)
+"""transformers' state dict -> the same tensors under published names."""
