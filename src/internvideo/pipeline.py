@@ -116,12 +116,8 @@ def _train_and_write(
     )
     asked = recipe.schedule.total_steps(len(job.loader) / recipe.loop.grad_accum_steps)
     if result.step > asked and not target.is_file():
-        raise RunError(
-            folder,
-            f"{result.step} steps are made, without weights",
-            "",
-            f"ask for {result.step} or more with schedule.steps or epochs",
-        )
+        hint = f"ask for {result.step} or more with schedule.steps or epochs"
+        raise RunError(folder, f"{result.step} steps are made, without weights", "", hint)
     made = result.step > asked or (
         result.checkpoint == reached and _is_of(target, recipe, (*run_folder.IGNORED_KEYS, *ignore_keys))
     )

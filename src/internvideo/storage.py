@@ -61,12 +61,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.replace(final)
         sync(final.parent)
     except OSError as error:
-        raise RunError(
-            final,
-            f"cannot be written: {error.strerror or error}",
-            "",
-            "free space or choose another folder, then resume",
-        ) from error
+        hint = "free space or choose another folder, then resume"
+        raise RunError(final, f"cannot be written: {error.strerror or error}", "", hint) from error
     finally:
         with suppress(OSError):  # gone already, or its folder could not be made
             temporary.unlink()
@@ -124,9 +120,8 @@ def alone_in(folder: str | os.PathLike[str]) -> Iterator[None]:
             raise RunError(folder, f"{who} writes there", "one at a time", "wait, or choose another folder") from error
         raise RunError(folder, "another process wrote there until now", "", "start again") from error
     except OSError as error:
-        raise RunError(
-            folder, f"cannot be written: {error.strerror or error}", "", "free space or choose another folder"
-        ) from error
+        found = f"cannot be written: {error.strerror or error}"
+        raise RunError(folder, found, "", "free space or choose another folder") from error
     try:
         yield
     finally:
@@ -266,9 +261,8 @@ def _unreadable(file: Path, error: Exception) -> WeightsError:
     with suppress(OSError), file.open("rb") as handle:
         if file.suffix in PICKLES or handle.read(4) in PICKLE_STARTS:
             names = shlex.join([str(file), "-o", str(file.with_suffix(".safetensors"))])
-            return WeightsError(
-                file, "no safetensors file but a pickle", "a .safetensors file", f"run: internvideo convert {names}"
-            )
+            hint = f"run: internvideo convert {names}"
+            return WeightsError(file, "no safetensors file but a pickle", "a .safetensors file", hint)
     return WeightsError(file, f"cannot be read: {error}", "a whole .safetensors file", "copy it again")
 
 

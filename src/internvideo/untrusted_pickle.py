@@ -147,9 +147,8 @@ def tensor(storage: object, offset: object, shape: object, strides: object, dtyp
     if not (isinstance(storage, Storage) and isinstance(shape, tuple) and isinstance(strides, tuple)):
         raise RefusedError("a tensor is not built from a storage, a shape and strides", ALLOWED)
     if len(shape) != len(strides) or len(shape) > MOST_DIMENSIONS:
-        raise RefusedError(
-            f"a tensor has {len(shape)} dimensions and {len(strides)} strides", f"at most {MOST_DIMENSIONS} of each"
-        )
+        found = f"a tensor has {len(shape)} dimensions and {len(strides)} strides"
+        raise RefusedError(found, f"at most {MOST_DIMENSIONS} of each")
     if not (isinstance(offset, int) and whole(offset) and all(map(whole, shape)) and all(map(whole, strides))):
         raise RefusedError("a tensor's offset, shape or strides are negative, too large or no integers", "0 or more")
     made = Tensor(storage, dtype or storage.dtype, offset, shape, strides)
@@ -341,11 +340,8 @@ class Machine:
         full = f"{module}.{name}"
         known = any(full in table for table in (BUILDERS, STORAGES, DTYPES, INERT))
         if not known and not (self.scripted and full.startswith("__torch__.")):
-            raise RefusedError(
-                f"the pickle asks for {printable(full)}; nothing was run",
-                ALLOWED,
-                "take weights from a source that you trust, saved as a state_dict()",
-            )
+            hint = "take weights from a source that you trust, saved as a state_dict()"
+            raise RefusedError(f"the pickle asks for {printable(full)}; nothing was run", ALLOWED, hint)
         self.globals.add(full)
         return Global(full)
 

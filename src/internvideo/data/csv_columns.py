@@ -19,25 +19,10 @@ _BOUNDS = {
     "end": frozenset(("end", "stop", "finish", "offset")),
 }
 _SECONDS = frozenset(("time", "t", "s", "sec", "secs", "second", "seconds", "in"))
-_OTHER_TIMES = frozenset(
-    ("frame", "frames", "ms", "msec", "milliseconds", "min", "minute", "minutes", "timestamp", "ts", "index", "idx")
-) | frozenset(
-    (
-        "hour",
-        "hours",
-        "pts",
-        "gt",
-        "temporal",
-        "segment",
-        "clip",
-        "action",
-        "event",
-        "video",
-        "window",
-        "interval",
-        "narration",
-    )
-)
+_OTHER_TIMES = frozenset((
+    "frame", "frames", "ms", "msec", "milliseconds", "min", "minute", "minutes", "hour", "hours", "pts", "timestamp",
+    "ts", "index", "idx", "gt", "temporal", "segment", "clip", "action", "event", "video", "window", "interval", "narration",
+))  # fmt: skip
 _GLUED = re.compile(rf"({'|'.join(word for words in _BOUNDS.values() for word in words)})(\w{{2,}})")
 """Words without a separator: starttime, endsec."""
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
@@ -164,9 +149,8 @@ def _times(where: str, names: Sequence[str]) -> dict[str, str]:
     known = {bound: _the_one(where, names, bound) for bound, names in found.items() if names}
     if len(known) == 1:
         ((bound, name),) = known.items()
-        raise ManifestError(
-            where, f"column '{name}' without its counterpart", "both 'start' and 'end', in s, or neither"
-        )
+        reason = f"column '{name}' without its counterpart"
+        raise ManifestError(where, reason, "both 'start' and 'end', in s, or neither")
     return known
 
 

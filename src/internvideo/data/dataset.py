@@ -192,12 +192,8 @@ class TrainingBatches(Dataset[WorkerResult]):
                 unreadable.append(Unreadable(row.id, row.path, str(error)))
             else:
                 return index, attempt, clip
-        raise VideoError(
-            self.decoder.manifest.source,
-            f"{len(unreadable)} clips in succession cannot be read, the last one because: {unreadable[-1].reason}",
-            "",
-            "check the paths of the manifest",
-        )
+        found = f"{len(unreadable)} clips in succession cannot be read, the last one because: {unreadable[-1].reason}"
+        raise VideoError(self.decoder.manifest.source, found, "", "check the paths of the manifest")
 
     def _epoch_order(self, epoch: int) -> Sequence[int] | Indices:
         if self._order is None or self._order[0] != epoch:

@@ -79,9 +79,8 @@ def alike_groups(manifest: Manifest, alike_by: Sequence[str]) -> Indices | None:
         values = {**row.attributes, **({} if row.group is None else {"group": row.group})}
         absent = [name for name in alike_by if name not in values]
         if absent:
-            raise RecipeError(
-                "data.loader.alike_by", f"row '{row.id}' has no '{absent[0]}'", ", ".join(sorted(values)) or "none"
-            )
+            found = f"row '{row.id}' has no '{absent[0]}'"
+            raise RecipeError("data.loader.alike_by", found, ", ".join(sorted(values)) or "none")
         keys.append("\0".join(values[name] for name in alike_by))
     return np.unique(keys, return_inverse=True)[1].astype(np.int64)
 

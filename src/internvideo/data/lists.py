@@ -32,9 +32,10 @@ from internvideo.errors import ManifestError, VideoError, shown
 from internvideo.video.frame_folder import frame_names, is_frame_folder
 
 RawRow = tuple[int, str | dict[str, Any]]  # line number and a JSON text or the fields
-VIDEO_EXTENSIONS = frozenset(
-    (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ogv", ".ts", ".mts")
-) | frozenset((".m2ts", ".vob", ".asf", ".gif"))
+VIDEO_EXTENSIONS = frozenset((
+    ".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ogv", ".ts", ".mts",
+    ".m2ts", ".vob", ".asf", ".gif",
+))  # fmt: skip
 FOLDER_MANIFESTS = ("manifest.jsonl", "index.jsonl", "manifest.csv", "index.csv")
 FILE_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".list", ".lst", "")
 SPLIT_FOLDERS = frozenset(("train", "val", "valid", "validation", "test"))
@@ -87,11 +88,8 @@ def read_file(source: Path, *, path_column: str = "path", label_column: str = "l
     suffix = source.suffix.lower()
     if source.exists() and suffix not in FILE_SUFFIXES:
         kind = "a video" if suffix in VIDEO_EXTENSIONS else f"a {suffix} file"
-        raise ManifestError(
-            source,
-            f"{kind}, not a manifest",
-            "jsonl, csv with a header, a list of 'path label', parquet, arrow, or a folder of videos",
-        )
+        expected = "jsonl, csv with a header, a list of 'path label', parquet, arrow, or a folder of videos"
+        raise ManifestError(source, f"{kind}, not a manifest", expected)
     head = _first_line(source)
     if suffix in (".jsonl", ".ndjson") or head.startswith("{"):
         reject_columns(source, path_column, label_column)
@@ -101,14 +99,13 @@ def read_file(source: Path, *, path_column: str = "path", label_column: str = "l
         columns = [column.strip() for column in next(untrusted.CsvReader([head], delimiter, strict=False), [])]
     except csv.Error as error:
         raise ManifestError(f"{source}:1", f"not csv ({error})") from None
+    listing = Listing((), untyped=True)
     if path_column in columns:
-        listing = Listing((), untyped=True)
         listing.rows = _csv_rows(source, delimiter, path_column, label_column, listing.notes)
         return listing
     if path_column != "path" or label_column != "label":
         missing = path_column if path_column != "path" else label_column
         raise ManifestError(f"{source}:1", f"no column '{missing}'", f"the columns {', '.join(columns)}")
-    listing = Listing((), untyped=True)
     listing.rows = _list_rows(source, listing.notes)
     return listing
 
@@ -211,17 +208,14 @@ def _folder_layout_notes(folder: Path, found: Sequence[tuple[Path, str | None, s
 
 def holds_frames(folder: str, names: Sequence[str]) -> bool:
     """Return whether a folder with files of these names is a video: numbered images without a video file."""
-    return not any(_ending(name) in VIDEO_EXTENSIONS for name in names) and is_frame_folder(folder, names)
+    endings = {os.path.splitext(name)[1].lower() for name in names}
+    return not endings & VIDEO_EXTENSIONS and is_frame_folder(folder, names)
 
 
 def non_frame_names(folder: str, names: Sequence[str]) -> list[str]:
     """Return the names of files in a folder of frames that are no frames."""
     frames = set(frame_names(folder, names)[0])
     return [name for name in names if name not in frames]
-
-
-def _ending(name: str) -> str:
-    return os.path.splitext(name)[1].lower()
 
 
 def _other_files(folder: Path, videos: Collection[str]) -> Iterator[str]:
@@ -234,9 +228,8 @@ def _videos_and_folders(folder: Path) -> tuple[list[Path], list[Path]]:
     entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     folders = [entry for entry in entries if entry.is_dir()]
     frames = {entry for entry in folders if holds_frames(os.fspath(entry), os.listdir(entry))}
-    return [entry for entry in entries if entry in frames or _is_video(entry)], [
-        entry for entry in folders if entry not in frames
-    ]
+    videos = [entry for entry in entries if entry in frames or _is_video(entry)]
+    return videos, [entry for entry in folders if entry not in frames]
 
 
 def _is_video(path: Path) -> bool:
@@ -349,9 +342,8 @@ def _split_list_line(source: Path, number: int, line: str) -> tuple[str, str | N
             raise ManifestError(where, found, "only a label", "give times in a csv file: path,label,start,end")
         return _unquoted(match["path"]), _unquoted(match["label"])
     shown = line if len(line) <= 80 else line[:77] + "..."
-    raise ManifestError(
-        where, f"'{shown}'", "'path label' with a space or a comma, or a csv header with a column 'path' in line 1"
-    )
+    expected = "'path label' with a space or a comma, or a csv header with a column 'path' in line 1"
+    raise ManifestError(where, f"'{shown}'", expected)
 
 
 def _unquoted(text: str) -> str:

@@ -42,9 +42,8 @@ def join_manifests(first: Manifest, name: str, other: Manifest, stride: int | No
     ]
     duplicates = {row.id for row in first.rows} & {row.id for row in rows}
     if duplicates:
-        raise ManifestError(
-            other.source, f"the id '{min(duplicates)}' is also one of {first.source}", "", "rename the source"
-        )
+        found = f"the id '{min(duplicates)}' is also one of {first.source}"
+        raise ManifestError(other.source, found, "", "rename the source")
     return replace(first, rows=(*first.rows, *rows), classes=classes, notes=(*first.notes, *other.notes))
 
 

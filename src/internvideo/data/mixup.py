@@ -26,9 +26,8 @@ def soft_targets(labels: Tensor, num_classes: int, smoothing: float, lam: float 
         ValueError: a label outside [0, C), such as the -100 of a clip without one.
     """
     if labels.numel() and not bool(((labels >= 0) & (labels < num_classes)).all()):
-        raise ValueError(
-            f"soft targets need labels in 0..{num_classes - 1}; found {int(labels.min())}..{int(labels.max())}"
-        )
+        found = f"soft targets need labels in 0..{num_classes - 1}; found {int(labels.min())}..{int(labels.max())}"
+        raise ValueError(found)
     off = smoothing / num_classes
     hard = torch.full((len(labels), num_classes), off, dtype=torch.float32, device=labels.device)
     hard.scatter_(1, labels[:, None], 1.0 - smoothing + off)

@@ -80,16 +80,14 @@ class Preprocessing:
         for name in ("frames", "size", "sampled_frames", "resize", "short_side"):
             if (getattr(self, name) or 0) > MAX_SIZE:
                 raise RecipeError(f"preprocessing.{name}", str(getattr(self, name))[:20], f"up to {MAX_SIZE:,}")
-        num_frames = (
-            1 if self.single_frame else len(range(0, self.sampled_frames or self.frames, max(self.temporal_stride, 1)))
-        )
+        num_frames = len(range(0, self.sampled_frames or self.frames, max(self.temporal_stride, 1)))
+        num_frames = 1 if self.single_frame else num_frames
         if self.temporal_stride < 1 or num_frames != self.frames:
             found = f"{self.sampled_frames} sampled frames with temporal stride {self.temporal_stride}"
             raise RecipeError("preprocessing", f"{found} give {num_frames} frames", str(self.frames))
         if self.resize_backend not in get_args(ResizeBackend):
-            raise RecipeError(
-                "preprocessing.resize_backend", repr(self.resize_backend), ", ".join(get_args(ResizeBackend))
-            )
+            expected = ", ".join(get_args(ResizeBackend))
+            raise RecipeError("preprocessing.resize_backend", repr(self.resize_backend), expected)
         self.frame_sampler(1)
         try:
             self.transform()
@@ -117,13 +115,7 @@ class Preprocessing:
 
     def transform(self, num_crops: int = 1) -> EvalTransform:
         """Return the resizing transform with `num_crops` crops per clip."""
-        return EvalTransform(
-            self.size,
-            resize=self.resize,
-            num_crops=num_crops,
-            resize_backend=self.resize_backend,
-            keep_aspect=self.keep_aspect,
-        )
+        return EvalTransform(self.size, self.resize, num_crops, self.resize_backend, self.keep_aspect)
 
     def for_model(self, temporal_stride: int = 1) -> Preprocessing:
         """Return the settings for a model's fixed-length input: T frames per video, every `temporal_stride`-th.

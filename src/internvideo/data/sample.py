@@ -93,12 +93,9 @@ class ClassNames:
                 raise ManifestError(source, f"label {highest}", f"0 to {MAX_CLASSES - 1}", "or names of classes")
             return tuple(str(index) for index in range(highest + 1)), {at: int(name) for name, at in self.names.items()}
         if self.highest >= 0:
-            raise ManifestError(
-                source,
-                f"label is the name '{next(iter(self.names))}' in some rows and the number {self.highest} in others",
-                "names or numbers",
-                "write names everywhere, or numbers and a classes.txt beside the manifest",
-            )
+            found = f"label is the name '{next(iter(self.names))}' in some rows and the number {self.highest} in others"
+            hint = "write names everywhere, or numbers and a classes.txt beside the manifest"
+            raise ManifestError(source, found, "names or numbers", hint)
         ordered = sorted(self.names)
         return tuple(ordered), {self.names[name]: index for index, name in enumerate(ordered)}
 
@@ -133,13 +130,13 @@ def _not_blank(text: str) -> str:
 ClassIndex = Annotated[int, BeforeValidator(_class_index), Field(ge=0, lt=MAX_CLASSES)]
 
 
-def _no_truth(value: object) -> object:
+def _no_bool(value: object) -> object:
     if isinstance(value, bool):
         raise ValueError("a number")
     return value
 
 
-_Number = BeforeValidator(_no_truth)  # pydantic reads true as 1
+_Number = BeforeValidator(_no_bool)  # pydantic reads true as 1
 Second = Annotated[float, _Number, Field(ge=0.0)]
 Fraction = Annotated[float, _Number, Field(ge=0.0, le=1.0)]
 Text = Annotated[str, Field(min_length=1)]
@@ -258,11 +255,10 @@ class Sample(_Part):
     @property
     def frame_rate(self) -> float | None:
         """Frames per second of a folder of frames; nan if the row's value is not a number."""
-        told = self.attributes.get("fps")
-        if self.fps is not None or told is None:
+        if self.fps is not None or "fps" not in self.attributes:
             return self.fps
         try:
-            return float(told)
+            return float(self.attributes["fps"])
         except ValueError:
             return math.nan
 
@@ -277,15 +273,10 @@ class Sample(_Part):
 
     def with_class_indices(self, index: Mapping[int, int]) -> Sample:
         """Return the row with every class index `i` replaced by `index[i]`."""
-        return self.model_copy(
-            update={
-                "label": None if self.label is None else index[self.label],
-                "segments": tuple(part.model_copy(update={"label": index[part.label]}) for part in self.segments),
-                "boxes": tuple(
-                    box.model_copy(update={"labels": tuple(index[label] for label in box.labels)}) for box in self.boxes
-                ),
-            }
-        )
+        label = None if self.label is None else index[self.label]
+        segments = tuple(part.model_copy(update={"label": index[part.label]}) for part in self.segments)
+        boxes = tuple(box.model_copy(update={"labels": tuple(map(index.get, box.labels))}) for box in self.boxes)
+        return self.model_copy(update={"label": label, "segments": segments, "boxes": boxes})
 
 
 def frame_size(row: Sample, where: object) -> tuple[int, int]:

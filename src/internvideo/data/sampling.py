@@ -6,7 +6,7 @@ int64 in [0, n). The published rounding (truncation, banker's rounding, float32 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -150,19 +150,43 @@ def _repeat_last(indices: Indices, frames: int) -> Indices:
     return np.concatenate([indices, np.full(frames - len(indices), indices[-1])])
 
 
+@dataclass(frozen=True)
+class _Rule:
+    """Base of the samplers: their numbers are at least 1, as are the frames of a video."""
+
+    frames: int
+
+    def __post_init__(self) -> None:
+        for setting in fields(self):
+            value = getattr(self, setting.name)
+            if isinstance(value, int) and value < 1:
+                raise ValueError(f"{setting.name} = {value}: must be at least 1")
+
+    def train(self, n: int, rng: np.random.RandomState) -> Indices:
+        """Sample a random clip, (T,)."""
+        _check(n)
+        return self._train(n, rng)
+
+    def test(self, n: int) -> list[Indices]:
+        """Return the test clips, each (T,)."""
+        _check(n)
+        return self._test(n)
+
+    def _train(self, n: int, rng: np.random.RandomState) -> Indices:
+        """Return the test clip; `rng` is not used."""
+        return self._test(n)[0]
+
+    def _test(self, n: int) -> list[Indices]:
+        raise NotImplementedError
+
+
 def _check(n: int) -> None:
     if n < 1:
         raise ValueError(f"a clip needs a video of at least one frame, not {n}")
 
 
-def _check_settings(**settings: int) -> None:
-    for name, value in settings.items():
-        if value < 1:
-            raise ValueError(f"{name} = {value}: must be at least 1")
-
-
 @dataclass(frozen=True)
-class Dense:
+class Dense(_Rule):
     """T frames, every `stride`-th: the masked encoder on Kinetics (run_class_finetuning.py).
 
     Test: windows over every `stride`-th frame of the whole video; one view is the center clip of validation.
@@ -172,51 +196,39 @@ class Dense:
     stride: int = 4
     num_clips: int = 5
 
-    def __post_init__(self) -> None:
-        _check_settings(frames=self.frames, stride=self.stride, num_clips=self.num_clips)
-
-    def train(self, n: int, rng: np.random.RandomState) -> Indices:
+    def _train(self, n: int, rng: np.random.RandomState) -> Indices:
         """A random span: its end is uniform in [T * stride, n)."""
-        _check(n)
         span = self.frames * self.stride
         return dense_span(n, self.frames, self.stride, int(rng.randint(span, n)) if n > span else None)
 
-    def test(self, n: int) -> list[Indices]:
+    def _test(self, n: int) -> list[Indices]:
         """`num_clips` windows from the start to the end."""
-        _check(n)
         if self.num_clips == 1:
             return [dense_span(n, self.frames, self.stride, None)]
         buffer = strided_buffer(n, self.frames, self.stride)
-        return [
-            buffer[start : start + self.frames] for start in dense_windows(len(buffer), self.frames, self.num_clips)
-        ]
+        starts = dense_windows(len(buffer), self.frames, self.num_clips)
+        return [buffer[start : start + self.frames] for start in starts]
 
 
 @dataclass(frozen=True)
-class DensePretrain:
+class DensePretrain(_Rule):
     """T frames with exact stride from a random start, masked pretraining (mae.py)."""
 
     frames: int = 16
     stride: int = 4
 
-    def __post_init__(self) -> None:
-        _check_settings(frames=self.frames, stride=self.stride)
-
-    def train(self, n: int, rng: np.random.RandomState) -> Indices:
+    def _train(self, n: int, rng: np.random.RandomState) -> Indices:
         """Start uniform in [0, n - T * stride], 0 in a shorter video."""
-        _check(n)
-        return strided_indices(
-            n, self.frames, self.stride, int(rng.randint(0, max(n - self.frames * self.stride + 1, 1)))
-        )
+        start = int(rng.randint(0, max(n - self.frames * self.stride + 1, 1)))
+        return strided_indices(n, self.frames, self.stride, start)
 
-    def test(self, n: int) -> list[Indices]:
+    def _test(self, n: int) -> list[Indices]:
         """One view, the center."""
-        _check(n)
         return [strided_indices(n, self.frames, self.stride, max(n - self.frames * self.stride, 0) // 2)]
 
 
 @dataclass(frozen=True)
-class DenseLoop:
+class DenseLoop(_Rule):
     """T frames with exact stride from a random start, of a short video in rounds: open-set recognition.
 
     Source: OpenGVLab/InternVideo, Open-Set-Action-Recognition/configs/recognition/mae; mmaction2's `DenseSampleFrames`.
@@ -226,51 +238,38 @@ class DenseLoop:
     stride: int = 2
     num_clips: int = 10
 
-    def __post_init__(self) -> None:
-        _check_settings(frames=self.frames, stride=self.stride, num_clips=self.num_clips)
-
-    def train(self, n: int, rng: np.random.RandomState) -> Indices:
+    def _train(self, n: int, rng: np.random.RandomState) -> Indices:
         """Start uniform in [0, n - T * stride), 0 in a video that is not longer."""
-        _check(n)
         max_start = max(n - self.frames * self.stride, 0)
         return looped_indices(n, self.frames, self.stride, int(rng.randint(max_start)) if max_start else 0)
 
-    def test(self, n: int) -> list[Indices]:
+    def _test(self, n: int) -> list[Indices]:
         """`num_clips` starts evenly from 0 to n - T * stride, truncated; one is the center (inference_mae_enn.py)."""
-        _check(n)
         max_start = max(n - self.frames * self.stride, 0)
-        starts = (
-            np.linspace(0, max_start, num=self.num_clips).astype(np.int64)
-            if self.num_clips > 1
-            else [(max_start + 1) // 2]
-        )
-        return [looped_indices(n, self.frames, self.stride, int(start)) for start in starts]
+        starts = np.linspace(0, max_start, num=self.num_clips).astype(np.int64).tolist()
+        starts = starts if self.num_clips > 1 else [(max_start + 1) // 2]
+        return [looped_indices(n, self.frames, self.stride, start) for start in starts]
 
 
 @dataclass(frozen=True)
-class Sparse:
+class Sparse(_Rule):
     """One frame of each of T equal segments (UniFormerV2 configs)."""
 
     frames: int = 8
     num_clips: int = 4
 
-    def __post_init__(self) -> None:
-        _check_settings(frames=self.frames, num_clips=self.num_clips)
-
-    def train(self, n: int, rng: np.random.RandomState) -> Indices:
+    def _train(self, n: int, rng: np.random.RandomState) -> Indices:
         """A uniform frame of each segment, both ends included."""
-        _check(n)
         ends = [round((n - 1) / self.frames * i) for i in range(self.frames + 1)]
         return np.asarray([rng.randint(ends[i], ends[i + 1] + 1) for i in range(self.frames)], dtype=np.int64)
 
-    def test(self, n: int) -> list[Indices]:
+    def _test(self, n: int) -> list[Indices]:
         """`num_clips` clips that are shifted inside the segments."""
-        _check(n)
         return [sparse_test(n, self.frames, view, self.num_clips) for view in range(self.num_clips)]
 
 
 @dataclass(frozen=True)
-class SparseTwoView:
+class SparseTwoView(_Rule):
     """Sparse sampling of the masked encoder on Something-Something (kinetics.py).
 
     Attributes:
@@ -286,13 +285,12 @@ class SparseTwoView:
     short: Literal["first", "zeros", "spread"] = "first"
 
     def __post_init__(self) -> None:
-        _check_settings(frames=self.frames, num_clips=self.num_clips)
+        super().__post_init__()
         if self.num_clips > 2:
             raise ValueError(f"num_clips = {self.num_clips}: two-view sampling has 1 or 2")
 
-    def train(self, n: int, rng: np.random.RandomState) -> Indices:
+    def _train(self, n: int, rng: np.random.RandomState) -> Indices:
         """A random frame of each segment of n // T frames."""
-        _check(n)
         length = n // self.frames
         if length > 0:
             return np.arange(self.frames, dtype=np.int64) * length + rng.randint(length, size=self.frames)
@@ -302,9 +300,8 @@ class SparseTwoView:
             return np.zeros(self.frames, dtype=np.int64)
         return linspace_frames(n, self.frames)
 
-    def test(self, n: int) -> list[Indices]:
+    def _test(self, n: int) -> list[Indices]:
         """Even and odd places of the sorted order, or the middles."""
-        _check(n)
         if self.num_clips == 1:
             return [raw_frames_middle(n, self.frames)]
         order = two_view_order(n, self.frames)
@@ -312,7 +309,7 @@ class SparseTwoView:
 
 
 @dataclass(frozen=True)
-class SegmentMiddle:
+class SegmentMiddle(_Rule):
     """One frame of each of T equal intervals: the language tasks (multi-modalities-downstream).
 
     A video of fewer than T frames gives all of them, then its last one again.
@@ -320,43 +317,29 @@ class SegmentMiddle:
 
     frames: int = 8
 
-    def __post_init__(self) -> None:
-        _check_settings(frames=self.frames)
-
-    def train(self, n: int, rng: np.random.RandomState) -> Indices:
+    def _train(self, n: int, rng: np.random.RandomState) -> Indices:
         """A random frame of each interval but its last one, which the released loader never draws."""
-        _check(n)
         left, right = _intervals(n, self.frames)
         return _repeat_last(rng.randint(left, np.maximum(right - 1, left + 1)).astype(np.int64), self.frames)
 
-    def test(self, n: int) -> list[Indices]:
+    def _test(self, n: int) -> list[Indices]:
         """One view, the middles."""
-        _check(n)
         return [_repeat_last(segment_middle(n, self.frames), self.frames)]
 
 
 @dataclass(frozen=True)
-class Linspace:
+class Linspace(_Rule):
     """T frames from the first to the last, the same in training and test (Multi-Modalities-Pretraining)."""
 
     frames: int = 8
 
-    def __post_init__(self) -> None:
-        _check_settings(frames=self.frames)
-
-    def train(self, n: int, rng: np.random.RandomState) -> Indices:
-        """The test view; `rng` is not used."""
-        _check(n)
-        return linspace_frames(n, self.frames)
-
-    def test(self, n: int) -> list[Indices]:
+    def _test(self, n: int) -> list[Indices]:
         """One view."""
-        _check(n)
         return [linspace_frames(n, self.frames)]
 
 
 @dataclass(frozen=True)
-class OnePerSecond:
+class OnePerSecond(_Rule):
     """One frame a second of the whole video, thinned evenly to T where there are more (Video-Text-Retrieval).
 
     The only kind that gives fewer than T indices, of a video shorter than T seconds. The loader fills such a clip with
@@ -370,17 +353,8 @@ class OnePerSecond:
     frames: int = 12
     rate: float = field(default=1.0, repr=False)
 
-    def __post_init__(self) -> None:
-        _check_settings(frames=self.frames)
-
-    def train(self, n: int, rng: np.random.RandomState) -> Indices:
-        """The test view; `rng` is not used."""
-        _check(n)
-        return one_per_second(n, self.rate, self.frames)[0]
-
-    def test(self, n: int) -> list[Indices]:
+    def _test(self, n: int) -> list[Indices]:
         """One view."""
-        _check(n)
         return [one_per_second(n, self.rate, self.frames)[0]]
 
 

@@ -65,13 +65,7 @@ class EvalAugment(Settings):
 
     def eval_transform(self, num_crops: int = 1) -> EvalTransform:
         """Resize and crop of a test clip."""
-        return EvalTransform(
-            self.size,
-            resize=self.test_resize,
-            num_crops=num_crops,
-            resize_backend=self.resize_backend,
-            keep_aspect=self.keep_aspect,
-        )
+        return EvalTransform(self.size, self.test_resize, num_crops, self.resize_backend, self.keep_aspect)
 
 
 class KeyFrameAugment(EvalAugment):
@@ -110,27 +104,17 @@ class TrainAugment(FrameAugment):
 
     @model_validator(mode="after")
     def _aspect_fits(self) -> Self:
-        if (
-            not self.keep_aspect
-            and self.crop in ("multi_scale", "random_resized")
-            and not getattr(self, "use_eval_transform", False)
-        ):
+        scales = self.crop not in ("multi_scale", "random_resized") or getattr(self, "use_eval_transform", False)
+        if not self.keep_aspect and not scales:
             raise ValueError(f"keep_aspect: the crop '{self.crop}' takes boxes of any aspect: leave keep_aspect out")
         return self
 
     def train_transform(self) -> TrainTransform | EvalTransform:
         """Augmentation of a training clip."""
-        area = (self.minimum_area, 1.0)
         return TrainTransform(
-            self.size,
-            self.crop,
-            self.flip,
-            self.rand_augment,
-            self.erasing,
-            area,
-            self.aspect,
+            self.size, self.crop, self.flip, self.rand_augment, self.erasing, (self.minimum_area, 1.0), self.aspect,
             keep_aspect=self.keep_aspect,
-        )
+        )  # fmt: skip
 
 
 class ClipAugment(TrainAugment):
@@ -158,9 +142,7 @@ class MixAugment(ClipAugment):
         """Mixing of a batch, or None."""
         if self.mixup == 0.0 and self.cutmix == 0.0:
             return None
-        return Mixup(
-            classes, self.mixup, self.cutmix, self.mix_probability, self.mix_switch, smoothing=self.mix_smoothing
-        )
+        return Mixup(classes, self.mixup, self.cutmix, self.mix_probability, self.mix_switch, self.mix_smoothing)
 
 
 class SourceSettings(Settings):

@@ -15,7 +15,7 @@ import tarfile
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -64,10 +64,8 @@ def shard_addresses(pattern: str) -> tuple[str, ...]:
             raise ManifestError(pattern, f"a range from {first} to {last}", "an ascending range")
         if last - first >= MAX_SHARDS:
             raise ManifestError(pattern, f"{last - first + 1:,} shards", f"{MAX_SHARDS:,} or fewer")
-        width = len(match[1])
-        addresses = [
-            f"{pattern[: match.start()]}{number:0{width}d}{pattern[match.end() :]}" for number in range(first, last + 1)
-        ]
+        start, end, width = pattern[: match.start()], pattern[match.end() :], len(match[1])
+        addresses = [f"{start}{number:0{width}d}{end}" for number in range(first, last + 1)]
     elif "://" in pattern:
         addresses = [pattern]
     elif os.path.isdir(pattern):
@@ -78,9 +76,8 @@ def shard_addresses(pattern: str) -> tuple[str, ...]:
         raise ManifestError(pattern, "no shard", "a folder of .tar files, or NAME_{00000..00099}.tar")
     compressed = [name for name in addresses if not name.endswith(".tar")]
     if compressed:
-        raise ManifestError(
-            compressed[0], "no uncompressed tar file", "NAME.tar", "decompress it: random access needs that"
-        )
+        hint = "decompress it: random access needs that"
+        raise ManifestError(compressed[0], "no uncompressed tar file", "NAME.tar", hint)
     return tuple(addresses)
 
 
@@ -96,18 +93,13 @@ def open_shard(address: str) -> Iterator[Any]:
             with open(address, "rb") as stream:
                 yield stream
             return
-        fsspec = _fsspec(address)
+        require("cloud", address)
+        import fsspec
+
         with fsspec.open(address, "rb").open() as stream:
             yield stream
     except (OSError, ValueError) as error:
         raise ManifestError(address, f"cannot be read: {' '.join(str(error).split())[:160]}") from error
-
-
-def _fsspec(address: str) -> Any:
-    require("cloud", address)
-    import fsspec
-
-    return fsspec
 
 
 def read_shard(address: str, index: Path | None = None) -> Shard:
@@ -182,7 +174,7 @@ class ShardContents:
     """Read the bytes of samples; a few shards are kept open per process."""
 
     def __init__(self) -> None:
-        self._open: OrderedDict[str, Any] = OrderedDict()
+        self._open: OrderedDict[str, tuple[Any, ExitStack]] = OrderedDict()  # stream, and what closes it
         self._process = os.getpid()
         weakref.finalize(self, _close_all, self._open)
 
@@ -193,17 +185,18 @@ class ShardContents:
             self._process = os.getpid()
         if address not in self._open:
             while len(self._open) >= MAX_OPEN_SHARDS:
-                self._open.popitem(last=False)[1].__exit__(None, None, None)
-            context = open_shard(address)
-            self._open[address] = _OpenShard(context)
+                self._open.popitem(last=False)[1][1].close()
+            closer = ExitStack()
+            self._open[address] = closer.enter_context(open_shard(address)), closer
         self._open.move_to_end(address)
         _, first, count = location
+        stream, closer = self._open[address]
         try:
-            stream = self._open[address].stream
             stream.seek(first)
             content: bytes = stream.read(count)
         except (OSError, ValueError) as error:
-            self._open.pop(address).__exit__(None, None, None)
+            del self._open[address]
+            closer.close()
             raise ManifestError(address, f"cannot be read: {' '.join(str(error).split())[:160]}") from error
         if len(content) != count:
             raise ManifestError(address, f"ends before byte {first + count}", "the file that was indexed")
@@ -213,17 +206,6 @@ class ShardContents:
         return ShardContents, ()
 
 
-def _close_all(shards: OrderedDict[str, Any]) -> None:
+def _close_all(shards: OrderedDict[str, tuple[Any, ExitStack]]) -> None:
     while shards:
-        shards.popitem()[1].__exit__(None, None, None)
-
-
-class _OpenShard:
-    """Keep a shard open outside a with block."""
-
-    def __init__(self, context: Any) -> None:
-        self._context = context
-        self.stream = context.__enter__()
-
-    def __exit__(self, *_: object) -> None:
-        self._context.__exit__(None, None, None)
+        shards.popitem()[1][1].close()

@@ -137,9 +137,8 @@ def read_shards(pattern: str, index: Path | None = None) -> Shards:
     """
     shards = [read_shard(address, index) for address in shard_addresses(pattern)]
     if not any(shard.entries for shard in shards):
-        raise ManifestError(
-            pattern, "no sample with a medium and a caption", "KEY.jpg or KEY.mp4, with KEY.txt or KEY.json"
-        )
+        expected = "KEY.jpg or KEY.mp4, with KEY.txt or KEY.json"
+        raise ManifestError(pattern, "no sample with a medium and a caption", expected)
     incomplete = sum(shard.incomplete for shard in shards)
     notes = (f"{incomplete:,} samples lack an image, a video or a caption",) if incomplete else ()
     return Shards(ShardRows(shards), pattern, notes)

@@ -54,13 +54,11 @@ class SkippedClips:
             self._read(self.file)
         self.unreadable |= new
         if len(self.unreadable) > self.max_fraction * len(self.manifest):
-            first = next(iter(self.unreadable.values()))
-            raise VideoError(
-                self.manifest.source,
-                f"{len(self.unreadable)} of {len(self.manifest)} clips cannot be read, for instance: {first.reason}",
-                f"max_unreadable = {self.max_fraction:g} of the manifest",
-                "repair or remove them" + (f", then delete {self.file}, which lists them" if self.file else ""),
-            )
+            reason = next(iter(self.unreadable.values())).reason
+            found = f"{len(self.unreadable)} of {len(self.manifest)} clips cannot be read, for instance: {reason}"
+            hint = "repair or remove them" + (f", then delete {self.file}, which lists them" if self.file else "")
+            expected = f"max_unreadable = {self.max_fraction:g} of the manifest"
+            raise VideoError(self.manifest.source, found, expected, hint)
 
     def _read(self, file: Path) -> None:
         """Read the entries for this manifest that were added since the last call."""

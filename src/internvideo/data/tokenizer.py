@@ -30,7 +30,7 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
 WORD_PATTERN = r"(?i)<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 CACHE_SIZE = 16384
-"""Encodings kept, least recently used go first; only texts of up to `REMEMBERED_LENGTH` characters are kept."""
+"""Encodings kept, least recently used go first; only texts of up to `CACHED_TEXT_LENGTH` characters are kept."""
 CACHED_TEXT_LENGTH = 1024
 
 

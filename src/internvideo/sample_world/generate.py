@@ -138,18 +138,16 @@ def _init_folder(root: Path, settings: WorldSettings) -> None:
         if card.exists():
             actual = untrusted.read_json(card).get("fingerprint")
             if actual != expected:
-                raise RunError(
-                    root, f"contains another sample world ({actual})", expected, "choose another folder or its settings"
-                )
+                reason = f"contains another sample world ({actual})"
+                raise RunError(root, reason, expected, "choose another folder or its settings")
             for unfinished in root.glob("clips/*/.*.mp4"):  # left by a killed process
                 unfinished.unlink(missing_ok=True)
             return
         if root.exists() and (not root.is_dir() or any(not found.name.startswith(".") for found in root.iterdir())):
             raise RunError(root, "is not an empty folder", "a new or empty folder", "choose another one")
     except (OSError, ValueError, AttributeError) as error:
-        raise RunError(
-            card, f"cannot be read: {error}", "the world.json of a sample world", "choose another folder"
-        ) from error
+        accepted = "the world.json of a sample world"
+        raise RunError(card, f"cannot be read: {error}", accepted, "choose another folder") from error
     content = {
         "format": FORMAT,
         "version": VERSION,
@@ -187,9 +185,8 @@ def _write_all(
                 for future in as_completed(futures):
                     collect(futures[future], future.result())
             except BrokenProcessPool as error:
-                raise RunError(
-                    root, "a worker process was killed", "", "free memory or use fewer workers, then repeat"
-                ) from error
+                hint = "free memory or use fewer workers, then repeat"
+                raise RunError(root, "a worker process was killed", "", hint) from error
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise

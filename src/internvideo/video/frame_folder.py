@@ -157,9 +157,8 @@ class FrameFolder:
             except _CorruptImageError as error:
                 corrupt[index], reason = True, str(error)
         else:
-            raise fail(
-                self.path, f"not one of its {len(corrupt)} pictures can be decoded ({self._frames[-1].name}: {reason})"
-            )
+            found = f"not one of its {len(corrupt)} pictures can be decoded ({self._frames[-1].name}: {reason})"
+            raise fail(self.path, found)
         after = np.flatnonzero(np.diff(self._numbers) > 1)
         holes = np.stack([times[after] + 1 / self.fps, times[after + 1]], axis=1)
         damaged = [int(corrupt.argmax())] * bool(corrupt.any()) + (after[:1] + 1).tolist()

@@ -98,9 +98,8 @@ def _address(path: str, allow_urls: bool) -> tuple[str, str]:
     kind, mark, _ = path.partition("://")
     if mark and not os.path.exists(path):
         if not allow_urls:
-            raise fail(
-                path, "is an address; only files of this machine are opened", hint="allow it with allow_urls=True"
-            )
+            found = "is an address; only files of this machine are opened"
+            raise fail(path, found, hint="allow it with allow_urls=True")
         if kind.lower() not in PROTOCOLS:
             raise fail(path, f"addresses of the kind '{kind}' are not opened", hint="take " + ", ".join(PROTOCOLS))
         if kind.lower() != "file":

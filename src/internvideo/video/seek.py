@@ -166,11 +166,8 @@ class FrameSource(ABC):
             if 0 <= landed <= start:
                 self._packets, self._position = chain((packet,), source), landed
                 return
-        raise fail(
-            self.path,
-            "cannot seek to a key frame",
-            float(index.pts[start] * stream.time_base) - index.zero,
-        )
+        at = float(index.pts[start] * stream.time_base) - index.zero
+        raise fail(self.path, "cannot seek to a key frame", at)
 
     def _decode_in_order(self, wanted: list[int], deadline: Deadline) -> Iterator[tuple[int, Any]]:
         """Decode `wanted` (increasing) of a file that is not seekable: decode from its start and count frames."""

@@ -61,9 +61,8 @@ def resolve_backend(backend: str | None, path: object) -> str:
         where = "backend" if backend else ENVIRONMENT
         raise VideoError(where, f"'{name}'", ", ".join(BACKENDS))
     if name == "torchcodec" and isinstance(torchcodec_class(), str):
-        raise VideoError(
-            path, f"torchcodec cannot be loaded: {torchcodec_class()}", hint="install it and FFmpeg, or take 'pyav'"
-        )
+        found = f"torchcodec cannot be loaded: {torchcodec_class()}"
+        raise VideoError(path, found, hint="install it and FFmpeg, or take 'pyav'")
     return name
 
 

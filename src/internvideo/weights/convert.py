@@ -228,18 +228,13 @@ def _run(file: BinaryIO, target: BinaryIO, settings: dict[str, Any], source: Pat
     try:
         report: dict[str, Any] = untrusted.parse_json(done.stderr)
     except ValueError as error:
-        raise WeightsError(
-            source, f"cannot be read: the reading process ended with {done.returncode}", f"a {PICKLES} file"
-        ) from error
+        found = f"cannot be read: the reading process ended with {done.returncode}"
+        raise WeightsError(source, found, f"a {PICKLES} file") from error
     if "refused" in report:
         raise WeightsError(source, *report["refused"])
     if "memory" in report:
-        raise WeightsError(
-            source,
-            f"needs more than {settings['memory'] / 1e9:g} GB to read",
-            "",
-            "if you trust the file, give it more with --memory",
-        )
+        found = f"needs more than {settings['memory'] / 1e9:g} GB to read"
+        raise WeightsError(source, found, "", "if you trust the file, give it more with --memory")
     if report.get("errno") in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # of the output
         raise OSError(report["errno"], os.strerror(report["errno"]))
     if "errno" in report:

@@ -127,9 +127,8 @@ def push(
             api.create_branch(name, branch=revision, exist_ok=True)
         found = api.upload_folder(repo_id=name, folder_path=folder, revision=revision, commit_message=message)
     except (errors.HfHubHTTPError, OSError, ValueError, RuntimeError) as error:
-        raise WeightsError(
-            f"hf://{repository}", f"cannot be uploaded: {_first_line(error)}", "", "`hf auth login` with a write token"
-        ) from error
+        reason = f"cannot be uploaded: {_first_line(error)}"
+        raise WeightsError(f"hf://{repository}", reason, "", "`hf auth login` with a write token") from error
     return str(found.commit_url)
 
 

@@ -46,9 +46,8 @@ def _rotary(tensor: Tensor, model: nn.Module) -> tuple[Tensor, ...]:
     head = 2 * len(tensor)
     expected = 1.0 / 10000 ** (torch.arange(0, head, 2, device=tensor.device).float() / head)
     if not torch.allclose(tensor.float(), expected, rtol=1e-3, atol=1e-6):
-        raise WeightsError(
-            "rotary_emb.inv_freq", "other frequencies", "10000^(-2i/d)", "not a checkpoint of this decoder"
-        )
+        hint = "not a checkpoint of this decoder"
+        raise WeightsError("rotary_emb.inv_freq", "other frequencies", "10000^(-2i/d)", hint)
     return ()
 
 

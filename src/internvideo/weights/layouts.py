@@ -149,9 +149,8 @@ def as_model(layout: Layout, name: str, where: object = "state dict") -> Layout:
     if asked is None or found.build is not asked.build:
         pretrained = layout.model.endswith("-pretrain") and name.endswith("-classifier")
         hint = "likely cause: pretraining weights; ask for a fresh head with num_classes" if pretrained else ""
-        raise WeightsError(
-            where, f"{layout.name}, {layout.model}", name, hint or "likely cause: the file of another model"
-        )
+        advice = hint or "likely cause: the file of another model"
+        raise WeightsError(where, f"{layout.name}, {layout.model}", name, advice)
     config = configure(layout.model, layout.overrides)
     wanted = getattr(asked.config, "caption", None)
     if getattr(config, "caption", None) is not None and wanted is None and layout.family.plain is not None:

@@ -68,9 +68,8 @@ def read_checkpoint(file: BinaryIO, size: int) -> Checkpoint:
         return _zip(file, size)
     if head[:1] == b"\x80":
         return _legacy(file, size)
-    raise RefusedError(
-        "is no torch checkpoint" if size else "is empty", "a .pth, .pt, .bin or .ckpt file of torch.save"
-    )
+    found = "is no torch checkpoint" if size else "is empty"
+    raise RefusedError(found, "a .pth, .pt, .bin or .ckpt file of torch.save")
 
 
 def chunks(file: BinaryIO, start: int, size: int) -> Iterator[bytes]:
@@ -161,17 +160,15 @@ def _entries(file: BinaryIO, size: int) -> dict[str, tuple[int, int, int]]:
             raise RefusedError(f"its zip entry {shown} overlaps another one or lies about its size")
         free = start + info.compress_size
         if info.file_size > LARGEST_RATIO * info.compress_size:
-            raise RefusedError(
-                f"its zip entry {shown} unpacks to {info.file_size} bytes from {info.compress_size}: a bomb"
-            )
+            found = f"its zip entry {shown} unpacks to {info.file_size} bytes from {info.compress_size}: a bomb"
+            raise RefusedError(found)
         if info.compress_type == zipfile.ZIP_STORED:
             if info.file_size != info.compress_size:
                 raise RefusedError(f"its zip entry {shown} lies about its size")
             entries[name] = (start, info.file_size, info.CRC)
         elif name.count("/") == 1 or "/data/" in name:
-            raise RefusedError(
-                f"its zip entry {shown} is compressed", "tensors and pickles that are stored as they are"
-            )
+            expected = "tensors and pickles that are stored as they are"
+            raise RefusedError(f"its zip entry {shown} is compressed", expected)
     return entries
 
 

@@ -113,9 +113,8 @@ def _check_zero(content: object) -> None:
     parts = _mapping(content)
     optimizer = _mapping(parts.get("optimizer_state_dict"))
     if not parts.keys() & set(WRAPPERS) and {"zero_stage", "partition_count"} & optimizer.keys():
-        raise RefusedError(
-            "is one shard of DeepSpeed's optimizer (ZeRO), no model", "mp_rank_00_model_states.pt beside it", ZERO
-        )
+        found = "is one shard of DeepSpeed's optimizer (ZeRO), no model"
+        raise RefusedError(found, "mp_rank_00_model_states.pt beside it", ZERO)
     if "shadow_params" in parts and not any(isinstance(value, dict | Tensor) for value in parts.values()):
         raise RefusedError(
             "holds averaged parameters in a list (shadow_params), without names",
@@ -216,9 +215,8 @@ def check(file: BinaryIO, checkpoint: Checkpoint, tensors: dict[str, Tensor], si
             for piece in chunks(file, checkpoint.places[key], storage.size):
                 found = zlib.crc32(piece, found)
             if found != checkpoint.sums[key]:
-                raise RefusedError(
-                    f"the storage {printable(key)} is damaged: another checksum", "", "copy the file again"
-                )
+                found = f"the storage {printable(key)} is damaged: another checksum"
+                raise RefusedError(found, "", "copy the file again")
 
 
 def write(

@@ -122,7 +122,6 @@ def _inside(info: VideoInfo, sample: Sample) -> Indices:
     start, end = sample.span
     inside = info.within(start, end)
     if not len(inside):
-        raise VideoError(
-            info.path, f"no frame from {start:g} s to {end:g} s (sample '{sample.id}')", f"0 to {info.duration:.3f} s"
-        )
+        found = f"no frame from {start:g} s to {end:g} s (sample '{sample.id}')"
+        raise VideoError(info.path, found, f"0 to {info.duration:.3f} s")
     return inside

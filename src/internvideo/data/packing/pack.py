@@ -171,9 +171,8 @@ def _prepared(path: Path, rate: float | None, settings: PackSettings, temporary:
             constant_rate = not info.variable_rate and abs(float(info.times[0])) < 1e-6
             if not settings.transcodes or not constant_rate:
                 if path.is_dir():
-                    raise VideoError(
-                        path, "is a folder of frames", "", "give --short-side or --key-frames to encode it"
-                    )
+                    hint = "give --short-side or --key-frames to encode it"
+                    raise VideoError(path, "is a folder of frames", "", hint)
                 return _Prepared(path.read_bytes(), path.suffix[1:].lower() or "mp4", size=size)
             target = temporary / f"{os.getpid()}-{digest_of(os.fsencode(path))}.mp4"
             frames = iter_frames(video, np.arange(info.frames))
