@@ -21,7 +21,8 @@ _BOUNDS = {
 _SECONDS = frozenset(("time", "t", "s", "sec", "secs", "second", "seconds", "in"))
 _OTHER_TIMES = frozenset((
     "frame", "frames", "ms", "msec", "milliseconds", "min", "minute", "minutes", "hour", "hours", "pts", "timestamp",
-    "ts", "index", "idx", "gt", "temporal", "segment", "clip", "action", "event", "video", "window", "interval", "narration",
+    "ts", "index", "idx", "gt", "temporal", "segment", "clip", "action", "event", "video", "window", "interval",
+    "narration",
 ))  # fmt: skip
 _GLUED = re.compile(rf"({'|'.join(word for words in _BOUNDS.values() for word in words)})(\w{{2,}})")
 """Words without a separator: starttime, endsec."""

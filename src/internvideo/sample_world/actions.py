@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from itertools import pairwise
 from types import MappingProxyType
 
@@ -80,18 +81,6 @@ def _line(track: Track, u: Array, rng: Rng, cell: Cell, dx: float, dy: float) ->
     track.y[:] = cell.y + middle[1] + across * (dy == 0) + travel * dy / length * (u - 0.5)
 
 
-def _sideways(track: Track, u: Array, rng: Rng, cell: Cell) -> None:
-    _line(track, u, rng, cell, 1, 0)
-
-
-def _upwards(track: Track, u: Array, rng: Rng, cell: Cell) -> None:
-    _line(track, u, rng, cell, 0, -1)
-
-
-def _up_right(track: Track, u: Array, rng: Rng, cell: Cell) -> None:
-    _line(track, u, rng, cell, 1, -1)
-
-
 def _grow(track: Track, u: Array, rng: Rng, cell: Cell) -> None:
     track.scale[:] = rng.uniform(0.9, 1.1) * rng.uniform(2.0, 2.6) ** (u - 0.5)
 
@@ -159,14 +148,6 @@ def _bounce(track: Track, u: Array, rng: Rng, cell: Cell, times: int) -> None:
     track.y[:] = cell.y + top + height * fallen**2
 
 
-def _bounce_once(track: Track, u: Array, rng: Rng, cell: Cell) -> None:
-    _bounce(track, u, rng, cell, 1)
-
-
-def _bounce_twice(track: Track, u: Array, rng: Rng, cell: Cell) -> None:
-    _bounce(track, u, rng, cell, 2)
-
-
 def _shake(track: Track, u: Array, rng: Rng, cell: Cell) -> None:
     waves, size, phase = rng.uniform(3.0, 4.0), rng.uniform(0.06, 0.08), rng.uniform(0, 2 * np.pi)
     moving = (u > 0) & (u < 1)
@@ -190,21 +171,6 @@ def _zigzag(track: Track, u: Array, rng: Rng, cell: Cell) -> None:
     track.y[:] += size * (4 * np.abs(np.mod(waves * (u - 0.5) + phase, 1.0) - 0.5) - 1)
 
 
-def _grow_turning(track: Track, u: Array, rng: Rng, cell: Cell) -> None:
-    _grow(track, u, rng, cell)
-    _turn(track, u, rng, cell)
-
-
-def _open_rising(track: Track, u: Array, rng: Rng, cell: Cell) -> None:
-    _open(track, u, rng, cell)
-    _upwards(track, u, rng, cell)
-
-
-def _colour_sideways(track: Track, u: Array, rng: Rng, cell: Cell) -> None:
-    _colour(track, u, rng, cell)
-    _sideways(track, u, rng, cell)
-
-
 def _swing(track: Track, u: Array, rng: Rng, cell: Cell) -> None:
     waves, size, phase = rng.uniform(1.6, 2.2), rng.uniform(0.9, 1.2), rng.uniform(0, 2 * np.pi)
     track.angle[:] += size * np.sin(2 * np.pi * waves * (u - 0.5) + phase)
@@ -219,6 +185,16 @@ def _stretch(track: Track, u: Array, rng: Rng, cell: Cell) -> None:
     track.angle[:] = rng.uniform(-0.2, 0.2)
     track.squash[:] = rng.uniform(2.6, 3.4) ** (u - 0.5)
 
+
+def _both(first: Motion, second: Motion) -> Motion:
+    def motion(track: Track, u: Array, rng: Rng, cell: Cell) -> None:
+        first(track, u, rng, cell)
+        second(track, u, rng, cell)
+
+    return motion
+
+
+_sideways, _upwards, _up_right = partial(_line, dx=1, dy=0), partial(_line, dx=0, dy=-1), partial(_line, dx=1, dy=-1)
 
 BALL_RADIUS = 0.085
 
@@ -250,8 +226,8 @@ _TRAINED: tuple[Action, ...] = (
     *_pair("hitting the ball", "being hit by the ball", _hit),
     *_pair("gaining colour", "losing colour", _colour, "look"),
     *_pair("circling clockwise", "circling anticlockwise", _circle),
-    Action("bouncing once", _bounce_once),
-    Action("bouncing twice", _bounce_twice),
+    Action("bouncing once", partial(_bounce, times=1)),
+    Action("bouncing twice", partial(_bounce, times=2)),
     Action("shaking", _shake),
     Action("blinking", _blink, channel="look"),
     Action("standing still", _still, channel="still"),
@@ -259,9 +235,11 @@ _TRAINED: tuple[Action, ...] = (
 )
 _NEVER_TRAINED: tuple[Action, ...] = (
     *_pair("moving up and to the right", "moving down and to the left", _up_right),
-    *_pair("growing and turning clockwise", "shrinking and turning anticlockwise", _grow_turning, "size"),
-    *_pair("opening and moving up", "closing and moving down", _open_rising),
-    *_pair("gaining colour and moving left to right", "losing colour and moving right to left", _colour_sideways),
+    *_pair("growing and turning clockwise", "shrinking and turning anticlockwise", _both(_grow, _turn), "size"),
+    *_pair("opening and moving up", "closing and moving down", _both(_open, _upwards)),
+    *_pair(
+        "gaining colour and moving left to right", "losing colour and moving right to left", _both(_colour, _sideways)
+    ),
 )
 _FAR: tuple[Action, ...] = (
     *_pair("stretching", "flattening", _stretch, "size"),

@@ -9,20 +9,27 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from internvideo.errors import RecipeError
+from internvideo.errors import RecipeError, RunError
 from internvideo.sample_world.actions import ACTIONS, CATALOGUE, FAR_CLASSES, HELD_OUT_CLASSES, Cell, Part
 from internvideo.sample_world.backgrounds import PLACES
 from internvideo.sample_world.language import Facts
 from internvideo.sample_world.scene import COLORS, SHAPES, TEXTURES, Actor, Look, Scene, actor_boxes, render
+from internvideo.system import cores
 from internvideo.video.writer import write_video
+
+Chunk = TypeVar("Chunk")
+Result = TypeVar("Result")
 
 RADII: Mapping[str, float] = MappingProxyType({"small": 0.15, "large": 0.195})
 _SPLITS = ("train", "validation", "test", "zero_shot", "long", "far")
@@ -233,7 +240,36 @@ def write_clips(folder: Path, settings: WorldSettings, jobs: Sequence[tuple[str,
     return boxes_by_clip
 
 
-def start_worker() -> None:
+def in_processes(
+    work: Callable[[Chunk], Result], chunks: Sequence[Chunk], workers: int | None, *, alone: bool, where: Path
+) -> Iterator[tuple[Chunk, Result]]:
+    """Yield each chunk with the result of `work`, as it is completed by a pool of processes.
+
+    Args:
+        work: a function that can be pickled. workers: number of processes, None for one per core.
+        alone: work in this process, where starting others would take longer. where: folder for error messages.
+
+    Raises:
+        RunError: a process was killed.
+    """
+    count = min(workers or cores(), len(chunks))
+    if count <= 1 or alone:
+        yield from ((chunk, work(chunk)) for chunk in chunks)
+        return
+    with ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _start_worker) as pool:
+        futures = {pool.submit(work, chunk): chunk for chunk in chunks}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BrokenProcessPool as error:
+            hint = "free memory or use fewer workers, then repeat"
+            raise RunError(where, "a worker process was killed", "", hint) from error
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _start_worker() -> None:
     """Set up a worker process: ignore SIGINT, which the parent handles, and exit when the parent dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()

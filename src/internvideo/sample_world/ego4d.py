@@ -17,10 +17,8 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,11 +29,10 @@ from tqdm import tqdm
 
 from internvideo.data.manifest import Box, Sample, write_manifest
 from internvideo.errors import RunError
-from internvideo.sample_world.clips import WorldSettings, start_worker
+from internvideo.sample_world.clips import WorldSettings, in_processes
 from internvideo.sample_world.reaching import HANDS, NOUNS, VERBS, Reach, plan_reach
 from internvideo.sample_world.scene import actor_boxes, render
 from internvideo.storage import alone_in, write_text
-from internvideo.system import cores
 from internvideo.video.writer import write_video
 
 Floats = NDArray[np.float64]
@@ -73,10 +70,8 @@ def generate_reaches(
             reach = _plan(settings, number)
             rows["hands"].append(_hands_row(reach, boxes[number], settings.fps))
             rows["actions"].append(_action_row(reach, settings.fps))
-            for name, frames in (
-                ("contact", _contact_frames(reach, settings)),
-                ("change", _change_frames(reach, settings)),
-            ):
+            key_frames = {"contact": _contact_frames(reach, settings), "change": _change_frames(reach, settings)}
+            for name, frames in key_frames.items():
                 for frame in frames:
                     row = _frame_row(name, reach, frame, boxes[number], settings)
                     rows[name].append(row)
@@ -130,23 +125,13 @@ def _write(root: Path, settings: WorldSettings, numbers: Sequence[int]) -> list[
 
 def _write_all(root: Path, settings: WorldSettings, count: int, workers: int | None, progress: bool) -> list[Floats]:
     chunks = [range(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
-    processes = min(workers or cores(), len(chunks))
-    work = partial(_write, root, settings)
-    clip_boxes: list[Floats] = []
+    boxes: dict[int, list[Floats]] = {}
     with tqdm(total=count, desc="reaching clips", unit="clip", disable=None if progress else True) as bar:
-
-        def collect(boxes: list[Floats]) -> None:
-            clip_boxes.extend(boxes)
-            bar.update(len(boxes))
-
-        if processes <= 1 or len(chunks) < 4:  # starting processes would take longer
-            for chunk in chunks:
-                collect(work(chunk))
-            return clip_boxes
-        with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), start_worker) as pool:
-            for boxes in pool.map(work, chunks):
-                collect(boxes)
-    return clip_boxes
+        work, alone = partial(_write, root, settings), len(chunks) < 4
+        for chunk, found in in_processes(work, chunks, workers, alone=alone, where=root):
+            boxes[chunk.start] = found
+            bar.update(len(chunk))
+    return [clip_boxes for start in sorted(boxes) for clip_boxes in boxes[start]]
 
 
 def _row(reach: Reach, name: str, **fields: Any) -> Sample:
@@ -184,9 +169,8 @@ def _action_row(reach: Reach, fps: int) -> Sample:
 def _contact_frames(reach: Reach, settings: WorldSettings) -> list[int]:
     """Sample two key frames before the contact, while the hand moves towards the object."""
     rng = np.random.default_rng((*reach.scene.seed, 2000))
-    return [
-        reach.contact - round(seconds * settings.fps) for seconds in (rng.uniform(0.8, 1.5), rng.uniform(0.25, 0.8))
-    ]
+    ahead = (rng.uniform(0.8, 1.5), rng.uniform(0.25, 0.8))
+    return [reach.contact - round(seconds * settings.fps) for seconds in ahead]
 
 
 def _change_frames(reach: Reach, settings: WorldSettings) -> list[int]:

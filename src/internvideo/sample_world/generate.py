@@ -21,12 +21,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -43,8 +41,8 @@ from internvideo.sample_world.clips import (
     classes_of,
     clip_path,
     held_out,
+    in_processes,
     plan,
-    start_worker,
     write_clips,
 )
 from internvideo.sample_world.language import (
@@ -58,7 +56,6 @@ from internvideo.sample_world.language import (
 from internvideo.sample_world.queries import described_moments
 from internvideo.sample_world.scene import render
 from internvideo.storage import alone_in, write_text
-from internvideo.system import cores
 
 __all__ = [
     "ACTIONS", "HELD_OUT_CLASSES", "REVERSE_OF", "TIME_DIRECTED", "WorldSettings", "fingerprint", "generate",
@@ -111,9 +108,8 @@ def generate(
         rows: dict[str, list[Sample]] = {split: [] for split, count in settings.counts.items() if count}
         for split, number in jobs:
             clip = plan(settings, split, number)
-            rows[split].append(
-                _long_row(settings, clip, boxes) if split == "long" else _short_row(settings, split, clip)
-            )
+            row = _long_row(settings, clip, boxes) if split == "long" else _short_row(settings, split, clip)
+            rows[split].append(row)
         rows["open_set"] = [_open_set_row(row, "known") for row in rows["test"]]
         rows["open_set"] += [_open_set_row(row, "near") for row in rows["zero_shot"]]
         rows["open_set"] += [_open_set_row(row, "far") for row in rows.pop("far")]
@@ -148,12 +144,7 @@ def _init_folder(root: Path, settings: WorldSettings) -> None:
     except (OSError, ValueError, AttributeError) as error:
         accepted = "the world.json of a sample world"
         raise RunError(card, f"cannot be read: {error}", accepted, "choose another folder") from error
-    content = {
-        "format": FORMAT,
-        "version": VERSION,
-        "fingerprint": expected,
-        "settings": asdict(settings),
-    }
+    content = {"format": FORMAT, "version": VERSION, "fingerprint": expected, "settings": asdict(settings)}
     write_text(card, json.dumps(content, indent=1) + "\n")
 
 
@@ -165,31 +156,13 @@ def _write_all(
     single = [[job] for job in todo if job[0] == "long"]
     rest = [job for job in todo if job[0] != "long"]
     chunks = [*single, *(rest[start : start + _CHUNK] for start in range(0, len(rest), _CHUNK))]
-    count = min(workers or cores(), len(chunks))
     frames = sum(plan(settings, *job).scene.frames for job in todo)  # videos differ in length: progress counts frames
     long_boxes: dict[str, tuple[SeenActor, ...]] = {}
     with tqdm(total=frames, desc="sample world", unit="frame", disable=None if progress else True) as bar:
-
-        def collect(chunk: Sequence[Job], boxes: Sequence[tuple[SeenActor, ...]]) -> None:
-            names = [f"{split}_{number}" for split, number in chunk]
-            long_boxes.update(zip(names, boxes, strict=True))
+        work, alone = partial(write_clips, root, settings), len(todo) < 4 * _CHUNK
+        for chunk, found in in_processes(work, chunks, workers, alone=alone, where=root):
+            long_boxes.update(zip((f"{split}_{number}" for split, number in chunk), found, strict=True))
             bar.update(sum(plan(settings, *job).scene.frames for job in chunk))
-
-        if count <= 1 or len(todo) < 4 * _CHUNK:  # starting processes would take longer
-            for chunk in chunks:
-                collect(chunk, write_clips(root, settings, chunk))
-            return long_boxes
-        with ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), start_worker) as pool:
-            futures = {pool.submit(write_clips, root, settings, chunk): chunk for chunk in chunks}
-            try:
-                for future in as_completed(futures):
-                    collect(futures[future], future.result())
-            except BrokenProcessPool as error:
-                hint = "free memory or use fewer workers, then repeat"
-                raise RunError(root, "a worker process was killed", "", hint) from error
-            except BaseException:
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
     return long_boxes
 
 
@@ -234,14 +207,13 @@ def _long_row(settings: WorldSettings, clip: Clip, boxes: dict[str, tuple[SeenAc
         segments=tuple(
             Segment(start=round(start, 4), end=round(end, 4), label=label) for start, end, label in segments
         ),
-        boxes=tuple(
-            Box(
-                time=round(box.time, 4), actor=box.actor,
-                x1=box.corners[0], y1=box.corners[1], x2=box.corners[2], y2=box.corners[3],
-                labels=tuple(classes.index(name) for name in box.actions if name in classes),
-            )
-            for box in boxes[f"long_{number}"]
-        ),
+        boxes=tuple(_box(one, classes) for one in boxes[f"long_{number}"]),
         split="test" if number % 3 == 2 else "train",
         attributes={"place": clip.scene.place, "actors": str(len(clip.scene.actors))},
-    )  # fmt: skip
+    )
+
+
+def _box(seen: SeenActor, classes: Sequence[str]) -> Box:
+    x1, y1, x2, y2 = seen.corners
+    labels = tuple(classes.index(name) for name in seen.actions if name in classes)
+    return Box(time=round(seen.time, 4), actor=seen.actor, x1=x1, y1=y1, x2=x2, y2=y2, labels=labels)

@@ -39,20 +39,13 @@ def described_moments(clip: Clip, fps: int, split: str) -> tuple[Sample, ...]:
                     continue
                 without_actor = without_actor and counts[name] == 1
                 text = _sentence(OF_ACTION if without_actor else OF_ACTOR, form, look, name, rng)
-                start, end = round(part.start / fps, 4), round((part.stop + 1) / fps, 4)
                 attributes = {"clip_uid": clip.name, "annotation_uid": clip.name, "query_idx": str(len(rows))}
                 attributes |= {"template": "action" if without_actor else "actor", "asks": name}
-                rows.append(
-                    Sample(
-                        id=f"{clip.name}_0_{len(rows)}",
-                        path=clip_path(clip),
-                        captions=(text,),
-                        segments=(Segment(start=start, end=end, label=0),),
-                        split=split,
-                        group=clip.name,
-                        attributes=attributes,
-                    )
-                )
+                segment = Segment(start=round(part.start / fps, 4), end=round((part.stop + 1) / fps, 4), label=0)
+                rows.append(Sample(
+                    id=f"{clip.name}_0_{len(rows)}", path=clip_path(clip), captions=(text,), segments=(segment,),
+                    split=split, group=clip.name, attributes=attributes,
+                ))  # fmt: skip
     return tuple(rows)
 
 

@@ -82,29 +82,15 @@ def _outline(shape: str) -> NDArray[np.float32]:
         "triangle": np.array([[np.cos(a), np.sin(a)] for a in -np.pi / 2 + np.arange(3) * 2 * np.pi / 3]),
         "star": np.array([[np.cos(a), np.sin(a)] for a in up]) * np.array([1.0, 0.45] * 5)[:, None],
         "cross": np.array(
-            [
-                [-1, -3],
-                [1, -3],
-                [1, -1],
-                [3, -1],
-                [3, 1],
-                [1, 1],
-                [1, 3],
-                [-1, 3],
-                [-1, 1],
-                [-3, 1],
-                [-3, -1],
-                [-1, -1],
-            ],
-            float,
+            [[-1, -3], [1, -3], [1, -1], [3, -1], [3, 1], [1, 1], [1, 3], [-1, 3], [-1, 1], [-3, 1], [-3, -1],
+             [-1, -1]], float,
         ),
-    }
+    }  # fmt: skip
     if shape in corners:
         points = corners[shape]
         steps = np.linspace(0, 1, 400, endpoint=False)[:, None]
-        curve = np.concatenate(
-            [a * (1 - steps) + b * steps for a, b in zip(points, np.roll(points, -1, axis=0), strict=True)]
-        )
+        edges = zip(points, np.roll(points, -1, axis=0), strict=True)
+        curve = np.concatenate([a * (1 - steps) + b * steps for a, b in edges])
     elif shape == "heart":
         x = 16 * np.sin(turn) ** 3
         y = 13 * np.cos(turn) - 5 * np.cos(2 * turn) - 2 * np.cos(3 * turn) - np.cos(4 * turn)
