@@ -114,20 +114,14 @@ def frame_rate(stream: Any) -> float:
 
 def time_zero(container: Any, stream: Any, first: float) -> float:
     """Return the time stamp (s) of time 0, given that of the first frame."""
-    audio_starts = [
-        float(other.start_time * other.time_base) for other in container.streams.audio if _has_start_time(other)
-    ]
-    earliest = min(audio_starts, default=first)
+    with_start = [audio for audio in container.streams.audio if audio.start_time is not None and audio.time_base]
+    earliest = min((float(audio.start_time * audio.time_base) for audio in with_start), default=first)
     starts_with_video = earliest >= first - LEAD or (_may_be_spliced(container) and earliest < first - SPLICE_AHEAD)
     return first if starts_with_video else earliest
 
 
 def _may_be_spliced(container: Any) -> bool:
     return bool(container.format.flags & av.format.Flags.ts_discont.value)
-
-
-def _has_start_time(stream: Any) -> bool:
-    return stream.start_time is not None and bool(stream.time_base)
 
 
 def end_of(times: NDArray[np.float64], duration: float, step: float) -> float:

@@ -110,12 +110,8 @@ def deinterlace(frame: Any) -> Any:
         return frame
     graph = Graph()
     graph.threads = 1
-    source = graph.add_buffer(
-        width=frame.width,
-        height=frame.height,
-        format=frame.format,
-        time_base=frame.time_base or Fraction(1, 25),
-    )
+    base = frame.time_base or Fraction(1, 25)
+    source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=base)
     graph.link_nodes(source, graph.add("w3fdif", "mode=frame:deint=all"), graph.add("buffersink")).configure()
     graph.vpush(frame)
     graph.vpush(None)
@@ -170,17 +166,9 @@ class FirstFrame(NamedTuple):
 
 def first_frame(frame: Any) -> FirstFrame:
     """Return the properties of a decoded frame, without a reference to it."""
-    colors = (frame.colorspace, frame.color_range)
-    kind = KINDS.get(frame.color_trc, "")
-    return FirstFrame(
-        frame.width,
-        frame.height,
-        frame.format.name,
-        colors,
-        *orientation(frame),
-        frame.interlaced_frame,
-        kind,
-    )
+    size, colors = (frame.width, frame.height), (frame.colorspace, frame.color_range)
+    interlaced, hdr = frame.interlaced_frame, KINDS.get(frame.color_trc, "")
+    return FirstFrame(*size, frame.format.name, colors, *orientation(frame), interlaced, hdr)
 
 
 def upright(frames: NDArray[np.uint8], rotation: int, mirrored: bool) -> NDArray[np.uint8]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from internvideo.errors import VideoError
 from internvideo.video.opening import open_file, reason_of
-from internvideo.video.reader import BUDGET, Video, VideoInfo
+from internvideo.video.reader import BUDGET, Video
 from internvideo.video.sequential import iter_frames
 from internvideo.video.writer import open_output, write_video
 
@@ -43,7 +43,8 @@ def cut(path: str | os.PathLike[str], target: Path, start: float, end: float) ->
             copied = info.codec in COPIED_VIDEO and int(indices[0]) in video.key_frames.tolist() and not info.rotation
             encoded = Path(folder) / "pictures.mp4"
             if not copied:
-                write_video(encoded, _pictures(video, indices), _rate(info), crf=20)
+                rate = min(max(info.fps, 1.0), 120.0)
+                write_video(encoded, _pictures(video, indices, rate), rate, crf=20)
         span = float(info.times[indices[0]]), end
         pictures = (source, span, info.start) if copied else (str(encoded), (0.0, np.inf), 0.0)
         whole = Path(folder) / "whole.mp4"
@@ -58,14 +59,10 @@ def cut(path: str | os.PathLike[str], target: Path, start: float, end: float) ->
     return copied
 
 
-def _rate(info: VideoInfo) -> float:
-    return min(max(info.fps, 1.0), 120.0)
-
-
-def _pictures(video: Video, indices: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
+def _pictures(video: Video, indices: NDArray[np.int64], rate: float) -> Iterator[NDArray[np.uint8]]:
     """Yield the frames, at a constant rate, with even sides."""
     times = video.info.times[indices]
-    steps = np.arange(times[0], times[-1] + 1e-6, 1 / _rate(video.info)) + 1e-3
+    steps = np.arange(times[0], times[-1] + 1e-6, 1 / rate) + 1e-3
     wanted = indices[np.searchsorted(times, steps, side="right") - 1]
     counts = dict(zip(*np.unique(video.replace_damaged(wanted, skipped=True), return_counts=True), strict=True))
     for count, frame in zip(counts.values(), iter_frames(video, np.array(list(counts))), strict=True):

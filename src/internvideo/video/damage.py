@@ -70,12 +70,12 @@ def corrupt_frames(
         from_start: treat the frames before the first key frame as damaged as well.
     """
     corrupt = np.zeros(len(packet_numbers), np.bool_)
-    faults = sorted(damaged)
-    tainted, fault, after_key = from_start, -1, -1
+    pending = sorted(damaged)
+    tainted, last_damaged, after_key = from_start, -1, -1
     for index in np.argsort(packet_numbers, kind="stable").tolist():
-        while faults and faults[0] <= packet_numbers[index]:
-            tainted, fault = True, faults.pop(0)
-        if tainted and keys[index] and packet_numbers[index] > fault:
+        while pending and pending[0] <= packet_numbers[index]:
+            tainted, last_damaged = True, pending.pop(0)
+        if tainted and keys[index] and packet_numbers[index] > last_damaged:
             # Frames that follow the key frame but are displayed before it reference the previous GOP.
             tainted, after_key = False, index
         corrupt[index] = tainted or index < after_key

@@ -100,9 +100,8 @@ def frame_names(folder: str, names: Iterable[str]) -> tuple[list[str], NDArray[n
         raise fail(folder, f"holds two pictures with one number, {frames[repeated][1]} and {frames[repeated + 1][1]}")
     missing = int(numbers[-1] - numbers[0]) + 1 - len(frames)
     if missing and missing >= len(frames) - 1:
-        reason = (
-            f"holds {len(frames)} pictures with numbers from {numbers[0]} to {numbers[-1]}, most of which are missing"
-        )
+        first, last = numbers[0], numbers[-1]
+        reason = f"holds {len(frames)} pictures with numbers from {first} to {last}, most of which are missing"
         raise fail(folder, reason, hint="number the frames one after another")
     return [name for _, name in frames], numbers
 
@@ -165,16 +164,9 @@ class FrameFolder:
         num_before_damage = min(damaged, default=2**62)
         damage_reason = f"a picture is damaged or missing behind frame {num_before_damage - 1}" if damaged else ""
         return Index(
-            times,
-            end,
-            0.0,
-            first,
-            seekable=False,
-            corrupt=corrupt,
-            holes=holes,
-            num_before_damage=num_before_damage,
-            damage_reason=damage_reason,
-        )
+            times, end, 0.0, first, seekable=False, corrupt=corrupt, holes=holes,
+            num_before_damage=num_before_damage, damage_reason=damage_reason,
+        )  # fmt: skip
 
     def decoded_frames(self, wanted: list[int], index: Index, deadline: Deadline) -> Iterator[tuple[int, Any]]:
         """Yield (frame index, decoded frame) of `wanted`, in increasing order.
@@ -191,9 +183,8 @@ class FrameFolder:
             except _CorruptImageError as error:
                 index.corrupt[frame_index] = True
                 at, name = index.times[frame_index], self._frames[frame_index].name
-                damage = damage or DamageError(
-                    self.path, f"frame {frame_index} ({name}) is damaged at {at:.3f} s: {error}"
-                )
+                reason = f"frame {frame_index} ({name}) is damaged at {at:.3f} s: {error}"
+                damage = damage or DamageError(self.path, reason)
                 continue
             if damage is not None:
                 continue
@@ -203,16 +194,12 @@ class FrameFolder:
             raise damage
 
     def _check_consistent(self, properties: Any, index: Index, frame_index: int) -> None:
-        first = index.first
+        first, frame = index.first, f"frame {frame_index} ({self._frames[frame_index].name})"
         if (properties.width, properties.height) != (first.width, first.height):
-            name, sizes = (
-                self._frames[frame_index].name,
-                f"{properties.width} x {properties.height}, not {first.width} x {first.height}",
-            )
-            raise fail(self.path, f"frame {frame_index} ({name}) is {sizes} as the first", hint="bring all to one size")
+            sizes = f"{properties.width} x {properties.height}, not {first.width} x {first.height}"
+            raise fail(self.path, f"{frame} is {sizes} as the first", hint="bring all to one size")
         if (properties.rotation, properties.mirrored) != (first.rotation, first.mirrored):
-            name = self._frames[frame_index].name
-            raise fail(self.path, f"frame {frame_index} ({name}) is turned in another way (EXIF) than the first")
+            raise fail(self.path, f"{frame} is turned in another way (EXIF) than the first")
 
     def _decode(self, frame_index: int) -> Any:
         """Decode one image. Raises _CorruptImageError; VideoError where the file changed since it was listed."""

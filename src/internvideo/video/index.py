@@ -128,14 +128,10 @@ class Index:
         if count == len(self.times):
             return self
         return replace(
-            self,
-            times=self.times[:count],
-            end=float(self.times[count]),
-            corrupt=self.corrupt[:count],
-            holes=self.holes[:0],
-            frame_cache=None if self.frame_cache is None else self.frame_cache[:count],
+            self, times=self.times[:count], end=float(self.times[count]), corrupt=self.corrupt[:count],
+            holes=self.holes[:0], frame_cache=None if self.frame_cache is None else self.frame_cache[:count],
             truncation_reason=self.damage_reason,
-        )
+        )  # fmt: skip
 
     @property
     def nbytes(self) -> int:

@@ -13,7 +13,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple
 
 import av
@@ -98,9 +97,7 @@ class LiveVideo:
     def __enter__(self) -> LiveVideo:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -127,11 +124,11 @@ class LiveVideo:
             self._file = os.fdopen(os.dup(sys.stdin.fileno()), "rb", buffering=0)
             return self._pipe(self._file)
         if name.partition(":")[0] == "camera":
-            return self._camera(*_camera(name))
+            return self._opened("camera", *_camera(name))
         if "://" in name:
             if not allow_urls:
                 raise fail(name, "is an address; only local sources are opened", hint="allow it with allow_urls")
-            return self._address(name)
+            return self._opened("address", name, analyzeduration="1000000")
         try:
             mode = os.stat(name).st_mode
             if stat.S_ISFIFO(mode):
@@ -140,24 +137,15 @@ class LiveVideo:
         except (OSError, ValueError) as error:
             raise fail(name, f"cannot be opened: {reason_of(error)}") from error
         if stat.S_ISCHR(mode):
-            return self._camera(CAMERAS.get(sys.platform, CAMERAS["linux"])[0], name)
+            return self._opened("camera", name, CAMERAS.get(sys.platform, CAMERAS["linux"])[0])
         self.kind = "file"
         return open_file(name, allow_urls=False, threads=1, seconds=120.0)
 
     def _pipe(self, file: BinaryIO) -> tuple[Any, Any]:
-        self.kind = "pipe"
-        return self._opened(file, {"format_whitelist": FORMAT_WHITELIST, "analyzeduration": "1000000"})
+        return self._opened("pipe", file, format_whitelist=FORMAT_WHITELIST, analyzeduration="1000000")
 
-    def _camera(self, form: str, name: str) -> tuple[Any, Any]:
-        self.kind = "camera"
-        return self._opened(name, {}, form)
-
-    def _address(self, name: str) -> tuple[Any, Any]:
-        self.kind = "address"
-        return self._opened(name, {"analyzeduration": "1000000"})
-
-    def _opened(self, what: Any, options: dict[str, str], form: str | None = None) -> tuple[Any, Any]:
-        timeout = None if self.kind == "pipe" else self._timeout
+    def _opened(self, kind: str, what: Any, form: str | None = None, **options: str) -> tuple[Any, Any]:
+        self.kind, timeout = kind, None if kind == "pipe" else self._timeout
         try:
             container = av.open(
                 what, format=form, options={"max_pixels": str(MAX_PIXELS), **options}, metadata_errors="replace",
@@ -294,9 +282,9 @@ class LiveVideo:
 
 
 def _camera(name: str) -> tuple[str, str]:
-    """Return FFmpeg's (format, name) of "camera" or "camera:N"."""
+    """Return FFmpeg's (name, format) of "camera" or "camera:N"."""
     which = name.partition(":")[2] or "0"
     if sys.platform not in CAMERAS:
         raise fail(name, f"no cameras are known on {sys.platform}", hint="name a pipe or a file")
     form, pattern = CAMERAS[sys.platform]
-    return form, pattern.format(which)
+    return pattern.format(which), form

@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import replace
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -136,9 +135,7 @@ class Video(FrameSource):
     def __enter__(self) -> Video:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -217,16 +214,17 @@ class Video(FrameSource):
     def _frames(self, wanted: NDArray[np.int64]) -> NDArray[np.uint8]:
         self.check_indices(wanted)
         torchcodec, deadline = self._torchcodec, Deadline(self.path, self._budget)
-        from_torchcodec = (
-            torchcodec.frames(wanted) if torchcodec is not None and torchcodec.can_decode(wanted) else None
-        )
+        if torchcodec is None or not torchcodec.can_decode(wanted):
+            self.decoder = "pyav"
+            return self._decode_with_pyav(wanted, deadline)
+        from_torchcodec = torchcodec.frames(wanted)
         deadline.check()
-        if torchcodec is not None and from_torchcodec is not None and torchcodec.is_verified:
+        if from_torchcodec is not None and torchcodec.is_verified:
             self.decoder = "torchcodec"
             return from_torchcodec
         self.decoder = "pyav"
         from_pyav = self._decode_with_pyav(wanted, deadline)
-        if torchcodec is not None and from_torchcodec is not None:
+        if from_torchcodec is not None:
             torchcodec.compare(from_torchcodec, from_pyav)
         return from_pyav
 
@@ -287,11 +285,8 @@ class Video(FrameSource):
         wanted = self.damage == "repeat" or (skipped and self.damage == "skip")
         # Indices out of range are reported by `check_indices`.
         inside = len(indices) and indices.min() >= 0 and indices.max() < self.info.frames
-        return (
-            replacement_indices(self._index.corrupt, indices)
-            if wanted and inside and self._index.corrupt.any()
-            else indices
-        )
+        corrupt = self._index.corrupt
+        return replacement_indices(corrupt, indices) if wanted and inside and corrupt.any() else indices
 
     def is_missing(self, indices: Indices) -> NDArray[np.bool_]:
         """Return which of `indices` are known to be damaged or are out of range."""
@@ -352,5 +347,4 @@ class Video(FrameSource):
             raise fail(self.path, found, info.duration)
         corrupt = self._index.corrupt[wanted]
         if corrupt.any():
-            index = int(wanted[np.argmax(corrupt)])
-            raise self._damage_error(index)
+            raise self._damage_error(int(wanted[np.argmax(corrupt)]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -67,26 +67,29 @@ def decode_in_order(
         errors.add(number + 1, reason_of(error))
 
 
+class DecodeError(NamedTuple):
+    """A packet that could not be decoded: its number, the reason, and how many frames had been decoded before."""
+
+    packet: int
+    reason: str
+    num_decoded: int
+
+
 class DecodeErrors:
-    """Packets that could not be decoded: numbers, reasons, and how many frames had been decoded before."""
+    """Packets that could not be decoded, and the number of frames decoded so far."""
 
     def __init__(self) -> None:
-        self.packet_numbers: list[int] = []
-        self.reasons: list[str] = []
-        self.num_decoded_before: list[int] = []
+        self.packets: list[DecodeError] = []
         self.num_decoded = 0
 
     def add(self, number: int, reason: str) -> None:
         """Add one."""
-        self.packet_numbers.append(number)
-        self.reasons.append(reason)
-        self.num_decoded_before.append(self.num_decoded)
+        self.packets.append(DecodeError(number, reason, self.num_decoded))
 
     def remove_packet_losses(self, number: int) -> None:
         """Remove the packet losses from packet `number` on: another recording starts after them."""
-        while self.packet_numbers and self.packet_numbers[-1] >= number and self.reasons[-1] == PACKET_LOSS:
-            for column in (self.packet_numbers, self.reasons, self.num_decoded_before):
-                column.pop()
+        while self.packets and self.packets[-1].packet >= number and self.packets[-1].reason == PACKET_LOSS:
+            self.packets.pop()
 
 
 class _Scan:
@@ -108,9 +111,8 @@ class _Scan:
             self.first = frame
             predicted = (PictureType.P, PictureType.B, PictureType.S)
             self.starts_without_key = not frame.key_frame and frame.pict_type in predicted
-        number = (
-            frame.opaque if isinstance(frame.opaque, int) else self.packet_numbers[-1] if self.packet_numbers else 0
-        )
+        previous = self.packet_numbers[-1] if self.packet_numbers else 0
+        number = frame.opaque if isinstance(frame.opaque, int) else previous
         self.times.append(self._clock.time_of(frame))
         self.packet_numbers.append(number)
         self.keys.append(bool(frame.key_frame))
@@ -133,11 +135,10 @@ def index_from_frames(container: Any, stream: Any, path: str, deadline: Deadline
         if scan.times[-1] - scan.times[0] > max_seconds:
             raise fail(path, f"is longer than {max_seconds:g} s", hint="raise max_seconds or cut the file")
     from_start = scan.starts_without_key and stream.codec_context.codec.canonical_name not in MARKING
-    corrupt = corrupt_frames(
-        scan.packet_numbers, scan.keys, errors.packet_numbers + scan.corrupt, from_start=from_start
-    )
-    reason = errors.reasons[0] if errors.reasons else ""
+    bad_packets = [error.packet for error in errors.packets]
+    corrupt = corrupt_frames(scan.packet_numbers, scan.keys, bad_packets + scan.corrupt, from_start=from_start)
     if corrupt.all():
+        reason = errors.packets[0].reason if errors.packets else ""
         raise fail(path, f"no {'sound ' * bool(len(corrupt))}frame can be decoded{': ' + reason if reason else ''}")
     times = np.array(scan.times, np.float64)
     end = end_of(times, scan.duration * float(stream.time_base), 1 / frame_rate(stream))
@@ -151,14 +152,10 @@ def index_from_frames(container: Any, stream: Any, path: str, deadline: Deadline
         seekable=False,
         corrupt=corrupt,
         frame_cache=scan.frame_cache,
-        truncation_reason=next(
-            (why for number, why in zip(errors.packet_numbers, errors.reasons, strict=True) if number > last), ""
-        ),
-        holes=holes_of(times, scan.packet_numbers, scan.keys, errors.packet_numbers),
+        truncation_reason=next((error.reason for error in errors.packets if error.packet > last), ""),
+        holes=holes_of(times, scan.packet_numbers, scan.keys, bad_packets),
         num_before_damage=_num_before_damage(corrupt, errors),
-        damage_reason=next(
-            (why for before, why in zip(errors.num_decoded_before, errors.reasons, strict=True) if before), "is damaged"
-        ),
+        damage_reason=next((error.reason for error in errors.packets if error.num_decoded), "is damaged"),
     )
 
 
@@ -166,4 +163,5 @@ def _num_before_damage(corrupt: NDArray[np.bool_], errors: DecodeErrors) -> int:
     """Return the number of frames before the first damage that follows an intact frame."""
     first_intact = int(np.argmin(corrupt))
     damaged = [first_intact + int(np.argmax(corrupt[first_intact:]))] if corrupt[first_intact:].any() else []
-    return min([len(corrupt), *damaged, *(out for out in errors.num_decoded_before if out > first_intact)])
+    errors_after = [error.num_decoded for error in errors.packets if error.num_decoded > first_intact]
+    return min([len(corrupt), *damaged, *errors_after])

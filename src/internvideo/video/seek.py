@@ -77,9 +77,8 @@ class FrameSource(ABC):
         `by_decode_index` (decoding index -> frame index) after it. Return the smallest of the latter."""
         index = self._index
         after = int(np.searchsorted(keys, first_damaged, side="right"))
-        dependent = (index.order >= first_damaged) & (
-            index.order < (keys[after] if after < len(keys) else len(index.pts))
-        )
+        next_key = keys[after] if after < len(keys) else len(index.pts)
+        dependent = (index.order >= first_damaged) & (index.order < next_key)
         affected = [frame for position, frame in by_decode_index.items() if position >= first_damaged]
         index.corrupt[dependent] = True
         index.corrupt[affected] = True
@@ -114,22 +113,19 @@ class FrameSource(ABC):
             except av.error.FFmpegError:
                 damage = min(damage, here)
                 break
-            for frame in frames:
-                damage = min(damage, self._decode_index_if_damaged(frame, start))
-                if (position := self._index.decode_index(frame.pts)) in missing:
-                    yield missing.pop(position), frame
-        for frame in self._drain():
-            damage = min(damage, self._decode_index_if_damaged(frame, start))
-            if (position := self._index.decode_index(frame.pts)) in missing:
+            damage = min(damage, (yield from self._wanted(frames, missing, start)))
+        return min(damage, (yield from self._wanted(self._drain(), missing, start)))
+
+    def _wanted(self, frames: list[Any], missing: dict[int, int], start: int) -> Generator[tuple[int, Any], None, int]:
+        """Yield those of `missing` among decoded frames; return the decoding index of the first damaged frame."""
+        damage = len(self._index.pts)
+        for frame in frames:
+            position = self._index.decode_index(frame.pts)
+            if frame.is_corrupt:
+                damage = min(damage, start if position < 0 else position)
+            if position in missing:
                 yield missing.pop(position), frame
         return damage
-
-    def _decode_index_if_damaged(self, frame: Any, start: int) -> int:
-        """Return the decoding index of a damaged frame, and the number of packets for an intact one."""
-        if not frame.is_corrupt:
-            return len(self._index.pts)
-        position = self._index.decode_index(frame.pts)
-        return start if position < 0 else position
 
     def _drain(self) -> list[Any]:
         """Return the frames still in the decoder and flush it for the next key frame."""

@@ -133,15 +133,13 @@ class TorchcodecDecoder:
                     custom_frame_mappings=self._table(),
                 )
             batch = self._decoder.get_frames_at(wanted.tolist())
+            if np.allclose(batch.pts_seconds.numpy(), self._index.times[wanted], rtol=0, atol=1e-6):
+                frames: NDArray[np.uint8] = batch.data.numpy()
+                return frames
         except (RuntimeError, ValueError, IndexError, OSError):
-            self.close()
-            return None
-        times = self._index.times[wanted]
-        if not np.allclose(batch.pts_seconds.numpy(), times, rtol=0, atol=1e-6):
-            self.close()
-            return None
-        frames: NDArray[np.uint8] = batch.data.numpy()
-        return frames
+            pass
+        self.close()
+        return None
 
     def close(self) -> None:
         """Close the file and disable the decoder."""
