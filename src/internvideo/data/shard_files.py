@@ -12,6 +12,7 @@ import json
 import os
 import re
 import tarfile
+import tempfile
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from internvideo import untrusted
-from internvideo.errors import ManifestError, shown
+from internvideo.errors import ManifestError, VideoError, shown
 from internvideo.extras import require
 from internvideo.storage import write_text
 
@@ -168,6 +169,18 @@ def _scan_shard(address: str, size: int, stream: IO[bytes]) -> Shard:
         if media and texts:
             entries.append(Entry(key, media[0], texts[0]))
     return Shard(address, size, tuple(entries), len(samples) - len(entries))
+
+
+@contextmanager
+def as_video_file(content: bytes, ending: str, name: str) -> Iterator[str]:
+    """Write the bytes of a video to a temporary file and yield its name; VideoErrors of the block name the sample."""
+    with tempfile.NamedTemporaryFile(suffix=f".{ending}") as file:
+        file.write(content)
+        file.flush()
+        try:
+            yield file.name
+        except VideoError as error:
+            raise VideoError(name, error.found, error.expected, error.hint) from error
 
 
 class ShardContents:

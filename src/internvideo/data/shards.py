@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from internvideo.data.epoch_plan import ORDER, EpochPlan, Indices, random_stream
 from internvideo.data.loader import LoaderSettings, ResumableLoader
 from internvideo.data.sample import Sample
 from internvideo.data.sampling import FrameSampler
-from internvideo.data.shard_files import Shard, ShardContents, read_shard, shard_addresses
+from internvideo.data.shard_files import Shard, ShardContents, as_video_file, read_shard, shard_addresses
 from internvideo.data.transforms import ClipTransform
 from internvideo.errors import ManifestError, RecipeError, VideoError, shown
 from internvideo.video.reader import Video
@@ -209,15 +208,14 @@ class ShardClipDecoder:
             raise VideoError(sample.path, sample.attributes[_FAULT])
         try:
             content, ending = self.manifest.rows.medium(sample)
-            with tempfile.NamedTemporaryFile(suffix=f".{ending}") as file:
-                file.write(content)
-                file.flush()
-                with Video(file.name, short_side=self.short_side) as video:
-                    times = video.info.times
-                    parts = video.sample(np.arange(len(times)), lambda left: sample_fn(times[left]))
-        except (ManifestError, VideoError) as error:
-            # The path of the sample instead of that of the temporary file.
+        except ManifestError as error:
             raise VideoError(sample.path, error.found, error.expected, error.hint) from error
+        with (
+            as_video_file(content, ending, sample.path) as name,
+            Video(name, short_side=self.short_side) as video,
+        ):
+            times = video.info.times
+            parts = video.sample(np.arange(len(times)), lambda left: sample_fn(times[left]))
         return [torch.from_numpy(part) for part in parts]
 
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from internvideo.data.sample import Sample
-from internvideo.data.shard_files import ShardContents
+from internvideo.data.shard_files import ShardContents, as_video_file
 from internvideo.errors import ManifestError, VideoError
 
 ATTRIBUTE = "packed"
@@ -63,10 +62,5 @@ def unpacked(member: Member, contents: ShardContents, name: str) -> Iterator[str
         raise VideoError(name, error.found, error.expected, error.hint) from error
     if digest_of(content) != member.digest:
         raise VideoError(name, "is damaged: its digest differs", "", "fetch or pack its shard again")
-    with tempfile.NamedTemporaryFile(suffix=f".{member.ending}") as file:
-        file.write(content)
-        file.flush()
-        try:
-            yield file.name
-        except VideoError as error:  # name the row instead of the temporary file
-            raise VideoError(name, error.found, error.expected, error.hint) from error
+    with as_video_file(content, member.ending, name) as path:
+        yield path
