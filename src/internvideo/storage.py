@@ -164,18 +164,18 @@ def write_safetensors(
     Raises:
         RunError: the disk is full or the folder cannot be written; an earlier file is kept.
     """
-    seen: set[int] = set()
+    storages: set[int] = set()
     plain: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         flat = tensor.detach().cpu().contiguous()
         storage = flat.untyped_storage().data_ptr()
-        plain[name] = flat.clone() if storage in seen else flat  # the format knows no shared storages
-        seen.add(storage)
-    told = {name: text for name, text in (metadata or {}).items() if name != DIGESTS}
-    told[DIGESTS] = json.dumps({REST: _text_digest(told), **_digests(plain)})
+        plain[name] = flat.clone() if storage in storages else flat  # the format knows no shared storages
+        storages.add(storage)
+    texts = {name: text for name, text in (metadata or {}).items() if name != DIGESTS}
+    texts[DIGESTS] = json.dumps({REST: _text_digest(texts), **_digests(plain)})
     with atomic_path(path) as temporary:
         try:
-            save_file(plain, temporary, metadata=told)
+            save_file(plain, temporary, metadata=texts)
         except SafetensorError as error:  # its text carries the operating system's reason
             raise OSError(str(error)) from error
 
@@ -206,18 +206,18 @@ def _verified(file: Path, metadata: dict[str, str], tensors: Mapping[str, Tensor
     """
     if DIGESTS not in metadata:
         return metadata
-    told = {name: text for name, text in metadata.items() if name != DIGESTS}
-    found = {REST: _text_digest(told), **_digests(tensors or {})}
+    texts = {name: text for name, text in metadata.items() if name != DIGESTS}
+    digests = {REST: _text_digest(texts), **_digests(tensors or {})}
     try:
         written = dict(parse_json(metadata[DIGESTS]))
     except (ValueError, TypeError, RecursionError) as error:
         raise _damaged(file, "the list of SHA-256") from error
-    wrong = [name for name in found if found[name] != written.get(name)]
-    wrong += sorted(written.keys() - found.keys()) if tensors is not None else []
+    wrong = [name for name in digests if digests[name] != written.get(name)]
+    wrong += sorted(written.keys() - digests.keys()) if tensors is not None else []
     if wrong:
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise _damaged(file, "the metadata" if wrong[0] == REST else f"tensor '{wrong[0]}'{more}")
-    return told
+    return texts
 
 
 def _damaged(file: Path, what: str) -> WeightsError:

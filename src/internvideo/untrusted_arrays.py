@@ -36,25 +36,25 @@ def _array(stream: IO[bytes], size: int) -> Any:
         if form is None:
             raise ValueError(f".npy version {version}; 1.0 and 2.0 are read")
         length = stream.read(form[0])
-        told = int.from_bytes(length, "little")
-        if told > MOST_HEADER:
-            raise ValueError(f"a header of {told:,} bytes, {MOST_HEADER:,} is the limit")
-        shape, fortran, dtype = form[1](io.BytesIO(length + stream.read(told)))
+        header_size = int.from_bytes(length, "little")
+        if header_size > MOST_HEADER:
+            raise ValueError(f"a header of {header_size:,} bytes, {MOST_HEADER:,} is the limit")
+        shape, fortran, dtype = form[1](io.BytesIO(length + stream.read(header_size)))
     except Exception as error:  # numpy evaluates the header as Python: tokens, syntax, recursion, types
         raise ValueError(f"no .npy header ({' '.join(str(error).split())[:120]})") from None
     if dtype.kind not in "biufSU" or not dtype.itemsize:
         raise ValueError(f"an array of {dtype}; numbers or texts are read")
     if len(shape) > 8 or any(type(side) is not int or side < 0 for side in shape):
         raise ValueError(f"the shape {str(shape)[:80]}")
-    told, there = math.prod(shape) * dtype.itemsize, size - stream.tell()
-    if told != there:
-        raise ValueError(f"{there:,} bytes of numbers, its header tells of {told:,} ({shape} {dtype})")
-    if told > MOST_BYTES:
-        raise ValueError(f"{told:,} bytes, {MOST_BYTES:,} is the limit")
-    content = bytearray(told)
+    expected, actual = math.prod(shape) * dtype.itemsize, size - stream.tell()
+    if expected != actual:
+        raise ValueError(f"{actual:,} bytes of numbers, its header tells of {expected:,} ({shape} {dtype})")
+    if expected > MOST_BYTES:
+        raise ValueError(f"{expected:,} bytes, {MOST_BYTES:,} is the limit")
+    content = bytearray(expected)
     stream.readinto(content)  # type: ignore[attr-defined]  # every stream here is buffered
     values = np.ndarray(shape, dtype, content, order="F" if fortran else "C")
-    if dtype.kind == "U" and told and np.frombuffer(content, dtype.byteorder + "u4").max() > sys.maxunicode:
+    if dtype.kind == "U" and expected and np.frombuffer(content, dtype.byteorder + "u4").max() > sys.maxunicode:
         raise ValueError("a text with characters that there are not")
     return values
 
@@ -95,7 +95,7 @@ def safetensors_metadata(path: PathLike) -> dict[str, str]:
         if not 2 <= length <= min(size - 8, 10**8):
             raise ValueError(f"a header of {length:,} bytes in a file of {size:,}")
         header = parse_json(stream.read(length))
-    told = header.get("__metadata__", {}) if isinstance(header, dict) else None
-    if not isinstance(told, dict) or not all(isinstance(text, str) for text in told.values()):
+    metadata = header.get("__metadata__", {}) if isinstance(header, dict) else None
+    if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
         raise ValueError("a header without texts as metadata")
-    return told
+    return metadata

@@ -155,8 +155,8 @@ def tensor(storage: object, offset: object, shape: object, strides: object, dtyp
     if made.dtype not in BYTES:
         raise RefusedError("a tensor of an unknown number type", ", ".join(BYTES))
     if (offset + made.span) * BYTES[made.dtype] > storage.size:
-        told = f"shape {printable(str(shape))}, strides {printable(str(strides))}, offset {offset}"
-        raise RefusedError(f"a tensor reaches beyond its storage of {storage.size} bytes: {told}")
+        geometry = f"shape {printable(str(shape))}, strides {printable(str(strides))}, offset {offset}"
+        raise RefusedError(f"a tensor reaches beyond its storage of {storage.size} bytes: {geometry}")
     return made
 
 

@@ -136,7 +136,7 @@ def convert(
                 report = _run(file, target, settings, source)
             read_metadata(temporary)  # the library itself reads the header
             sha256 = sha256_of(temporary)
-    return _kept(
+    return _write_manifest(
         Conversion(
             source=source, output=output, manifest=manifest, source_sha256=digest, output_sha256=sha256, **report
         )
@@ -160,7 +160,7 @@ def _with_more(source: Path, output: Path, metadata: dict[str, str], manifest: P
     sha256 = sha256_of(output)
     types = Counter(str(value.dtype).removeprefix("torch.") for value in state.values())
     numbers = sum(value.numel() for value in state.values())
-    return _kept(
+    return _write_manifest(
         Conversion(
             source,
             output,
@@ -178,21 +178,21 @@ def _with_more(source: Path, output: Path, metadata: dict[str, str], manifest: P
     )
 
 
-def _kept(conversion: Conversion) -> Conversion:
+def _write_manifest(conversion: Conversion) -> Conversion:
     """Write the manifest of a conversion, and return the conversion."""
-    told = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(conversion).items()}
-    told |= {"program": f"internvideo {__version__}", "date": datetime.now(UTC).isoformat(timespec="seconds")}
-    write_text(conversion.manifest, json.dumps(told, indent=2) + "\n")
+    record = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(conversion).items()}
+    record |= {"program": f"internvideo {__version__}", "date": datetime.now(UTC).isoformat(timespec="seconds")}
+    write_text(conversion.manifest, json.dumps(record, indent=2) + "\n")
     return conversion
 
 
 def _is_manifest(path: Path) -> bool:
     """Return whether a file is the manifest of an earlier conversion."""
     try:
-        told = untrusted.read_json(path, untrusted.MOST_SETTINGS)
+        content = untrusted.read_json(path, untrusted.MOST_SETTINGS)
     except (OSError, ValueError):
         return False
-    return isinstance(told, dict) and {"source_sha256", "output_sha256"} <= told.keys()
+    return isinstance(content, dict) and {"source_sha256", "output_sha256"} <= content.keys()
 
 
 NEEDED = ("SYSTEMROOT",)

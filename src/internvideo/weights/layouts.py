@@ -79,30 +79,30 @@ def recognize(state: State, where: object = "state dict") -> Layout | None:
         return None
     published, left_out = family.read(bare)
     changes = _changes(family, Shapes(published, family.name, where))
-    model = min(changes, key=lambda name: (_apart(family, name, changes[name]), len(leaves(changes[name]))))
-    unknown = tuple(path for path, value in leaves(changes[model]).items() if _untold(path, value))
+    model = min(changes, key=lambda name: (_width_distance(family, name, changes[name]), len(leaves(changes[name]))))
+    unknown = tuple(path for path, value in leaves(changes[model]).items() if _is_unknown(path, value))
     left_out += tuple(key for key in state if key in _COUNTERS)
     anchor = next(key for key in state if key.endswith(family.anchors[0]))
     prefix = anchor.removesuffix(family.anchors[0])
-    return Layout(family.name, model, _told(changes[model]), prefix, left_out, unknown, family)
+    return Layout(family.name, model, _known_settings(changes[model]), prefix, left_out, unknown, family)
 
 
-def _apart(family: Family, name: str, changes: Overrides) -> float:
+def _width_distance(family: Family, name: str, changes: Overrides) -> float:
     """Return the difference between the width of the video tower and that of a published size."""
-    base, found = BACKBONES[name].config, configure(name, _told(changes))
+    base, found = BACKBONES[name].config, configure(name, _known_settings(changes))
     for part in family.video:
         base, found = getattr(base, part), getattr(found, part)
     return abs(math.log(found.width / base.width))
 
 
-def _told(changes: Overrides) -> dict[str, object]:
+def _known_settings(changes: Overrides) -> dict[str, object]:
     """Remove unknown heads and image sizes, for which those of the published size are used until they are given."""
     unknown = ("heads", "image_size", "frames")
     kept = {name: value for name, value in changes.items() if not (name.endswith(unknown) and value == 0)}
-    return {name: _told(value) if isinstance(value, Mapping) else value for name, value in kept.items()}
+    return {name: _known_settings(value) if isinstance(value, Mapping) else value for name, value in kept.items()}
 
 
-def _untold(path: str, value: object) -> bool:
+def _is_unknown(path: str, value: object) -> bool:
     """Settings that the tensors do not tell: which layers global blocks read; heads of no published size, clips of
     learned positions that can be two things (both 0)."""
     setting = path.rpartition(".")[2]
@@ -127,13 +127,13 @@ def layout_of(state: State, where: object = "state dict") -> Layout:
     layout = recognize(state, where)
     if layout is None:
         stems = sorted({re.sub(r"\.\d+(?=\.|$)", ".N", key) for key in state})
-        seen = (
+        examples = (
             f"{', '.join(stems[:6])} and {len(stems) - 6} more" if len(stems) > 6 else ", ".join(stems) or "no tensor"
         )
         known = ", ".join(dict.fromkeys(family.name for family in FAMILIES))
         other = other_model(state)
-        told = f"weights of {other}, which are not read" if other else "keys of no known layout"
-        raise WeightsError(where, f"{told}: {seen}", known)
+        reason = f"weights of {other}, which are not read" if other else "keys of no known layout"
+        raise WeightsError(where, f"{reason}: {examples}", known)
     return layout
 
 
@@ -210,13 +210,13 @@ def load_layout(
             hint="put the publisher's config.json beside it, give them as overrides, or write them into the file: "
             f"internvideo convert --set {lacking[0]}=...",
         )
-    told = merged(layout.overrides, overrides or {})
-    clip = _clip_settings(layout, told, where, frames, image_size)
-    settings = merged(told, clip)
+    base_settings = merged(layout.overrides, overrides or {})
+    clip = _clip_settings(layout, base_settings, where, frames, image_size)
+    settings = merged(base_settings, clip)
     if family.masked:
         _check_biases(published, where)
     if clip:
-        published = _resized(layout, published, (told, settings), where)
+        published = _resized(layout, published, (base_settings, settings), where)
     if num_classes is None:
         model = create_model(layout.model, settings)
         load_reference(model, published, where=where)
@@ -257,29 +257,29 @@ def _classifier_from(
 
 
 def _clip_settings(
-    layout: Layout, told: Overrides, where: object, frames: int | None, image_size: int | None
+    layout: Layout, base_settings: Overrides, where: object, frames: int | None, image_size: int | None
 ) -> dict[str, object]:
     """Return the overrides for another clip size. Raises WeightsError: the model does not support it."""
     family = layout.family
     if frames is None and image_size is None:
         return {}
-    config = configure(layout.model, told)
+    config = configure(layout.model, base_settings)
     for part in family.video:
         config = getattr(config, part)
-    found: dict[str, object] = {}
+    changes: dict[str, object] = {}
     if frames is not None:
         if not family.frames:
             raise WeightsError(where, f"{layout.name} has no number of frames", hint="leave out frames")
-        found["frames"] = frames
+        changes["frames"] = frames
     if image_size is not None:
         if not hasattr(config, "image_size"):
             raise WeightsError(where, f"{layout.name} sees no picture", hint="leave out image_size")
-        found["image_size"] = image_size
-    if family.masked and family.head and "position_table" not in told:
-        found["position_table"] = _position_table(layout, configure(layout.model, merged(told, found)))
+        changes["image_size"] = image_size
+    if family.masked and family.head and "position_table" not in base_settings:
+        changes["position_table"] = _position_table(layout, configure(layout.model, merged(base_settings, changes)))
     for part in reversed(family.video):
-        found = {part: found}
-    return found
+        changes = {part: changes}
+    return changes
 
 
 def _position_table(layout: Layout, config: VideoMAEConfig) -> str:

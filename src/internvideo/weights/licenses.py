@@ -50,6 +50,6 @@ def licence_of(layout: str) -> dict[str, str]:
     The licence is "unknown": keys do not tell whose weights these are.
     """
     name, stated = LICENCES.get(layout, Licence(UNKNOWN, ""))
-    said = f"{name} {stated}" if name != UNKNOWN else stated
-    told = f"of the published weights of this layout: {said}; the tensors do not tell whether these are they"
-    return {"licence": UNKNOWN, **({"licence_stated": told} if stated else {})}
+    statement = f"{name} {stated}" if name != UNKNOWN else stated
+    note = f"of the published weights of this layout: {statement}; the tensors do not tell whether these are they"
+    return {"licence": UNKNOWN, **({"licence_stated": note} if stated else {})}

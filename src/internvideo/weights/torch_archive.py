@@ -90,10 +90,10 @@ class _Storages:
     sizes: dict[str, int] | None
     seen: dict[str, Storage] = field(default_factory=dict)
 
-    def __call__(self, told: object) -> Storage:
-        if not isinstance(told, tuple) or len(told) not in (5, 6) or told[0] != "storage":
+    def __call__(self, persistent_id: object) -> Storage:
+        if not isinstance(persistent_id, tuple) or len(persistent_id) not in (5, 6) or persistent_id[0] != "storage":
             raise RefusedError("the pickle refers to something outside that is no storage", "tensors")
-        _, kind, key, _, count, *view = told
+        _, kind, key, _, count, *view = persistent_id
         if not isinstance(kind, Global) or kind.name not in STORAGES or not isinstance(key, str) or not whole(count):
             raise RefusedError("a storage without a known type, key or size", ", ".join(STORAGES))
         if view and view[0] is not None:

@@ -37,7 +37,7 @@ NO_MODEL = re.compile(r"optim|sched|scaler|^amp$|rng|loops?$|callback|hyper|^arg
 """Keys of averaged weights, and keys of content that is no model although it may hold tensors."""
 ZERO = "run zero_to_fp32.py, which DeepSpeed wrote into the folder above, and convert the file that it makes"
 MODULE_FLAGS = ("training", "_is_full_backward_hook")
-MOST_MODULES, DEEPEST, MOST_TOLD = 100_000, 64, 200
+MOST_MODULES, DEEPEST, MAX_LISTED = 100_000, 64, 200
 OUT_OF_MEMORY = b'{"memory": true}'  # allocated before reading: after a MemoryError there is no room for it
 DIGESTS, REST = "internvideo_sha256", "__metadata__"
 """As in `storage`, which this process does not import."""
@@ -172,8 +172,8 @@ def _only(names: list[str]) -> str | None:
     """Choose the model's key, averaged weights only as a last resort. Raises RefusedError for several."""
     plain = [name for name in names if not AVERAGED.search(name)] or names
     if len(plain) > 1:
-        told = f"holds several state dicts: {', '.join(map(printable, names[:12]))}"
-        raise RefusedError(told, "one", "name the one you want with --key")
+        found = f"holds several state dicts: {', '.join(map(printable, names[:12]))}"
+        raise RefusedError(found, "one", "name the one you want with --key")
     return plain[0] if plain else None
 
 
@@ -207,8 +207,8 @@ def check(file: BinaryIO, checkpoint: Checkpoint, tensors: dict[str, Tensor], si
             raise RefusedError(f"a tensor is named {printable(name)}", "printable names")
     total = sum(tensor.count * BYTES[tensor.dtype] for tensor in tensors.values())
     if total > 4 * size:
-        told = f"its tensors would take {printable(str(total))} bytes, more than four times its {size}"
-        raise RefusedError(told, "tensors that share few numbers")
+        reason = f"its tensors would take {printable(str(total))} bytes, more than four times its {size}"
+        raise RefusedError(reason, "tensors that share few numbers")
     for key, storage in {tensor.storage.key: tensor.storage for tensor in tensors.values()}.items():
         if key in checkpoint.sums:
             found = 0
@@ -321,15 +321,15 @@ def convert(settings: dict[str, object]) -> dict[str, object]:
     tensors, dropped, key = state_dict(checkpoint, str(settings.get("key", "")))
     check(file, checkpoint, tensors, size)
     types = write(file, checkpoint.places, tensors, output, settings)
-    more = [f"and {len(dropped) - MOST_TOLD} more"] if len(dropped) > MOST_TOLD else []
+    more = [f"and {len(dropped) - MAX_LISTED} more"] if len(dropped) > MAX_LISTED else []
     return {
         "layout": checkpoint.layout,
         "key": printable(key),
         "tensors": len(tensors),
         "parameters": sum(tensor.count for tensor in tensors.values()),
         "dtypes": dict(sorted(Counter(types.values()).items())),
-        "dropped": [printable(name) for name in dropped[:MOST_TOLD]] + more,
-        "globals": sorted(checkpoint.globals)[:MOST_TOLD],
+        "dropped": [printable(name) for name in dropped[:MAX_LISTED]] + more,
+        "globals": sorted(checkpoint.globals)[:MAX_LISTED],
     }
 
 
