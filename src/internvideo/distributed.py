@@ -136,16 +136,16 @@ def gather_rows(tensor: Tensor) -> list[Tensor]:
 
     Half precision is gathered as float32, so that nothing is rounded on the way back.
     """
-    own = _to_float32(tensor.detach())
+    local = _to_float32(tensor.detach())
     if world_size() == 1:
-        return [own]
+        return [local]
     lengths = [0] * world_size()
-    lengths[rank()] = own.shape[0]
+    lengths[rank()] = local.shape[0]
     shared = torch.tensor(lengths)  # on the CPU: asking for the sizes does not wait for the device
     dist.all_reduce(shared)
     lengths = shared.tolist()
-    padded = own.new_zeros((max(lengths), *own.shape[1:]))
-    padded[: own.shape[0]] = own
+    padded = local.new_zeros((max(lengths), *local.shape[1:]))
+    padded[: local.shape[0]] = local
     rows = [torch.empty_like(padded) for _ in lengths]
     dist.all_gather(rows, padded)
     return [part[:length] for part, length in zip(rows, lengths, strict=True)]

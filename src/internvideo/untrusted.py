@@ -131,11 +131,11 @@ def _text(content: bytes) -> str:
 def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     made = dict(pairs)
     if len(made) != len(pairs):
-        seen: set[str] = set()
+        names: set[str] = set()
         for name, _ in pairs:
-            if name in seen:
+            if name in names:
                 raise KeyTwiceError(f"the key '{name}' stands twice in one object")
-            seen.add(name)
+            names.add(name)
     return made
 
 
@@ -249,13 +249,13 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        seen = set()
+        keys = set()
         for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-                if (key.tag, key.value) in seen:
+                if (key.tag, key.value) in keys:
                     found = f"the key '{key.value}' stands twice"
                     raise yaml.constructor.ConstructorError(None, None, found, key.start_mark)
-                seen.add((key.tag, key.value))
+                keys.add((key.tag, key.value))
         return super().construct_mapping(node, deep)
 
     def construct_scalar(self, node: Any) -> Any:

@@ -41,8 +41,8 @@ class CsvColumns:
         names: all columns, in order. path: column of the video file.
         known: "id", "label", "split", "group", "start", "end" -> column, for those that exist.
         captions: columns of captions. pairs: columns of questions and of their answers.
-        kept: columns that become attributes. halves: number of questions without answer, or answers without question,
-            so far.
+        attributes: columns that become attributes.
+        halves: number of questions without answer, or answers without question, so far.
     """
 
     names: tuple[str, ...]
@@ -50,7 +50,7 @@ class CsvColumns:
     known: dict[str, str]
     captions: tuple[str, ...]
     pairs: tuple[tuple[str, str], ...]
-    kept: tuple[str, ...]
+    attributes: tuple[str, ...]
     halves: int = 0
 
     def fields(self, values: Row, where: str) -> dict[str, Any]:
@@ -73,18 +73,18 @@ class CsvColumns:
         pairs = [(values[question], values[answer]) for question, answer in self.pairs]
         self.halves += sum(bool(question) != bool(answer) for question, answer in pairs)
         fields["qa"] = tuple({"question": one, "answer": other} for one, other in pairs if one and other)
-        fields["attributes"] = {name: values[name] for name in self.kept if values[name]}
+        fields["attributes"] = {name: values[name] for name in self.attributes if values[name]}
         return fields
 
     def notes(self) -> list[str]:
         """Return notes for the user, complete once all rows are read."""
         notes = []
-        unknown = [name for name in self.kept if name != FPS]
+        unknown = [name for name in self.attributes if name != FPS]
         if unknown:
             more = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
             names = ", ".join(f"'{name}'" for name in unknown[:SHOWN])
             notes.append(f"columns that a manifest does not define, kept as attributes: {names}{more}")
-        if FPS in self.kept:
+        if FPS in self.attributes:
             notes.append("column 'fps' is used only for folders of frames; video files have their own frame rate")
         if STRIDE in self.names:
             notes.append("column 'stride' skipped: it does not change which frames are read")

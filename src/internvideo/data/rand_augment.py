@@ -199,8 +199,8 @@ def translate_y(frames: Tensor, fraction: float, box: Box | None = None) -> Tens
 
 def _shifted(frames: Tensor, pixels: int, axis: int) -> Tensor:
     moved = torch.full_like(frames, GRAY)
-    kept = frames.shape[axis] - abs(pixels)
-    moved.narrow(axis, max(-pixels, 0), kept).copy_(frames.narrow(axis, max(pixels, 0), kept))
+    length = frames.shape[axis] - abs(pixels)
+    moved.narrow(axis, max(-pixels, 0), length).copy_(frames.narrow(axis, max(pixels, 0), length))
     return moved
 
 

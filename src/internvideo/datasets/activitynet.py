@@ -122,17 +122,17 @@ def read_segments(path: Path, names: tuple[str, ...] = (), count: int = 0) -> An
     counts, invalid = {"short": 0, "late": 0, "classes": 0, "ambiguous": 0}, InvalidRows("segments")
     for video, entry in content.database.items():
         where = Spot(path, ("database", video))
-        kept = []
+        valid = []
         for number, part in enumerate(entry.annotations):
             if names and part.label.casefold() == AMBIGUOUS:
                 counts["ambiguous"] += 1
             elif not invalid.skip(*_reversed(part.segment, where.at("annotations", number, "segment"))):
-                kept.append(part)
-        num_ordered = len(kept)
-        kept = [part for part in kept if part.segment[1] - part.segment[0] >= SHORTEST_SECONDS]
-        counts["short"] += num_ordered - len(kept)
-        counts["late"] += sum(part.segment[1] > (entry.duration or float("inf")) + 1 for part in kept)
-        segments = tuple(_segment(*part.segment, known.index_of(part.label, where)) for part in kept)
+                valid.append(part)
+        num_ordered = len(valid)
+        valid = [part for part in valid if part.segment[1] - part.segment[0] >= SHORTEST_SECONDS]
+        counts["short"] += num_ordered - len(valid)
+        counts["late"] += sum(part.segment[1] > (entry.duration or float("inf")) + 1 for part in valid)
+        segments = tuple(_segment(*part.segment, known.index_of(part.label, where)) for part in valid)
         counts["classes"] += len({part.label for part in segments}) > 1
         attributes = {"duration": entry.duration, "fps": entry.fps}
         sample = Sample(

@@ -252,19 +252,19 @@ def prepare(
             opened = {row.path: checked[row.path] for row in located if row.path in checked}
             unreadable = {path: one.reason for path, one in opened.items() if one.reason and check_videos}
             broken |= unreadable
-            kept = [row for row in located if row.path not in unreadable]
-            late_rows = compare(kept, {path: one.seconds for path, one in opened.items() if not one.reason})
+            readable = [row for row in located if row.path not in unreadable]
+            late_rows = compare(readable, {path: one.seconds for path, one in opened.items() if not one.reason})
             outside += [(split, name, f"{moment:g}", f"{seconds:.3f}") for name, moment, seconds in late_rows.rows]
             report.warnings += [f"{split}: {late_rows.warning}"] if late_rows.warning else []
-            file = f"{split}.jsonl" if kept else ""
-            if kept:
-                write_manifest(output / file, kept, parsed.classes)
+            file = f"{split}.jsonl" if readable else ""
+            if readable:
+                write_manifest(output / file, readable, parsed.classes)
             else:
                 (output / f"{split}.jsonl").unlink(missing_ok=True)  # of an earlier call
             all_rows = Manifest(tuple(rows), parsed.classes, output, annotations)
             report.splits[split] = PreparedSplit(
-                file, len(rows), entry.count(rows), len({row.path for row in kept}), len(missing_paths),
-                len(unreadable), all_rows.fingerprint, len(kept),
+                file, len(rows), entry.count(rows), len({row.path for row in readable}), len(missing_paths),
+                len(unreadable), all_rows.fingerprint, len(readable),
             )  # fmt: skip
             log(_line(split, report.splits[split], entry, folder is not None))
         if folder is not None:

@@ -213,7 +213,7 @@ def _long_row(settings: WorldSettings, clip: Clip, boxes: dict[str, tuple[SeenAc
     )
 
 
-def _box(seen: SeenActor, classes: Sequence[str]) -> Box:
-    x1, y1, x2, y2 = seen.corners
-    labels = tuple(classes.index(name) for name in seen.actions if name in classes)
-    return Box(time=round(seen.time, 4), actor=seen.actor, x1=x1, y1=y1, x2=x2, y2=y2, labels=labels)
+def _box(visible: SeenActor, classes: Sequence[str]) -> Box:
+    x1, y1, x2, y2 = visible.corners
+    labels = tuple(classes.index(name) for name in visible.actions if name in classes)
+    return Box(time=round(visible.time, 4), actor=visible.actor, x1=x1, y1=y1, x2=x2, y2=y2, labels=labels)

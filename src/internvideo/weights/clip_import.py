@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from internvideo.errors import WeightsError
@@ -91,23 +90,23 @@ def from_clip(model: nn.Module, state: Mapping[str, Tensor], where: object = "CL
     plan = _PLANS.get(type(model))
     if plan is None:
         raise ValueError(f"{type(model).__name__} does not start from CLIP")
-    own = model.state_dict()
+    target = model.state_dict()
     filled: dict[str, Tensor] = {}
     dropped = []
     for source, tensor in _our_layout(model, state, where).items():
         name = _renamed(plan.renamed, source)
-        if re.fullmatch(plan.dropped, source) or (source.endswith("projection") and name not in own):
+        if re.fullmatch(plan.dropped, source) or (source.endswith("projection") and name not in target):
             dropped.append(source)
-        elif name in own:
-            filled[name] = _fitted(name, tensor, own[name])
+        elif name in target:
+            filled[name] = _fitted(name, tensor, target[name])
         else:
             raise WeightsError(where, f"no place for {source}", hint="the model is smaller or of another kind")
-    fresh = [name for name in own if name not in filled]
+    fresh = [name for name in target if name not in filled]
     missing = [name for name in fresh if not re.fullmatch(plan.fresh, name)]
     if missing:
         raise WeightsError(where, f"missing {', '.join(missing[:5])}", hint="the model is larger or of another kind")
     filled, resized = fit_positions(model, filled)
-    load_state(model, {**own, **filled}, where)
+    load_state(model, {**target, **filled}, where)
     return ClipImport(tuple(filled), tuple(fresh), tuple(dropped), resized)
 
 
@@ -130,19 +129,19 @@ def _renamed(rules: Iterable[tuple[str, str]], source: str) -> str:
     return source
 
 
-def _fitted(name: str, tensor: Tensor, own: Tensor) -> Tensor:
+def _fitted(name: str, tensor: Tensor, target: Tensor) -> Tensor:
     """The tensor in the shape of ours where the rules allow it, otherwise as it is (and refused for its shape)."""
     if name.endswith("stem.conv.weight"):
-        return _inflated(tensor, own)
-    if name == "text.positional_embedding" and tensor.dim() == 2 and len(tensor) > len(own):
-        return tensor[: len(own)]
+        return _inflated(tensor, target)
+    if name == "text.positional_embedding" and tensor.dim() == 2 and len(tensor) > len(target):
+        return tensor[: len(target)]
     return tensor
 
 
-def _inflated(kernel: Tensor, own: Tensor) -> Tensor:
+def _inflated(kernel: Tensor, target: Tensor) -> Tensor:
     """Kernel (D, 3, 1, p, p) -> (D, 3, kt, p, p): zero but for the middle frame."""
-    if kernel.dim() != 5 or kernel.shape[2] == own.shape[2]:
+    if kernel.dim() != 5 or kernel.shape[2] == target.shape[2]:
         return kernel
-    wide = torch.zeros(*kernel.shape[:2], own.shape[2], *kernel.shape[3:], dtype=kernel.dtype, device=kernel.device)
-    wide[:, :, own.shape[2] // 2] = kernel[:, :, 0]
-    return wide
+    inflated = kernel.new_zeros(*kernel.shape[:2], target.shape[2], *kernel.shape[3:])
+    inflated[:, :, target.shape[2] // 2] = kernel[:, :, 0]
+    return inflated

@@ -145,7 +145,7 @@ def convert(
 
 def _with_more(source: Path, output: Path, metadata: dict[str, str], manifest: Path, add: Path | None) -> Conversion:
     """Copy the tensors of a safetensors file with further metadata and tensors. Raises WeightsError."""
-    state, own = read_safetensors(source)
+    state, own_metadata = read_safetensors(source)
     if add is not None:
         changed, _ = read_safetensors(add)
         if not changed.keys() & state.keys():
@@ -156,7 +156,7 @@ def _with_more(source: Path, output: Path, metadata: dict[str, str], manifest: P
                 raise WeightsError(add, f"{name}: mis-shaped: {found}", f"{expected}, as in {source}")
         state |= changed
         metadata |= {"added": ascii(add.name)[1:-1], "added_sha256": sha256_of(add)}
-    write_safetensors(output, state, {**own, **metadata})
+    write_safetensors(output, state, {**own_metadata, **metadata})
     sha256 = sha256_of(output)
     types = Counter(str(value.dtype).removeprefix("torch.") for value in state.values())
     numbers = sum(value.numel() for value in state.values())

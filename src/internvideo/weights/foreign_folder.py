@@ -92,12 +92,12 @@ class Foreign:
         """Settings stored in the weights (`convert --set`), mean and std of the processor. Raises WeightsError."""
         text = self.metadata.get(OVERRIDES, "{}")
         try:
-            kept: Any = untrusted.parse_json(text)
+            overrides: Any = untrusted.parse_json(text)
         except ValueError:
-            kept = None
-        if not isinstance(kept, dict):
+            overrides = None
+        if not isinstance(overrides, dict):
             raise WeightsError(self.place, f"metadata '{OVERRIDES}' {text[:40]!r}", "settings of the model by name")
-        return merged(kept, self._colours())
+        return merged(overrides, self._colours())
 
     def _colours(self) -> dict[str, object]:
         if not self.processor:

@@ -98,8 +98,8 @@ def _width_distance(family: Family, name: str, changes: Overrides) -> float:
 def _known_settings(changes: Overrides) -> dict[str, object]:
     """Remove unknown heads and image sizes, for which those of the published size are used until they are given."""
     unknown = ("heads", "image_size", "frames")
-    kept = {name: value for name, value in changes.items() if not (name.endswith(unknown) and value == 0)}
-    return {name: _known_settings(value) if isinstance(value, Mapping) else value for name, value in kept.items()}
+    known = {name: value for name, value in changes.items() if not (name.endswith(unknown) and value == 0)}
+    return {name: _known_settings(value) if isinstance(value, Mapping) else value for name, value in known.items()}
 
 
 def _is_unknown(path: str, value: object) -> bool:
@@ -112,11 +112,9 @@ def _is_unknown(path: str, value: object) -> bool:
 
 def _changes(family: Family, shapes: Shapes) -> dict[str, dict[str, object]]:
     """Return, per candidate model, the settings from the shapes that differ from its published size."""
+    configs = {name: BACKBONES[name].config for name in family.models}
     try:
-        return {
-            name: differences(BACKBONES[name].config, family.sizes(shapes, BACKBONES[name].config))
-            for name in family.models
-        }
+        return {name: differences(config, family.sizes(shapes, config)) for name, config in configs.items()}
     except ValueError as error:
         found = f"{family.name} with shapes that do not fit together: {error}"
         raise WeightsError(shapes.where, found) from error
@@ -127,9 +125,8 @@ def layout_of(state: State, where: object = "state dict") -> Layout:
     layout = recognize(state, where)
     if layout is None:
         stems = sorted({re.sub(r"\.\d+(?=\.|$)", ".N", key) for key in state})
-        examples = (
-            f"{', '.join(stems[:6])} and {len(stems) - 6} more" if len(stems) > 6 else ", ".join(stems) or "no tensor"
-        )
+        more = f" and {len(stems) - 6} more" if len(stems) > 6 else ""
+        examples = f"{', '.join(stems[:6]) or 'no tensor'}{more}"
         known = ", ".join(dict.fromkeys(family.name for family in FAMILIES))
         other = other_model(state)
         reason = f"weights of {other}, which are not read" if other else "keys of no known layout"
@@ -148,9 +145,10 @@ def as_model(layout: Layout, name: str, where: object = "state dict") -> Layout:
     found, asked = BACKBONES[layout.model], BACKBONES.get(name)
     if asked is None or found.build is not asked.build:
         pretrained = layout.model.endswith("-pretrain") and name.endswith("-classifier")
-        hint = "likely cause: pretraining weights; ask for a fresh head with num_classes" if pretrained else ""
-        advice = hint or "likely cause: the file of another model"
-        raise WeightsError(where, f"{layout.name}, {layout.model}", name, advice)
+        cause = (
+            "pretraining weights; ask for a fresh head with num_classes" if pretrained else "the file of another model"
+        )
+        raise WeightsError(where, f"{layout.name}, {layout.model}", name, f"likely cause: {cause}")
     config = configure(layout.model, layout.overrides)
     wanted = getattr(asked.config, "caption", None)
     if getattr(config, "caption", None) is not None and wanted is None and layout.family.plain is not None:
@@ -204,12 +202,8 @@ def load_layout(
     lacking = [path for path in layout.unknown if path not in leaves(overrides or {})]
     if lacking:
         found = f"the tensors do not tell {', '.join(lacking)}, and it is of no published size"
-        raise WeightsError(
-            where,
-            found,
-            hint="put the publisher's config.json beside it, give them as overrides, or write them into the file: "
-            f"internvideo convert --set {lacking[0]}=...",
-        )
+        hint = "put the publisher's config.json beside it, give them as overrides, or write them into the file: "
+        raise WeightsError(where, found, hint=f"{hint}internvideo convert --set {lacking[0]}=...")
     base_settings = merged(layout.overrides, overrides or {})
     clip = _clip_settings(layout, base_settings, where, frames, image_size)
     settings = merged(base_settings, clip)
@@ -237,10 +231,10 @@ def _with_new_head(
     if getattr(configure(layout.model, layout.overrides), family.outputs) == 0:
         fresh = fresh.partition(r"\.")[0] + r"\..*"
     model = create_model(layout.model, merged(settings, {family.outputs: num_classes}))
-    ours = reference_names(model, published)
-    old = {key for key, names in ours.items() if names and all(re.fullmatch(fresh, name) for name in names)}
-    kept = {key: value for key, value in published.items() if key not in old}
-    load_reference(model, kept, where=where, fresh=fresh)
+    names = reference_names(model, published)
+    head_keys = {key for key in names if names[key] and all(re.fullmatch(fresh, name) for name in names[key])}
+    remaining = {key: value for key, value in published.items() if key not in head_keys}
+    load_reference(model, remaining, where=where, fresh=fresh)
     return model
 
 
@@ -248,10 +242,11 @@ def _classifier_from(
     layout: Layout, published: dict[str, Tensor], settings: Overrides, num_classes: int, where: object
 ) -> nn.Module:
     """Build a classifier from pretraining weights, with random norm and head (modeling_finetune.py)."""
-    kept = {name: value for name, value in settings.items() if not name.startswith(("decoder_", "final_norm"))}
+    of_decoder = ("decoder_", "final_norm")
+    encoder_settings = {name: value for name, value in settings.items() if not name.startswith(of_decoder)}
     name = layout.model.replace("-pretrain", "-classifier")
     table = _position_table(layout, configure(layout.model, settings))
-    model = create_model(name, {"position_table": table, **kept, "num_classes": num_classes})
+    model = create_model(name, {"position_table": table, **encoder_settings, "num_classes": num_classes})
     load_pretrained(model, published, where)
     return model
 
@@ -284,8 +279,8 @@ def _clip_settings(
 
 def _position_table(layout: Layout, config: VideoMAEConfig) -> str:
     """Return the setting for classifiers that resize the pretraining's position table (modeling_finetune.py)."""
-    own = (config.image_size, config.frames)
-    return "native" if layout.family.computed or own == config.native_clip else "resized"
+    clip = (config.image_size, config.frames)
+    return "native" if layout.family.computed or clip == config.native_clip else "resized"
 
 
 def _resized(
@@ -318,15 +313,13 @@ def _check_biases(published: State, where: object) -> None:
 
     Some conversions lose these biases silently, and the model still runs, but worse.
     """
-    lost = [value for key, value in published.items() if key.endswith((".attn.q_bias", ".attn.v_bias"))]
-    other = [value for key, value in published.items() if key.endswith(".mlp.fc1.bias")]
-    if lost and not any(bool(value.any()) for value in lost) and any(bool(value.any()) for value in other):
-        raise WeightsError(
-            where,
-            "all query and value biases are zero",
-            "a trained VideoMAE, whose biases are not",
-            "likely cause: a conversion that lost them; take the original file",
-        )
+    biases = (".attn.q_bias", ".attn.v_bias")
+    attention = [bool(value.any()) for key, value in published.items() if key.endswith(biases)]
+    mlp = [bool(value.any()) for key, value in published.items() if key.endswith(".mlp.fc1.bias")]
+    if attention and not any(attention) and any(mlp):
+        found, expected = "all query and value biases are zero", "a trained VideoMAE, whose biases are not"
+        hint = "likely cause: a conversion that lost them; take the original file"
+        raise WeightsError(where, found, expected, hint)
 
 
 def _unwrapped(state: State, where: object) -> dict[str, Tensor]:

@@ -170,13 +170,13 @@ def _cause(
     model: nn.Module, ours: Mapping[str, Tensor], missing: list[str], unused: list[str], shapes: list[str]
 ) -> str:
     """Describe the likeliest cause."""
-    own = model.state_dict()
+    target = model.state_dict()
     heads = {key.partition(".")[0] + "." for key in unused}
-    if len(missing) == len(own) and len(heads) == 1:
+    if len(missing) == len(target) and len(heads) == 1:
         return f"every key begins with {heads.pop()!r}, which the names of such a model do not"
     if any(key.startswith("decoder.") for key in unused) and hasattr(model, "initial_state"):
         return "these are pretraining weights: fill a classifier from them with load_pretrained"
-    if missing and len(missing) == len(own):
+    if missing and len(missing) == len(target):
         return "this is a checkpoint of another model"
     if shapes:
         if all(re.match(r"(.*\.)?(head|proj\.linear)\.", name) for name in shapes):
@@ -195,13 +195,13 @@ def _cause(
     return "a checkpoint of another variant"
 
 
-def with_shapes_of(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def with_shapes_of(target: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Give numbers () of published and earlier files the shape (1,) that the parameters of these names have.
 
     A parameter without a dimension cannot be divided among processes, so gates and scales are vectors of one.
     """
     return {
-        name: tensor.reshape(1) if tensor.dim() == 0 and name in own and own[name].shape == (1,) else tensor
+        name: tensor.reshape(1) if tensor.dim() == 0 and name in target and target[name].shape == (1,) else tensor
         for name, tensor in state.items()
     }
 
@@ -215,28 +215,28 @@ def _load(
     where: object,
     source: str,
 ) -> None:
-    own = model.state_dict()
-    ours = with_shapes_of(own, ours)
+    target = model.state_dict()
+    ours = with_shapes_of(target, ours)
     spare = set(optional)
-    missing = [name for name in own if name not in ours and name not in spare]
-    extra = [*unused, *(name for name in ours if name not in own)]
-    common = [name for name in ours if name in own]
-    shapes = [name for name in common if ours[name].shape != own[name].shape]
-    kinds = [name for name in common if ours[name].is_floating_point() != own[name].is_floating_point()]
+    missing = [name for name in target if name not in ours and name not in spare]
+    unknown = [*unused, *(name for name in ours if name not in target)]
+    shared = [name for name in ours if name in target]
+    shapes = [name for name in shared if ours[name].shape != target[name].shape]
+    kinds = [name for name in shared if ours[name].is_floating_point() != target[name].is_floating_point()]
     faults = {
         "missing": missing,
-        "unused": extra,
-        "mis-shaped": [f"{name} {tuple(ours[name].shape)} for {tuple(own[name].shape)}" for name in shapes],
-        "of another type": [f"{name} {ours[name].dtype} for {own[name].dtype}" for name in kinds],
-        "not finite": [n for n in common if ours[n].is_floating_point() and not bool(ours[n].isfinite().all())],
+        "unused": unknown,
+        "mis-shaped": [f"{name} {tuple(ours[name].shape)} for {tuple(target[name].shape)}" for name in shapes],
+        "of another type": [f"{name} {ours[name].dtype} for {target[name].dtype}" for name in kinds],
+        "not finite": [n for n in shared if ours[n].is_floating_point() and not bool(ours[n].isfinite().all())],
     }
     kinds_of_faults = [kind for kind, names in faults.items() if names]
     if not kinds_of_faults:
-        model.load_state_dict({name: ours[name] for name in common}, strict=False)  # what is optional may be missing
+        model.load_state_dict({name: ours[name] for name in shared}, strict=False)  # what is optional may be missing
         return
     alone = {"not finite": "the file is damaged or training diverged", "of another type": _QUANTIZED}
     known_cause = alone.get(kinds_of_faults[0]) if len(kinds_of_faults) == 1 else None
-    cause = known_cause or _cause(model, ours, missing, extra, shapes)
+    cause = known_cause or _cause(model, ours, missing, unknown, shapes)
     found = ", ".join(f"{len(faults[kind])} {kind} ({_names(faults[kind])})" for kind in kinds_of_faults)
     raise WeightsError(where, found, f"{source} for {type(model).__name__}", f"likely cause: {cause}")
 

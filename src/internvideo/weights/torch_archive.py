@@ -88,7 +88,7 @@ class _Storages:
     """Resolve persistent ids of a pickle: ("storage", type, key, device, number of elements)."""
 
     sizes: dict[str, int] | None
-    seen: dict[str, Storage] = field(default_factory=dict)
+    by_key: dict[str, Storage] = field(default_factory=dict)
 
     def __call__(self, persistent_id: object) -> Storage:
         if not isinstance(persistent_id, tuple) or len(persistent_id) not in (5, 6) or persistent_id[0] != "storage":
@@ -100,7 +100,7 @@ class _Storages:
             raise RefusedError("a storage is a view of another one", "one file of tensors, saved by torch 0.4 or later")
         dtype = STORAGES[kind.name]
         storage = Storage(key, dtype, count * (BYTES[dtype] if dtype else 1))
-        if self.seen.setdefault(key, storage) != storage:
+        if self.by_key.setdefault(key, storage) != storage:
             raise RefusedError(f"the storage {printable(key)} has two types or sizes")
         if self.sizes is not None and self.sizes.get(key) != storage.size:
             found = f"{self.sizes[key]} bytes" if key in self.sizes else "absent"
@@ -147,14 +147,14 @@ def _entries(file: BinaryIO, size: int) -> dict[str, tuple[int, int, int]]:
     if infos and min(info.header_offset for info in infos) > 0:
         raise RefusedError("other bytes stand before its first zip entry", "a file as torch.save wrote it")
     entries: dict[str, tuple[int, int, int]] = {}
-    seen: set[str] = set()
+    names: set[str] = set()
     free = 0  # where the next entry may begin
     for info in sorted(infos, key=lambda info: info.header_offset):
         name = info.orig_filename
         shown = printable(name)
-        if name in seen or name.startswith("/") or "\\" in name or "\0" in name or ".." in name.split("/"):
+        if name in names or name.startswith("/") or "\\" in name or "\0" in name or ".." in name.split("/"):
             raise RefusedError(f"its zip entry {shown} has an unsafe or repeated name")
-        seen.add(name)
+        names.add(name)
         start = _content_start(file, info, size)
         if info.header_offset < free or start + info.compress_size > min(size, directory):
             raise RefusedError(f"its zip entry {shown} overlaps another one or lies about its size")
@@ -223,10 +223,10 @@ def _legacy(file: BinaryIO, size: int) -> Checkpoint:
         raise RefusedError("is of an unknown version or of a big-endian machine", "protocol 1001, little-endian")
     found.content = value()
     keys = value()
-    if not isinstance(keys, list) or set(map(str, keys)) != set(storages.seen) or len(keys) != len(storages.seen):
+    if not isinstance(keys, list) or set(map(str, keys)) != set(storages.by_key) or len(keys) != len(storages.by_key):
         damaged("its list of storages is not the one of its tensors")
     place = file.tell()
-    for key, storage in zip(keys, (storages.seen[key] for key in keys), strict=True):
+    for key, storage in zip(keys, (storages.by_key[key] for key in keys), strict=True):
         count = int.from_bytes(b"".join(itertools.islice(chunks(file, place, 8), 8)), "little")
         if count * (BYTES[storage.dtype] if storage.dtype else 1) != storage.size or place + 8 + storage.size > size:
             raise RefusedError(f"the storage {printable(key)} should have {storage.size} bytes, which the file has not")

@@ -75,7 +75,7 @@ def _videomae(module: Any, classes: tuple[str, ...]) -> TransformersModel:
     _check_videomae(config, pretrain)
     plain = not pretrain and not config.num_classes
     kernel = (3, config.tubelet, config.patch_size, config.patch_size)
-    own = {
+    published = {
         key: tensor.unflatten(1, kernel) if key.endswith("patch_embed.proj.weight") else tensor
         for key, tensor in module.state_dict().items()
     }
@@ -83,7 +83,7 @@ def _videomae(module: Any, classes: tuple[str, ...]) -> TransformersModel:
     trunk = () if plain else ("embeddings.", "encoder.", "layernorm.")
     state = {
         f"videomae.{key}" if key.startswith(trunk) else key: tensor
-        for key, tensor in transformers_names.to_transformers(own, table).items()
+        for key, tensor in transformers_names.to_transformers(published, table).items()
     }
     kind = "Model" if plain else "ForPreTraining" if pretrain else "ForVideoClassification"
     notes: tuple[str, ...] = ()
@@ -135,10 +135,10 @@ def _clip(module: Any, classes: tuple[str, ...]) -> TransformersModel:
     text = config.text
     if text.mask_embedding:
         raise RecipeError(WHERE, "a text tower with a mask embedding", "a plain CLIP")
-    own = {CLIP.published_key(key): tensor for key, tensor in module.state_dict().items()}
-    own["visual.conv1.weight"] = own["visual.conv1.weight"].squeeze(2)
-    own["logit_scale"] = own["logit_scale"].reshape(())
-    state = transformers_names.to_transformers(own, transformers_names.CLIP)
+    published = {CLIP.published_key(key): tensor for key, tensor in module.state_dict().items()}
+    published["visual.conv1.weight"] = published["visual.conv1.weight"].squeeze(2)
+    published["logit_scale"] = published["logit_scale"].reshape(())
+    state = transformers_names.to_transformers(published, transformers_names.CLIP)
     vision = {
         **config_fields(config, CLIP_VISION),
         "intermediate_size": int(config.width * config.mlp_ratio),

@@ -96,8 +96,8 @@ def state_dict(checkpoint: Checkpoint, key: str = "") -> tuple[dict[str, Tensor]
     if rest:
         chosen = {name.removeprefix(f"{rest}."): value for name, value in found.items() if name.startswith(f"{rest}.")}
         if not chosen:
-            there = ", ".join(map(printable, _holders(checkpoint.content))) or "none"
-            raise RefusedError(f"has no tensors under {printable(key)}", f"names that hold tensors: {there}")
+            names = ", ".join(map(printable, _holders(checkpoint.content))) or "none"
+            raise RefusedError(f"has no tensors under {printable(key)}", f"names that hold tensors: {names}")
         return chosen, beside + [name for name in found if not name.startswith(f"{rest}.")], key
     if "param_shapes" in _mapping(checkpoint.content) and any(not tensor.count for tensor in found.values()):
         raise RefusedError("its parameters are spread over the shards of DeepSpeed (ZeRO stage 3)", "", ZERO)
@@ -279,24 +279,22 @@ def _bytes(file: BinaryIO, place: int, tensor: Tensor) -> Iterator[bytes | bytea
     target = _numbers(bytearray(dense * size), size)
     longest = max(axes, key=lambda axis: tensor.shape[axis])
     rest = [axis for axis in axes if axis != longest]
-    n, step, gap = tensor.shape[longest], tensor.strides[longest], plain[longest]
+    n, source_step, target_step = tensor.shape[longest], tensor.strides[longest], plain[longest]
     for index in itertools.product(*(range(tensor.shape[axis]) for axis in rest)):
-        here = sum(i * tensor.strides[axis] for i, axis in zip(index, rest, strict=True))
-        there = sum(i * plain[axis] for i, axis in zip(index, rest, strict=True))
-        if step:
-            target[there : there + (n - 1) * gap + 1 : gap] = source[here : here + (n - 1) * step + 1 : step]
+        source_at = sum(i * tensor.strides[axis] for i, axis in zip(index, rest, strict=True))
+        target_at = sum(i * plain[axis] for i, axis in zip(index, rest, strict=True))
+        if source_step:
+            row = source[source_at : source_at + (n - 1) * source_step + 1 : source_step]
+            target[target_at : target_at + (n - 1) * target_step + 1 : target_step] = row
         else:
             for i in range(n):
-                target[there + i * gap] = source[here]
+                target[target_at + i * target_step] = source[source_at]
     yield target.cast("B")
 
 
 def _numbers(data: bytearray, size: int) -> memoryview[int]:
     """View bytes as unsigned integers of `size` bytes."""
-    view = memoryview(data)
-    if size == 1:
-        return view
-    return view.cast("H") if size == 2 else view.cast("I") if size == 4 else view.cast("Q")
+    return memoryview(data).cast("B" if size == 1 else "H" if size == 2 else "I" if size == 4 else "Q")
 
 
 def _float32(piece: bytes | bytearray | memoryview, dtype: str) -> bytes:

@@ -110,8 +110,8 @@ class ManifestClipDecoder:
             self._cache.release(size)
             return None
         unchanged = self._cache_key(sample, member_of(sample, self.manifest.root)) == key
-        kept = unchanged and self._cache.write(key, frames, times)
-        self._cache.release(size - frames.nbytes * kept)
+        written = unchanged and self._cache.write(key, frames, times)
+        self._cache.release(size - frames.nbytes * written)
         return frames, times
 
 
