@@ -34,7 +34,7 @@ RENAMED_OPTIONS = {
 
 
 def find_task(name: str) -> TaskSpec:
-    """The task of a name. Raises RecipeError."""
+    """Return the task of a name. Raises RecipeError."""
     task = task_named(name)
     if task is None:
         names = [task.name for task in TASKS]
@@ -44,10 +44,10 @@ def find_task(name: str) -> TaskSpec:
 
 
 def make_options(task: TaskSpec, given: Mapping[str, object]) -> EvaluateOptions:
-    """The options of a task from plain values.
+    """Build the options of a task from plain values.
 
     Raises:
-        RecipeError: one that the task does not read, with the tasks that do; a value out of range.
+        RecipeError: an option that the task does not read, with the tasks that do; a value out of range.
     """
     known = [option.name for option in fields(task.options)]
     unread = [name for name in given if name not in known]
@@ -60,14 +60,14 @@ def make_options(task: TaskSpec, given: Mapping[str, object]) -> EvaluateOptions
 
 
 def refuse_option(task: TaskSpec, option: str) -> None:
-    """Raise RecipeError for an option ("--boxes") that other tasks read, or that has another name now."""
+    """Raise RecipeError for an option ("--boxes") that other tasks read, or that was renamed."""
     name = option.removeprefix("--").replace("-", "_")
     if _about_option(name):
         make_options(task, {name: None})
 
 
 def _about_option(name: str) -> str:
-    """Which tasks read an option, or its present name; empty for an option that never was."""
+    """Describe which tasks read an option, or its present name; "" for an unknown option."""
     if name in RENAMED_OPTIONS:
         return f" (now {option_names([RENAMED_OPTIONS[name]])})"
     readers = [task.name for task in TASKS if name in {option.name for option in fields(task.options)}]
@@ -75,7 +75,7 @@ def _about_option(name: str) -> str:
 
 
 def option_names(names: Sequence[str]) -> str:
-    """Options as they are named on the command line."""
+    """Format options as on the command line."""
     return ", ".join(f"--{name.replace('_', '-')}" for name in names)
 
 
@@ -88,17 +88,17 @@ def evaluate_task(
     *,
     split: str | None = None,
 ) -> Result:
-    """Predict, save `TASK.npz` and `TASK.json` in `output`, print the figures.
+    """Predict, save `TASK.npz` and `TASK.json` in `output`, print the metrics.
 
     Args:
-        name: of a task. weights: anything that `internvideo.load` opens. manifest: what to test on. output: a folder.
+        name: of a task. weights: anything that `internvideo.load` opens. manifest: the test set. output: a folder.
         options: of the task, by name. split: only rows of this split.
 
     Raises:
-        RecipeError: no such task, one that the model cannot do, or an option that the task does not read.
+        RecipeError: no such task, a model of another task, or an option that the task does not read.
         ManifestError: the manifest cannot be read, or has a class that a recognition model was not trained on.
-        RunError: `output` holds the table of another model, of other rows or of clips cut otherwise, or another process
-            writes there.
+        RunError: `output` has the table of another model, other rows or other preprocessing, or another process writes
+            there.
     """
     task = find_task(name)
     settings = make_options(task, options or {})
@@ -115,7 +115,7 @@ def evaluate_task(
 
 
 def score(table: Predictions) -> Result:
-    """Figures of a saved table. RunError when its task is not known."""
+    """Compute the metrics of a saved table. Raises RunError: its task is unknown."""
     task = task_named(table.task)
     if task is None:
         names = ", ".join(one.name for one in TASKS)
@@ -124,14 +124,14 @@ def score(table: Predictions) -> Result:
 
 
 def score_table(path: Path) -> Result:
-    """Score a saved table again and print its figures."""
+    """Score a saved table again and print its metrics."""
     result = score(Predictions.load(path))
     print_result(result)
     return result
 
 
 def score_results(results: Path, truth: Path | None, labels: Path | None, excluded: Path | None = None) -> Result:
-    """Score AVA's results file against its own annotations and print the figures; see `table_of_files`.
+    """Score a results file of AVA's format against AVA's annotations and print the metrics; see `table_of_files`.
 
     Raises:
         RunError: annotations or label map are not given. ManifestError: a malformed file.
@@ -145,10 +145,10 @@ def score_results(results: Path, truth: Path | None, labels: Path | None, exclud
 
 
 def score_tables(paths: Sequence[Path]) -> Result:
-    """Score tables of several splits of one set (HMDB51's three), print each and their mean; returns the mean.
+    """Score tables of several splits of one data set (HMDB51's three), print each and their mean; return the mean.
 
     Raises:
-        RunError: no tables, or such as cannot be averaged.
+        RunError: no tables, or tables that cannot be averaged.
     """
     tables = dict(zip(short_names(paths), map(Predictions.load, paths), strict=True))
     results = {name: score(table) for name, table in tables.items()}

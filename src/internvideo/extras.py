@@ -43,25 +43,25 @@ EXTRAS: dict[str, Extra] = {
 
 
 class ExtraError(InternVideoError):
-    """Something needs packages of an extra that is not installed."""
+    """A feature needs packages of an extra that is not installed."""
 
 
 def pip_install(extra: str) -> str:
-    """The command that installs an extra."""
+    """Return the command that installs an extra."""
     return f"pip install 'internvideo[{extra}]'"
 
 
 def missing(extra: str) -> tuple[str, ...]:
-    """The modules of an extra that are not installed."""
+    """List the modules of an extra that are not installed."""
     return tuple(name for name in EXTRAS[extra].modules if find_spec(name) is None)
 
 
 def require(extra: str, where: object) -> None:
-    """Refuse to go on without an extra.
+    """Check that an extra is installed.
 
     Args:
         extra: a key of `EXTRAS`.
-        where: what the user asked for, such as "internvideo fit".
+        where: the feature that needs it, such as "internvideo fit".
 
     Raises:
         ExtraError: one of its packages is not installed.

@@ -13,7 +13,7 @@ __all__ = ["MODELS", "create_model", "list_models"]
 
 
 def list_models() -> dict[str, str]:
-    """Name -> what it is, of every model that `create_model` builds."""
+    """Return name -> description of every model that `create_model` builds."""
     return factory.list_models(MODELS)
 
 

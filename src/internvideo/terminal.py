@@ -18,7 +18,7 @@ from rich.text import Text
 from internvideo.errors import shown
 
 LOGGER = logging.getLogger("internvideo")
-"""Of what is no result: notes are warnings, progress is info; a program that uses the package sends them elsewhere."""
+"""Logger of everything that is no result: notes are warnings, progress is info; other programs may redirect it."""
 _JSON = "INTERNVIDEO_JSON"
 _LEVEL = "INTERNVIDEO_LOG_LEVEL"
 
@@ -38,7 +38,7 @@ LOGGER.setLevel(os.environ.get(_LEVEL, "INFO"))
 
 
 def say(text: str, *, err: bool = False) -> None:
-    """Print a line. err: to stderr, as all lines for people are where results are printed as JSON."""
+    """Print a line; `err`: to stderr, where all lines for people go if results are printed as JSON."""
     typer.echo(shown(text), err=err or results_as_json())
 
 
@@ -51,7 +51,7 @@ def set_verbosity(*, quiet: bool = False, verbose: bool = False) -> None:
 
 
 def results_as_json(wanted: bool | None = None) -> bool:
-    """Whether results are printed as JSON, one object a line; `wanted` sets it for this process and its workers."""
+    """Return whether results are printed as JSON lines; `wanted` sets it for this process and its workers."""
     if wanted is not None:
         os.environ[_JSON] = "1" if wanted else ""
     return bool(os.environ.get(_JSON))
@@ -63,7 +63,7 @@ def say_json(record: Mapping[str, object]) -> None:
 
 
 def tell(record: Mapping[str, object], *lines: str) -> None:
-    """Print a result: lines for people, or the record as JSON where that was asked for."""
+    """Print a result: its lines, or the record as JSON if results are printed as JSON."""
     if results_as_json():
         say_json(record)
         return
@@ -72,7 +72,7 @@ def tell(record: Mapping[str, object], *lines: str) -> None:
 
 
 def print_rows(rows: Mapping[str, str]) -> None:
-    """Print names with what they are: one line each, in a terminal wrapped to its width beside the names."""
+    """Print names and descriptions, one line each, in a terminal wrapped to its width."""
     if results_as_json():
         for name, about in rows.items():
             say_json({"name": name, "about": about})
@@ -85,11 +85,11 @@ def print_rows(rows: Mapping[str, str]) -> None:
 
 
 class Screen(Console):
-    """Rich's console, for tables and markup; texts and cells pass as in `say`, and go where its lines go."""
+    """Rich's console, for tables and markup; text is escaped and directed as by `say`."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**{"stderr": results_as_json(), **settings})
 
     def render_str(self, text: str, **settings: Any) -> Text:
-        """A text with its markup; every string that the console prints comes this way."""
+        """Render a text with its markup; the console calls it for every string that it prints."""
         return super().render_str(shown(text), **settings)

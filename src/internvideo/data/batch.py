@@ -36,13 +36,13 @@ class Tensors:
 
 @dataclass(frozen=True)
 class Batch(Tensors):
-    """B clips with what is known of them.
+    """B clips with their annotations.
 
     Attributes:
         video: (B, 3, T, S, S) uint8; RGB, not normalized (the model normalizes).
-        ids: B sample ids; with repeated sampling one id stands several times in a row.
+        ids: B sample ids; with repeated augmentation, one id several times in succession.
         labels: (B,) int64 class indices, -100 where a sample has none; None when no sample has one.
-        tokens: (B, L) int64 text ids padded with 0; None when the loader was given no tokenizer.
+        text_ids: (B, L) int64 token ids padded with 0; None without a tokenizer.
         frame_mask: (B, T) bool, True where a frame is real; the others are black. None when all are.
     """
 
@@ -61,8 +61,8 @@ class RegionBatch(Batch):
     """B clips around key frames, (B, 3, T, H, W), and the R boxes of persons in all of them.
 
     Attributes:
-        clip: (R,) int64, to which clip a box belongs. boxes: (R, 4) float32, corners in pixels of the clip.
-        targets: (R, C) float32, 1 for what a person does.
+        clip: (R,) int64, index of the clip of a box. boxes: (R, 4) float32, corners in pixels of the clip.
+        targets: (R, C) float32, 1 for the actions of the person.
     """
 
     clip: Tensor
@@ -72,7 +72,7 @@ class RegionBatch(Batch):
 
 @dataclass(frozen=True, kw_only=True)
 class HandBatch(Batch):
-    """B clips and where the hands of the person will be.
+    """B clips and the future positions of the person's hands.
 
     Attributes:
         positions: (B, 5, 2, 2) float32: moment, left or right hand, x and y in pixels of the whole frame.

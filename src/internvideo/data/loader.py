@@ -69,8 +69,8 @@ class LoaderSettings:
         prefetch: number of batches that each worker prepares in advance.
         pin_memory: page-locked batches, for copying to a GPU.
         alike: above 1, so many clips in succession share the attributes `alike_by` in a share `alike_share` of the
-            batches, from epoch `alike_from` on (0 is the first): a contrastive loss must then tell apart what differs
-            within them. Every clip still comes once an epoch.
+            batches, from epoch `alike_from` on (0 is the first), as hard negatives of a contrastive loss. Every clip
+            still occurs once per epoch.
         alike_by: names of attributes of the rows; "group" is a row's group, for clips of one source video.
     """
 

@@ -11,13 +11,13 @@ from torch import Tensor
 
 
 def soft_targets(labels: Tensor, num_classes: int, smoothing: float, lam: float = 1.0) -> Tensor:
-    """Smoothed one-hot targets of a batch mixed with its reverse.
+    """Return smoothed one-hot targets of a batch mixed with its reverse.
 
     Args:
         labels: (B,) int64 in [0, C).
-        classes: C.
+        num_classes: C.
         smoothing: s; the true class has 1 - s + s / C, the others s / C.
-        share: lambda, weight of a clip's own label; the rest goes to the label of the reversed batch.
+        lam: lambda, weight of a clip's own label; the label of the reversed batch has 1 - lambda.
 
     Returns:
         (B, C) float32, rows sum to 1.
@@ -35,7 +35,7 @@ def soft_targets(labels: Tensor, num_classes: int, smoothing: float, lam: float 
 
 
 def cutmix_box(height: int, width: int, lam: float, rng: np.random.RandomState) -> tuple[slice, slice]:
-    """Rows and columns of a box that covers about 1 - share of the frame; cut off at the frame's edges."""
+    """Draw the rows and columns of a box that covers about 1 - `lam` of the frame, clipped to the frame."""
     side = math.sqrt(1.0 - lam)
     spans = []
     for length in (height, width):
@@ -46,10 +46,10 @@ def cutmix_box(height: int, width: int, lam: float, rng: np.random.RandomState) 
 
 @dataclass(frozen=True)
 class Mixup:
-    """Mix a batch with its reverse, one choice a batch: blend whole clips or paste one box into all frames.
+    """Mix a batch with its reverse: blend whole clips (mixup) or paste one box into all frames (CutMix).
 
     Attributes:
-        classes: C.
+        num_classes: C.
         mixup_alpha, cutmix_alpha: both parameters of the Beta distribution of lambda; 0 switches the kind off.
         probability: of mixing a batch at all.
         switch_probability: of CutMix where both kinds are on.
@@ -74,7 +74,7 @@ class Mixup:
         Args:
             video: (B, 3, T, S, S) uint8, or float in 0..255; not changed.
             labels: (B,) int64.
-            rng: one draw sequence a batch.
+            rng: seeded per batch.
 
         Returns:
             (B, 3, T, S, S) float32 in 0..255 and (B, C) float32 targets.
@@ -91,7 +91,7 @@ class Mixup:
         return mixed, soft_targets(labels, self.num_classes, self.smoothing, lam)
 
     def _draw(self, rng: np.random.RandomState) -> tuple[bool, float]:
-        """Whether to cut, and lambda; (False, 1) for a batch that stays as it is."""
+        """Draw whether to use CutMix, and lambda; (False, 1) for a batch that is not mixed."""
         kinds = [alpha > 0 for alpha in (self.mixup_alpha, self.cutmix_alpha)]
         if rng.uniform() >= self.probability or not any(kinds):
             return False, 1.0

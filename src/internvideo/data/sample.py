@@ -220,8 +220,8 @@ class Sample(_Part):
         group: clips of one group (scene, signer, source video) must not be divided between splits.
         split: "train", "test", ...
         fps: frames per second of a folder of frames; video files have their own.
-        attributes: anything else, as text; "stride" (of mixtures) is the row's own step between frames, and "fps"
-            stands for `fps`.
+        attributes: anything else, as text; "stride" (of mixtures) replaces the sampler's stride, and "fps" is an
+            alternative to `fps`.
     """
 
     id: Text

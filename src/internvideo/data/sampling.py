@@ -229,7 +229,7 @@ class DensePretrain(_Rule):
 
 @dataclass(frozen=True)
 class DenseLoop(_Rule):
-    """T frames with exact stride from a random start, of a short video in rounds: open-set recognition.
+    """T frames with exact stride from a random start, a short video repeated: open-set recognition.
 
     Source: OpenGVLab/InternVideo, Open-Set-Action-Recognition/configs/recognition/mae; mmaction2's `DenseSampleFrames`.
     """
@@ -340,13 +340,13 @@ class Linspace(_Rule):
 
 @dataclass(frozen=True)
 class OnePerSecond(_Rule):
-    """One frame a second of the whole video, thinned evenly to T where there are more (Video-Text-Retrieval).
+    """One frame per second of the whole video, subsampled evenly to at most T (Video-Text-Retrieval).
 
-    The only kind that gives fewer than T indices, of a video shorter than T seconds. The loader fills such a clip with
-    black frames and tells the real ones in `Batch.frame_mask`.
+    The only sampler that returns fewer than T indices, for a video shorter than T seconds. The loader pads such a clip
+    with black frames and marks the real ones in `Batch.frame_mask`.
 
     Attributes:
-        frames: T, the most frames of a clip.
+        frames: T, the maximum number of frames of a clip.
         rate: frames per second of the video; the loader sets it for each one.
     """
 

@@ -56,7 +56,7 @@ class SamplingSettings(Settings):
 
 
 class EvalAugment(Settings):
-    """How a test clip is resized (data/transforms.py)."""
+    """Resizing of a test clip (data/transforms.py)."""
 
     size: int = Field(224, ge=8, le=8192)
     resize_backend: ResizeBackend = Field("pil", description="of test clips, see data/resize.py")
@@ -69,19 +69,19 @@ class EvalAugment(Settings):
 
 
 class KeyFrameAugment(EvalAugment):
-    """The same of clips with boxes, which may be mirrored in training."""
+    """Resizing of clips with boxes, which may be mirrored in training."""
 
     flip: bool = Field(False, description="leave off where the labels know left from right")
 
 
 class FrameAugment(KeyFrameAugment):
-    """The same of whole frames, parts of which may be erased in training."""
+    """Resizing of whole frames, parts of which may be erased in training."""
 
     erasing: float = Field(0.0, ge=0.0, le=1.0)
 
 
 class TrainAugment(FrameAugment):
-    """What is done to a training clip."""
+    """Augmentation of a training clip."""
 
     crop: CropKind = "random_resized"
     minimum_area: float = Field(0.08, gt=0.0, le=1.0, description="random resized crop: smallest part of the frame")
@@ -118,7 +118,7 @@ class TrainAugment(FrameAugment):
 
 
 class ClipAugment(TrainAugment):
-    """The same, or none at all."""
+    """Augmentation of a training clip, or none."""
 
     use_eval_transform: bool = Field(
         False, description="learn from clips as they are tested: resized, center crop, no more"
@@ -130,7 +130,7 @@ class ClipAugment(TrainAugment):
 
 
 class MixAugment(ClipAugment):
-    """The same, and mixing of labeled batches."""
+    """Augmentation of a training clip, and mixing of labeled batches."""
 
     mixup: float = Field(0.0, ge=0.0, description="alpha; 0 switches it off")
     cutmix: float = Field(0.0, ge=0.0, description="alpha; 0 switches it off")
@@ -146,7 +146,7 @@ class MixAugment(ClipAugment):
 
 
 class SourceSettings(Settings):
-    """One more manifest to train on, whose videos may be read at a stride of their own (data/mixture.py)."""
+    """An additional training manifest, whose videos may have another stride (data/mixture.py)."""
 
     manifest: Path
     split: str | None = Field(None, description="only rows of this split")
@@ -154,9 +154,9 @@ class SourceSettings(Settings):
 
 
 class DataSettings(Settings):
-    """What every stage reads.
+    """Data settings of all stages.
 
-    `train` may be missing in a shipped recipe: give it on the command line, `data.train=PATH`.
+    `train` may be missing in a shipped recipe: set it on the command line, `data.train=PATH`.
     """
 
     train: Path | None = None
@@ -210,25 +210,25 @@ class EvaluationClipData(SampledData):
 
 
 class TrainClipData(SampledData):
-    """The same, augmented."""
+    """Data settings of stages that train on augmented clips."""
 
     augment: TrainAugment = TrainAugment()
 
 
 class ClipData(TrainClipData):
-    """The same, or as they are tested."""
+    """Data settings of stages that train on augmented clips or on clips as they are tested."""
 
     augment: ClipAugment = ClipAugment()
 
 
 class LabeledClipData(ClipData):
-    """The same with labels: batches may be mixed."""
+    """Data settings of stages that train on labeled clips: batches may be mixed."""
 
     augment: MixAugment = MixAugment()
 
 
 class CaptionedClipData(ClipData):
-    """The same with captions."""
+    """Data settings of stages that train on clips with captions."""
 
     captions: CaptionChoice = Field("random", description="which of a video are learned: data/caption_choice.py")
 

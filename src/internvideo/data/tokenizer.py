@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gzip
 import html
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -36,7 +35,7 @@ CACHED_TEXT_LENGTH = 1024
 
 @cache
 def _byte_to_char() -> dict[int, str]:
-    """The printable letter that stands for each byte, in the order of the first 256 ids."""
+    """Return byte -> the printable character that represents it, in the order of the first 256 ids."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
@@ -46,8 +45,7 @@ def _byte_to_char() -> dict[int, str]:
 def _merges() -> list[tuple[str, str]]:
     packed = (files("internvideo.data") / "assets" / MERGES).read_bytes()
     lines = gzip.decompress(packed).decode("utf-8").split("\n")[MERGE_LINES]
-    pairs = [line.split() for line in lines]
-    return [(left, right) for left, right in pairs]
+    return [(left, right) for left, right in map(str.split, lines)]
 
 
 @cache
@@ -77,11 +75,10 @@ def _encoder() -> tokenizers.Tokenizer:
 
 
 def clean(text: str) -> str:
-    """Mend broken encodings, unescape HTML twice, collapse white space, lower the case."""
+    """Fix broken encodings, unescape HTML twice, collapse white space, lower the case."""
     import ftfy
 
-    mended = html.unescape(html.unescape(ftfy.fix_text(text)))
-    return re.sub(r"\s+", " ", mended).strip().lower()
+    return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split()).lower()
 
 
 def _encode(text: str) -> tuple[int, ...]:
@@ -101,10 +98,10 @@ _encode_cached = lru_cache(maxsize=CACHE_SIZE)(_encode)
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """Text to ids and back.
+    """Convert text to ids and back.
 
     Attributes:
-        context: L, ids a text may have, start and end included; longer texts keep their end.
+        context_length: L, maximum number of ids of a text, start and end included.
     """
 
     context_length: int = 77
@@ -118,7 +115,7 @@ class Tokenizer:
             raise ValueError(f"context {self.context_length}: start and end need 2")
 
     def encode(self, texts: str | Sequence[str], *, truncate: bool = True) -> Tensor:
-        """Ids of one text or of several.
+        """Encode one text or several.
 
         Args:
             texts: one text (B = 1) or B texts; an empty text is start and end alone.
@@ -142,11 +139,11 @@ class Tokenizer:
         return rows
 
     def decode(self, ids: Tensor | Iterable[int], *, special: bool = True) -> str:
-        """The text of one row of ids, a space behind every word.
+        """Decode one row of ids, with a space after every word.
 
         Args:
-            ids: (n,) ids without padding; with `special` False, padding behind the end does no harm.
-            special: keep the start and end marks; otherwise the text up to the first end, stripped.
+            ids: (n,) ids without padding; with `special` False, padding after the end is ignored.
+            special: keep the start and end tokens; otherwise return the text up to the first end, stripped.
 
         Raises:
             TextError: an id outside the vocabulary.

@@ -1,6 +1,6 @@
-"""From decoded frames to model input: one set of random choices a clip, the same for all its frames.
+"""Transform decoded frames to model input; the random parameters of a clip are the same for all its frames.
 
-A transform takes a clip (T, H, W, 3) uint8 and gives (3, T, S, S) uint8 contiguous; models normalize. All randomness
+A transform converts a clip (T, H, W, 3) uint8 to (3, T, S, S) uint8 contiguous; models normalize. All randomness
 comes from the `RandomState` that the loader seeds for the clip. Source: run_class_finetuning.py,
 UniFormerV2 configs, Multi-Modalities-Pretraining.
 """
@@ -43,15 +43,15 @@ class ClipTransform(Protocol):
 
 
 def direction_classes(classes: Sequence[str]) -> tuple[str, ...]:
-    """The class names that a mirrored clip would make wrong; with any of them `flip` must stay off."""
+    """Return the class names that depend on left and right or on the sense of rotation; they rule out `flip`."""
     return tuple(name for name in classes if _SIDES.search(name.replace("_", " ")))
 
 
 def multi_scale_box(height: int, width: int, size: int, rng: np.random.RandomState) -> Box:
-    """Corner, edge, quarter or center crop whose sides are the shorter side times one of four scales (mae.py).
+    """Draw a crop whose sides are the shorter side times one of four scales, at one of 13 positions (mae.py).
 
-    Sides within 2 pixels of `size` are `size`; the scales of the two sides are the same or neighbours; the place is
-    one of 13 on a grid of quarter steps.
+    Sides within 2 pixels of `size` are `size`; the scales of the two sides are equal or adjacent; the positions are a
+    grid of quarter steps.
     """
     base = min(height, width)
     sides = [int(base * scale) for scale in MULTI_SCALES]
@@ -65,7 +65,7 @@ def multi_scale_box(height: int, width: int, size: int, rng: np.random.RandomSta
 
 
 def corner_box(height: int, width: int, rng: np.random.RandomState) -> Box:
-    """A square in one of the corners or in the center, its side the shorter side times 1 or 0.8.
+    """Draw a square crop in a corner or in the center, whose side is the shorter side times 1 or 0.8.
 
     Source: OpenGVLab/InternVideo, Open-Set-Action-Recognition/configs/recognition/mae/finetune_ucf101_mae_edlnokl.py
     (mmaction2's `MultiScaleCrop` with scales (1, 0.8), no gap between the scales of the sides and five places).
@@ -77,13 +77,10 @@ def corner_box(height: int, width: int, rng: np.random.RandomState) -> Box:
 
 
 def random_resized_box(
-    height: int,
-    width: int,
-    area: tuple[float, float],
-    aspect: tuple[float, float],
-    rng: np.random.RandomState,
+    height: int, width: int, area: tuple[float, float], aspect: tuple[float, float], rng: np.random.RandomState
 ) -> Box:
-    """A box of random area (share of the frame) and aspect (log-uniform); the largest centered one after ten misses."""
+    """Draw a box of random area (fraction of the frame) and aspect (log-uniform); after ten failures the largest
+    centered one."""
     for _ in range(10):
         target = rng.uniform(*area) * height * width
         ratio = math.exp(rng.uniform(math.log(aspect[0]), math.log(aspect[1])))
@@ -102,7 +99,7 @@ def erase_cube(
     area: tuple[float, float] = (0.02, 1 / 3),
     aspect: tuple[float, float] = (0.3, 1 / 0.3),
 ) -> Tensor:
-    """Fill one box, the same in all frames, with noise that is standard normal after ImageNet normalization.
+    """Erase one box, the same in all frames, with noise that is standard normal after ImageNet normalization.
 
     Args:
         frames: (T, 3, H, W) uint8, not changed.
@@ -117,7 +114,8 @@ def erase_cube(
         high, wide = round(math.sqrt(target * ratio)), round(math.sqrt(target / ratio))
         if 0 < high < height and 0 < wide < width:
             top, left = int(rng.randint(height - high + 1)), int(rng.randint(width - wide + 1))
-            noise = torch.randn(len(frames), 3, high, wide, generator=_generator(rng))
+            generator = torch.Generator().manual_seed(int(rng.randint(2**31 - 1)))
+            noise = torch.randn(len(frames), 3, high, wide, generator=generator)
             mean, std = (torch.tensor(values).view(3, 1, 1) * 255 for values in (IMAGENET_MEAN, IMAGENET_STD))
             frames = frames.clone()
             frames[..., top : top + high, left : left + wide] = (noise * std + mean).round_().clamp_(0, 255).byte()
@@ -125,12 +123,8 @@ def erase_cube(
     return frames
 
 
-def _generator(rng: np.random.RandomState) -> torch.Generator:
-    return torch.Generator().manual_seed(int(rng.randint(2**31 - 1)))
-
-
 def _resize_to_clip(frames: Tensor, size: int, *, flip: bool) -> Tensor:
-    """(T, 3, H, W) uint8 -> (3, T, S, S) uint8 contiguous, mirrored if asked; few frames at a time, in the cache."""
+    """Resize (T, 3, H, W) uint8 to (3, T, S, S) uint8 contiguous, few frames at a time, which fit the cache."""
     clip = torch.empty((3, len(frames), size, size), dtype=torch.uint8)
     for part, result in zip(torch.split(frames, CHUNK_SIZE), torch.split(clip, CHUNK_SIZE, dim=1), strict=True):
         resized = resize_fast(part, (size, size))
@@ -140,7 +134,7 @@ def _resize_to_clip(frames: Tensor, size: int, *, flip: bool) -> Tensor:
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """RandAugment, crop, flip, erase.
+    """Augment a clip: RandAugment, crop, flip, erase.
 
     Crops are resized as uint8 with antialiasing. run_class_finetuning.py resized float tensors without it, which
     aliases where the crop is larger than S and takes several times as long.
@@ -185,8 +179,7 @@ class TrainTransform:
         frames = channels_first(clip)
         drawn = [] if self._augment is None else self._augment.draw(rng)
         if self.crop in ("multi_scale", "random_resized"):
-            height, width = frames.shape[-2:]
-            frames = self._augmented(frames, drawn, self._box(height, width, rng))
+            frames = self._augmented(frames, drawn, self._box(*frames.shape[-2:], rng))
         else:
             frames = self._cropped(self._augmented(frames, drawn, None), rng)
         resized = _resize_to_clip(frames, self.size, flip=self.flip and rng.uniform() < 0.5)
@@ -213,14 +206,14 @@ class TrainTransform:
         if self.crop == "corner":
             top, left, high, wide = corner_box(height, width, rng)
             return frames[..., top : top + high, left : left + wide]
-        rooms = (height - self.size, width - self.size)
-        top, left = (rng.randint(room + 1) if self.crop == "random" else round(room / 2) for room in rooms)
+        margins = (height - self.size, width - self.size)
+        top, left = (rng.randint(margin + 1) if self.crop == "random" else round(margin / 2) for margin in margins)
         return frames[..., top : top + self.size, left : left + self.size]
 
 
 @dataclass(frozen=True)
 class EvalTransform:
-    """Resize, then one center crop or three along the longer side.
+    """Resize a clip, and take one center crop or three along the longer side.
 
     Attributes:
         size: S of the result, pixels.
@@ -244,7 +237,7 @@ class EvalTransform:
 
     @property
     def resizing(self) -> str:
-        """Size before the crops and pixel arithmetic, for the protocol of a measurement."""
+        """Size before the crops and pixel arithmetic, for the evaluation protocol."""
         return f"{'squashed to' if not self.keep_aspect else 'short side'} {self._short}, {self.resize_backend}"
 
     @property
@@ -269,6 +262,6 @@ class EvalTransform:
         ]
 
     def __call__(self, clip: Tensor, rng: np.random.RandomState) -> Tensor:
-        """The center view, (3, T, S, S); `rng` is not used."""
+        """Return the center view, (3, T, S, S); `rng` is not used."""
         views = self.crop_clip(clip)
         return views[len(views) // 2]

@@ -1,4 +1,4 @@
-"""Start a multimodal encoder from CLIP: which tensors come over, which start afresh, which are left behind.
+"""Initialize a multimodal encoder from CLIP.
 
 Source: uniformerv2_model.py, Multi-Modalities-Pretraining (video-language model), viclip.py.
 """
@@ -26,12 +26,12 @@ _ADDED = r"query|balance|global_blocks\..*|local[12]\..*|stem\.motion"
 
 @dataclass(frozen=True)
 class _Plan:
-    """How CLIP's tensors (named as in `clip.Clip`) map onto a model.
+    """Map CLIP's tensors (named as in `clip.Clip`) to those of a model.
 
     Attributes:
         renamed: (regular expression of the source, template of ours), first match decides; others keep their name.
-        dropped: sources that the model has no place for.
-        fresh: names of ours that CLIP does not fill.
+        dropped: sources that the model does not have.
+        fresh: names of ours that CLIP does not have.
     """
 
     renamed: tuple[tuple[str, str], ...]
@@ -56,12 +56,12 @@ _PLANS: dict[type[nn.Module], _Plan] = {
 
 @dataclass(frozen=True)
 class ClipImport:
-    """What happened.
+    """Report of an import.
 
     Attributes:
-        filled: our names that came from CLIP.
+        filled: our names that were loaded from CLIP.
         fresh: our names that keep their initialization.
-        dropped: names (as in `clip.Clip`) that were left behind.
+        dropped: names (as in `clip.Clip`) that were not used.
         resized: which positions were resized.
     """
 
@@ -72,10 +72,10 @@ class ClipImport:
 
 
 def from_clip(model: nn.Module, state: Mapping[str, Tensor], where: object = "CLIP state dict") -> ClipImport:
-    """Fill a multimodal encoder, in place, with the weights of an image-text model.
+    """Initialize a multimodal encoder, in place, with the weights of an image-text model.
 
-    The image kernel becomes a video kernel that reads the middle frame alone. Positions of patches are resized for
-    another picture (UniFormerV2's issue 12), those of words are cut for a shorter context.
+    The image kernel is inflated to a video kernel that is zero but for the middle frame. Position embeddings of patches
+    are resized for another image size (UniFormerV2's issue 12), those of words are truncated for a shorter context.
 
     Args:
         model: `UniFormerV2`, `VideoLanguage` or `ViCLIP`.
@@ -111,7 +111,7 @@ def from_clip(model: nn.Module, state: Mapping[str, Tensor], where: object = "CL
 
 
 def _our_layout(model: nn.Module, state: Mapping[str, Tensor], where: object) -> dict[str, Tensor]:
-    """The state dict under the names of `clip.Clip`."""
+    """Rename a state dict to the names of `clip.Clip`. Raises WeightsError: an unknown tensor."""
     if "visual.stem.conv.weight" in state:
         return dict(state)
     public = published_clip(state) if "vision_model.embeddings.class_embedding" in state else state
@@ -130,7 +130,7 @@ def _renamed(rules: Iterable[tuple[str, str]], source: str) -> str:
 
 
 def _fitted(name: str, tensor: Tensor, target: Tensor) -> Tensor:
-    """The tensor in the shape of ours where the rules allow it, otherwise as it is (and refused for its shape)."""
+    """Convert a tensor to the shape of `target` where the rules allow it; loading refuses other shapes."""
     if name.endswith("stem.conv.weight"):
         return _inflated(tensor, target)
     if name == "text.positional_embedding" and tensor.dim() == 2 and len(tensor) > len(target):
@@ -139,7 +139,7 @@ def _fitted(name: str, tensor: Tensor, target: Tensor) -> Tensor:
 
 
 def _inflated(kernel: Tensor, target: Tensor) -> Tensor:
-    """Kernel (D, 3, 1, p, p) -> (D, 3, kt, p, p): zero but for the middle frame."""
+    """Inflate a kernel (D, 3, 1, p, p) to (D, 3, kt, p, p), zero but for the middle frame."""
     if kernel.dim() != 5 or kernel.shape[2] == target.shape[2]:
         return kernel
     inflated = kernel.new_zeros(*kernel.shape[:2], target.shape[2], *kernel.shape[3:])

@@ -25,24 +25,24 @@ _WB = r"(weight|bias)"
 
 
 def _split_key_value(tensor: Tensor, model: nn.Module) -> tuple[Tensor, ...]:
-    """One projection [key; value] -> two."""
+    """Split one projection [key; value] in two."""
     return tensor.chunk(2)
 
 
 def _frame_kernel(tensor: Tensor, model: nn.Module) -> tuple[Tensor, ...]:
-    """Image kernel (D, 3, p, p) -> (D, 3, 1, p, p); a video kernel stays as it is."""
+    """Convert an image kernel (D, 3, p, p) to (D, 3, 1, p, p); keep a video kernel."""
     return (tensor.unsqueeze(2) if tensor.dim() == 4 else tensor,)
 
 
 def _zeros(tensor: Tensor, model: nn.Module) -> tuple[Tensor, ...]:
-    """The shift of a bias-free norm: we have none, so it must be zero."""
+    """Drop the shift of a bias-free norm, which must be zero, because ours has none."""
     if bool(tensor.count_nonzero()):
         raise WeightsError("norm.beta", "not zero", "zeros", "take another checkpoint")
     return ()
 
 
 def _rotary(tensor: Tensor, model: nn.Module) -> tuple[Tensor, ...]:
-    """Rotary frequencies, which we compute: they must be 10000^(-2i/d), in whatever precision they were stored."""
+    """Drop the rotary frequencies, which we compute: they must be 10000^(-2i/d), to the precision of the file."""
     head = 2 * len(tensor)
     expected = 1.0 / 10000 ** (torch.arange(0, head, 2, device=tensor.device).float() / head)
     if not torch.allclose(tensor.float(), expected, rtol=1e-3, atol=1e-6):
@@ -52,7 +52,7 @@ def _rotary(tensor: Tensor, model: nn.Module) -> tuple[Tensor, ...]:
 
 
 def _layers(official: str, ours: str) -> tuple[Rule, ...]:
-    """CLIP's layers: `official` ends before the leaf names and holds one group, the layer's number."""
+    """Return the rules of CLIP's layers: `official` ends before the leaf names and has one group, the layer's index."""
     leaves = (
         (rf"attn\.in_proj_{_WB}", "attn.qkv"),
         (rf"attn\.out_proj\.{_WB}", "attn.proj"),
@@ -120,7 +120,7 @@ def _video_language(official: str, ours: str) -> tuple[Rule, ...]:
 
 
 def _attention(official: str, ours: str) -> tuple[Rule, ...]:
-    """Multi-query attention of the caption decoder; `official` may hold groups, which `ours` uses."""
+    """Return the rules of the caption decoder's multi-query attention; `official` may have groups, used by `ours`."""
     return (
         Rule(rf"{official}to_q\.weight", (f"{ours}q.weight",)),
         Rule(rf"{official}to_kv\.weight", (f"{ours}k.weight", f"{ours}v.weight"), _split_key_value),

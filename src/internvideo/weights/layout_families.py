@@ -1,8 +1,8 @@
-"""The table of published layouts: by which keys each is known, which models it may be, how its names become ours.
+"""Table of published layouts: the keys that identify each, the models that it may be, and the mapping of its names.
 
 - *VideoMAE pretraining* (InternVideo, original VideoMAE): `encoder.`, `decoder.`, `mask_token`.
-- *VideoMAE classifier* (the same two): `patch_embed`, `blocks`, `fc_norm` or `norm`, `head`; the trunk may still stand
-  under `encoder.` or `backbone.`. Without a head: an encoder alone.
+- *VideoMAE classifier* (the same two): `patch_embed`, `blocks`, `fc_norm` or `norm`, `head`; the trunk may have the
+  prefix `encoder.` or `backbone.`. Without a head: an encoder alone.
 - *transformers VideoMAE* pretraining and classifier, *transformers CLIP*: see `weights.transformers_names`.
 - *UniFormerV2*: `transformer.dec`, `transformer.proj`; local blocks under `lmhra1`, `lmhra2`; no `balance` when frozen.
 - *InternVideo-MM*: `clip.visual_proj` and so on; only `clip.` is used; the rest is left out, but for a caption decoder
@@ -34,20 +34,20 @@ class Family:
     """One layout; the first of `FAMILIES` that fits decides.
 
     Attributes:
-        name: for people; several ways to write the same layout share it.
-        anchors: keys (wrappers off) that are all there.
-        models: names of BACKBONES it may be.
+        name: display name; variants of one layout share it.
+        anchors: required keys, without prefixes of wrappers.
+        models: names of BACKBONES that it may be.
         sizes: shapes under published names, config of one of the models -> config of the file.
         published: keys of the file -> the names that `weights.TABLES` reads.
-        parts: beginnings of the keys that are read, all others are left out; none for every key.
+        parts: prefixes of the keys that are read, all others are left out; () for every key.
         video: path of the video tower's settings in the config.
         frames: whether the video tower has a number of frames.
         head: our names of the classifier's last layer, as a regular expression; "" for a model without classes.
         outputs: the model setting that is the number of outputs of the head.
         masked: VideoMAE: has a number of frames and a table over both.
-        computed: fixed positions are computed for the clip that is asked for, and not resized.
-        plain: the same without its caption decoder, for who asks for the towers alone; None when there is no such.
-        kernel: a patch kernel that must have five dimensions (image models have four under the same name); "" for none.
+        computed: fixed positions are computed for the requested clip size, and not resized.
+        plain: the layout without its caption decoder, to load the towers alone; None if there is none.
+        kernel: a patch kernel that must have five dimensions (those of image models have four); "" for none.
     """
 
     name: str
@@ -66,11 +66,11 @@ class Family:
     plain: Family | None = None
 
     def fits(self, state: State) -> bool:
-        """Whether the keys are those of this layout."""
+        """Return whether the keys are those of this layout."""
         return all(key in state for key in self.anchors) and (not self.kernel or state[self.kernel].dim() == 5)
 
     def read(self, state: State) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-        """The state dict under published names, and the keys that are left out."""
+        """Return the state dict under published names, and the keys that are left out."""
         parts = {key: value for key, value in state.items() if not self.parts or key.startswith(self.parts)}
         return self.published(parts), tuple(key for key in state if key not in parts)
 
@@ -87,7 +87,8 @@ def _masked(
     *,
     biased: bool = False,
 ) -> Family:
-    """VideoMAE: `what` is pretrain or classifier; the patch kernel is the first anchor; `biased` as transformers'."""
+    """Make a row of VideoMAE: `what` is pretrain or classifier, the patch kernel the first anchor; `biased`: always
+    with query and value biases, as in transformers."""
     pretrain = what == "pretrain"
     sizes = layout_sizes.videomae_pretrain if pretrain else layout_sizes.videomae_classifier
     return Family(
@@ -104,7 +105,7 @@ def _masked(
 
 
 def _multimodal(prefix: str, caption: bool) -> Family:
-    """InternVideo-MM as released (`clip.`), or with that prefix off already: then everything must have a place."""
+    """Make a row of InternVideo-MM as released (prefix `clip.`), or without the prefix: then all keys are read."""
     decoder = ("caption_decoder.",) if caption else ()
     writer = tuple(f"{part}predictor.4.weight" for part in decoder)
     suffix = "-caption" if caption else ""
@@ -246,7 +247,7 @@ FAMILIES: tuple[Family, ...] = (
         frames=False,
     ),
 )
-"""Most telling keys first."""
+"""Most specific layouts first."""
 
 
 OTHERS: tuple[tuple[str, str], ...] = (
@@ -281,5 +282,5 @@ OTHERS: tuple[tuple[str, str], ...] = (
 
 
 def other_model(state: State) -> str:
-    """The name of a well-known model whose weights these are, "" for none."""
+    """Return the name of the well-known model whose weights these are, "" for none."""
     return next((name for name, key in OTHERS if any(re.fullmatch(key, known) for known in state)), "")

@@ -84,7 +84,7 @@ def _trunk(shapes: Shapes, base: C, layers: str, width: int, hidden: int | None 
 
 
 def _factor(base: float, width: int, inner: int) -> float:
-    """f with int(f * width) = inner, the published one where it fits."""
+    """Return f with int(f * width) = inner, the published one where it fits."""
     if int(base * width) == inner:
         return base
     exact = inner / width
@@ -92,7 +92,7 @@ def _factor(base: float, width: int, inner: int) -> float:
 
 
 def _multiple(base: int, step: int) -> int:
-    """`base` if the step divides it, else the nearest smaller multiple."""
+    """Round `base` down to a multiple of the step, at least the step."""
     return max(step, base - base % step)
 
 
@@ -119,7 +119,7 @@ def _videomae(shapes: Shapes, base: VideoMAEConfig, trunk: str) -> VideoMAEConfi
 
 
 def videomae_pretrain(shapes: Shapes, base: VideoMAEConfig) -> VideoMAEConfig:
-    """Encoder and decoder."""
+    """Infer the sizes of encoder and decoder."""
     width, _ = shapes.of("encoder_to_decoder.weight", 2)
     return replace(
         _videomae(shapes, base, "encoder."),
@@ -131,7 +131,7 @@ def videomae_pretrain(shapes: Shapes, base: VideoMAEConfig) -> VideoMAEConfig:
 
 
 def videomae_classifier(shapes: Shapes, base: VideoMAEConfig) -> VideoMAEConfig:
-    """Encoder and head; without a head (an encoder alone) no classes."""
+    """Infer the sizes of encoder and head; without a head (an encoder alone) there are no classes."""
     pooling: Literal["mean", "first"] = (
         "first" if "norm.weight" in shapes and "fc_norm.weight" not in shapes else "mean"
     )
@@ -150,7 +150,7 @@ def of_transformers(shapes: Shapes, config: VideoMAEConfig) -> VideoMAEConfig:
 
 
 def _picture(shapes: Shapes, prefix: str) -> tuple[int, int, int, int]:
-    """(image size, patch, width, frames of the patch kernel) of CLIP's frame stem."""
+    """Infer (image size, patch, width, frames of the patch kernel) of CLIP's frame stem."""
     kernel = shapes.state.get(f"{prefix}conv1.weight")
     width, _, *time, patch, _ = shapes.of(f"{prefix}conv1.weight", 4 if kernel is not None and kernel.dim() == 4 else 5)
     tokens, _ = shapes.of(f"{prefix}positional_embedding", 2)
@@ -162,7 +162,7 @@ def _picture(shapes: Shapes, prefix: str) -> tuple[int, int, int, int]:
 
 
 def uniformerv2(shapes: Shapes, base: UniFormerV2Config, prefix: str = "") -> UniFormerV2Config:
-    """The multimodal encoder, also as a video tower."""
+    """Infer the sizes of the multimodal encoder, also as a video tower."""
     image, patch, width, kernel = _picture(shapes, prefix)
     layers, stages = f"{prefix}transformer.resblocks.", shapes.layers(f"{prefix}transformer.dec.")
     depth = shapes.layers(layers)
@@ -188,7 +188,7 @@ def uniformerv2(shapes: Shapes, base: UniFormerV2Config, prefix: str = "") -> Un
 
 
 def text_tower(shapes: Shapes, base: TextConfig, prefix: str = "") -> TextConfig:
-    """CLIP's text tower."""
+    """Infer the sizes of CLIP's text tower."""
     vocabulary, width = shapes.of(f"{prefix}token_embedding.weight", 2)
     layers = shapes.layers(f"{prefix}transformer.resblocks.")
     hidden, _ = shapes.of(f"{prefix}transformer.resblocks.0.mlp.c_fc.weight", 2)
@@ -222,7 +222,7 @@ def caption_decoder(shapes: Shapes, base: CaptionDecoderConfig, prefix: str = ""
 
 
 def video_language(shapes: Shapes, base: VideoLanguageConfig, prefix: str = "") -> VideoLanguageConfig:
-    """Video and text towers, with a caption decoder where `base` has one."""
+    """Infer the sizes of video and text towers, with a caption decoder where `base` has one."""
     joint = f"{prefix}visual_proj"
     return replace(
         base,
@@ -234,17 +234,17 @@ def video_language(shapes: Shapes, base: VideoLanguageConfig, prefix: str = "") 
 
 
 def multiple_choice(shapes: Shapes, base: VideoLanguageConfig) -> VideoLanguageConfig:
-    """Towers, decoder without predictor, one score."""
+    """Infer the sizes of towers and decoder without predictor."""
     return replace(video_language(shapes, base, "clip."), joint_width=base.joint_width)
 
 
 def question_answering(shapes: Shapes, base: AnswerConfig) -> AnswerConfig:
-    """Towers, decoder without predictor, answers."""
+    """Infer the sizes of towers and decoder without predictor, and the number of answers."""
     return replace(base, model=multiple_choice(shapes, base.model), answers=shapes.of("vqa_classifier.5.weight", 2)[0])
 
 
 def viclip(shapes: Shapes, base: ViCLIPConfig) -> ViCLIPConfig:
-    """Joint space-time video tower and text tower."""
+    """Infer the sizes of the joint space-time video tower and the text tower."""
     image, patch, width, _ = _picture(shapes, "vision_encoder.")
     return _trunk(
         shapes, base, "vision_encoder.transformer.resblocks.", width,
@@ -289,7 +289,7 @@ def internvideo2(shapes: Shapes, base: InternVideo2Config) -> InternVideo2Config
 
 
 def siglip(shapes: Shapes, base: SigLIPConfig) -> SigLIPConfig:
-    """Image encoder."""
+    """Infer the sizes of the image encoder."""
     kernel = "embeddings.patch_embedding.weight"
     if kernel in shapes and shapes.state[kernel].dim() == 2:
         found, do = "SigLIP 2 for pictures of any aspect (NaFlex)", "take siglip2-base-patch16-224 or the like"
@@ -304,7 +304,7 @@ def siglip(shapes: Shapes, base: SigLIPConfig) -> SigLIPConfig:
 
 
 def clip(shapes: Shapes, base: ClipConfig) -> ClipConfig:
-    """Image and text towers."""
+    """Infer the sizes of image and text towers."""
     image, patch, width, _ = _picture(shapes, "visual.")
     hidden, _ = shapes.of("visual.transformer.resblocks.0.mlp.c_fc.weight", 2)
     return _trunk(

@@ -103,8 +103,8 @@ def _known_settings(changes: Overrides) -> dict[str, object]:
 
 
 def _is_unknown(path: str, value: object) -> bool:
-    """Settings that the tensors do not tell: which layers global blocks read; heads of no published size, clips of
-    learned positions that can be two things (both 0)."""
+    """Return whether a setting does not follow from the tensors: the layers that global blocks read, heads of no
+    published size, and ambiguous clip sizes of learned positions (both 0)."""
     setting = path.rpartition(".")[2]
     counts = setting.endswith("heads") or path in ("frames", "image_size")
     return (counts and value == 0) or setting == "global_layers"

@@ -12,7 +12,7 @@ UNKNOWN = "unknown"
 
 
 class Licence(NamedTuple):
-    """Name as model hubs spell it, and where that stands."""
+    """Name as model hubs spell it, and its source."""
 
     name: str
     stated: str
@@ -41,13 +41,13 @@ LICENCES: dict[str, Licence] = {
     "transformers V-JEPA 2": Licence(UNKNOWN, ""),
     "transformers SigLIP": Licence(UNKNOWN, ""),
 }
-"""Name of a layout (`models.layout_families`) -> what its publisher states."""
+"""Name of a layout (`weights.layout_families`) -> what its publisher states."""
 
 
 def licence_of(layout: str) -> dict[str, str]:
     """Return the metadata of a model read from a layout: "licence", and "licence_stated" where one is known.
 
-    The licence is "unknown": keys do not tell whose weights these are.
+    The licence is "unknown", because the keys do not identify the publisher.
     """
     name, stated = LICENCES.get(layout, Licence(UNKNOWN, ""))
     statement = f"{name} {stated}" if name != UNKNOWN else stated

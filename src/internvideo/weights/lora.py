@@ -1,7 +1,7 @@
 """Merge LoRA adapters, as peft saves them, into their base model.
 
-An adapter adds s B A to the matrix W of a linear layer; s = alpha / r stands in adapter_config.json alone (LoRA,
-arXiv 2106.09685, 4.1). Merged is what is this and nothing else; every other kind is refused.
+An adapter adds s B A to the matrix W of a linear layer; s = alpha / r is only in adapter_config.json (LoRA,
+arXiv 2106.09685, 4.1). Other kinds of adapters are refused.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PLAIN = {"use_dora": False, "fan_in_fan_out": False, "bias": "none", "rank_patte
 
 
 def base_of(config: Path) -> Path:
-    """The folder of the model that an adapter belongs to. Raises WeightsError where it is not on this machine."""
+    """Return the folder of an adapter's base model. Raises WeightsError: it is not on this machine."""
     name = read_config(config).get("base_model_name_or_path")
     for folder in (Path(str(name)), config.parent / str(name)):
         if name and folder.is_dir():
@@ -35,7 +35,7 @@ def base_of(config: Path) -> Path:
 
 
 def merged(config: Path, base: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of the base model with the adapter beside `config` in them. Raises WeightsError."""
+    """Merge the adapter beside `config` into the weights of the base model. Raises WeightsError."""
     scale = _scale(read_config(config), config)
     place = config.with_name(WEIGHTS)
     adapter, _ = read_safetensors(place)
@@ -61,7 +61,7 @@ def merged(config: Path, base: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _scale(config: Mapping[str, Any], where: Path) -> float:
-    """s of an adapter. Raises WeightsError for another kind than plain LoRA."""
+    """Return s of an adapter. Raises WeightsError: another kind than plain LoRA."""
     odd = [key for key, plain in PLAIN.items() if (config.get(key) or plain) != plain]
     rank, alpha = config.get("r"), config.get("lora_alpha")
     if config.get("peft_type") != "LORA" or odd:

@@ -1,4 +1,4 @@
-"""Names of the classes of published heads, in the order in which their checkpoints number them.
+"""Class names of published heads, in the order of their indices.
 
 Only lists whose order is established: see assets/classes/README.md for their sources and for those that are not here.
 """
@@ -9,19 +9,12 @@ from importlib.resources import files
 
 from internvideo.errors import RecipeError
 
-LISTS = {
-    "kinetics400": 400,
-    "kinetics600": 600,
-    "kinetics700": 700,
-    "kinetics710": 710,
-    "something_v2": 174,
-    "ava": 80,
-}
-"""Name of a list -> how many classes it has."""
+LISTS = {**{f"kinetics{count}": count for count in (400, 600, 700, 710)}, "something_v2": 174, "ava": 80}
+"""Name of a list -> number of classes."""
 
 
 def published_classes(name: str) -> tuple[str, ...]:
-    """The names of a list of `LISTS`. Raises RecipeError for another one."""
+    """Return the names of a list of `LISTS`. Raises RecipeError: there is no such list."""
     if name not in LISTS:
         raise RecipeError("class_names", repr(name), f"names, or one of the lists {', '.join(LISTS)}")
     text = files("internvideo.data").joinpath("assets", "classes", f"{name}.txt").read_text(encoding="utf-8")

@@ -29,8 +29,8 @@ class _Piece:
     Attributes:
         theirs: regular expression of the whole key.
         published: template of the published name (\1 ...).
-        part: place inside a published tensor made of three (query 0, key 1, value 2); None for a tensor by itself.
-        transposed: published as the transposed matrix.
+        part: index in a published tensor that joins three (query 0, key 1, value 2); None for any other tensor.
+        transposed: the published matrix is transposed.
     """
 
     theirs: str

@@ -215,8 +215,8 @@ def check(file: BinaryIO, checkpoint: Checkpoint, tensors: dict[str, Tensor], si
             for piece in chunks(file, checkpoint.places[key], storage.size):
                 found = zlib.crc32(piece, found)
             if found != checkpoint.sums[key]:
-                found = f"the storage {printable(key)} is damaged: another checksum"
-                raise RefusedError(found, "", "copy the file again")
+                reason = f"the storage {printable(key)} is damaged: another checksum"
+                raise RefusedError(reason, "", "copy the file again")
 
 
 def write(
