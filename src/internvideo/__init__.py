@@ -26,52 +26,35 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 
 __all__ = [
-    "InternVideoEncoder",
-    "InternVideoError",
-    "Preprocessing",
-    "Recipe",
-    "Span",
-    "Tokenizer",
-    "Video",
-    "VideoModel",
-    "WorldSettings",
-    "__version__",
-    "create_model",
-    "generate",
-    "list_models",
-    "load",
-    "load_trained",
-    "read_manifest",
-    "read_recipe",
-    "read_video_info",
-    "run_recipe",
-]
+    "InternVideoEncoder", "InternVideoError", "Preprocessing", "Recipe", "Span", "Tokenizer", "Video", "VideoModel",
+    "WorldSettings", "__version__", "create_model", "generate", "list_models", "load", "load_trained", "read_manifest",
+    "read_recipe", "read_video_info", "run_recipe",
+]  # fmt: skip
 
 _HOMES = {
-    "InternVideoEncoder": "internvideo.inference.encoder",
-    "InternVideoError": "internvideo.errors",
-    "Preprocessing": "internvideo.data.preprocessing",
-    "Recipe": "internvideo.recipe",
-    "Span": "internvideo.data.preprocessing",
-    "Tokenizer": "internvideo.data.tokenizer",
-    "Video": "internvideo.video.reader",
-    "VideoModel": "internvideo.inference.video_model",
-    "WorldSettings": "internvideo.sample_world.generate",
-    "create_model": "internvideo.inference.create",
-    "generate": "internvideo.sample_world.generate",
-    "list_models": "internvideo.model_table",
-    "load": "internvideo.inference.loading",
-    "load_trained": "internvideo.pipeline",
-    "read_manifest": "internvideo.data.manifest",
-    "read_recipe": "internvideo.recipe",
-    "read_video_info": "internvideo.video.reader",
-    "run_recipe": "internvideo.pipeline",
+    name: f"{__name__}.{module}"
+    for module, names in {
+        "data.manifest": ("read_manifest",),
+        "data.preprocessing": ("Preprocessing", "Span"),
+        "data.tokenizer": ("Tokenizer",),
+        "errors": ("InternVideoError",),
+        "inference.create": ("create_model",),
+        "inference.encoder": ("InternVideoEncoder",),
+        "inference.loading": ("load",),
+        "inference.video_model": ("VideoModel",),
+        "model_table": ("list_models",),
+        "pipeline": ("load_trained", "run_recipe"),
+        "recipe": ("Recipe", "read_recipe"),
+        "sample_world.generate": ("WorldSettings", "generate"),
+        "video.reader": ("Video", "read_video_info"),
+    }.items()
+    for name in names
 }
-"""Public name -> the module it lives in."""
+"""Public name -> its module."""
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name from its home and keep it."""
+    """Import a public name from its module and keep it."""
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

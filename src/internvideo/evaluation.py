@@ -21,15 +21,9 @@ from internvideo.training import run_folder
 __all__ = ["evaluate_task", "score", "score_results", "score_table", "score_tables"]
 
 RENAMED_OPTIONS = {
-    "also": "ensemble_with",
-    "bank": "querybank",
-    "beams": "num_beams",
-    "crops": "num_crops",
-    "nucleus": "top_p",
-    "train": "train_manifest",
-    "unknown": "unknown_manifest",
-    "views": "num_clips",
-}
+    "also": "ensemble_with", "bank": "querybank", "beams": "num_beams", "crops": "num_crops", "nucleus": "top_p",
+    "train": "train_manifest", "unknown": "unknown_manifest", "views": "num_clips",
+}  # fmt: skip
 """Earlier name of an option -> its name."""
 
 

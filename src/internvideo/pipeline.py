@@ -40,22 +40,16 @@ MAY_DIFFER = (
     "about",
     "data.train",  # its rows are compared (`_facts`), wherever they lie
     "data.shard_index",
-    *(
-        f"data.loader.{name}"
-        for name in ("workers", "threads", "prefetch", "pin_memory", "cache_megabytes", "max_unreadable")
-    ),
-)
+    "data.loader.workers", "data.loader.threads", "data.loader.prefetch", "data.loader.pin_memory",
+    "data.loader.cache_megabytes", "data.loader.max_unreadable",
+)  # fmt: skip
 """Settings that do not affect results; a run may be resumed with other values."""
 
 
 def run_recipe(
-    recipe: EvaluationRecipe,
-    folder: Path,
-    *,
-    device: str = "auto",
-    title: str | None = None,
+    recipe: EvaluationRecipe, folder: Path, *, device: str = "auto", title: str | None = None,
     changes: Collection[str] = (),
-) -> Path:
+) -> Path:  # fmt: skip
     """Train a recipe to its end; resume an earlier run of the same recipe in `folder`.
 
     A finished run with its weights is not changed; with a longer schedule it is resumed.
@@ -88,14 +82,9 @@ def run_recipe(
 
 
 def _train_and_write(
-    job: Job,
-    folder: Path,
-    target: Path,
-    title: str,
-    device: torch.device,
-    changes: Collection[str],
+    job: Job, folder: Path, target: Path, title: str, device: torch.device, changes: Collection[str],
     initial: Mapping[str, Tensor],
-) -> None:
+) -> None:  # fmt: skip
     recipe = job.recipe
     ignore_keys = (*MAY_DIFFER, *_places(recipe))
     if recipe.loop.global_batch_size is not None:  # they follow from it and from the number of processes
@@ -118,10 +107,8 @@ def _train_and_write(
     if result.step > asked and not target.is_file():
         hint = f"ask for {result.step} or more with schedule.steps or epochs"
         raise RunError(folder, f"{result.step} steps are made, without weights", "", hint)
-    made = result.step > asked or (
-        result.checkpoint == reached and _is_of(target, recipe, (*run_folder.IGNORED_KEYS, *ignore_keys))
-    )
-    if distributed.rank() == 0 and not made:
+    same = result.checkpoint == reached and _is_of(target, recipe, (*run_folder.IGNORED_KEYS, *ignore_keys))
+    if distributed.rank() == 0 and not same and result.step <= asked:
         state = checkpoint.read_weights(result.checkpoint)
         if result.checkpoint.is_dir():  # of a divided model, which this process has a part of
             weights = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}

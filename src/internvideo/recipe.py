@@ -15,14 +15,8 @@ from internvideo.training.recipe import EvaluationRecipe, Recipe
 from internvideo.training.recipe_files import shipped_recipes
 
 __all__ = [
-    "EvaluationRecipe",
-    "Recipe",
-    "build_recipe",
-    "read_recipe",
-    "recipe_inside",
-    "saved_recipe",
-    "shipped_recipes",
-]
+    "EvaluationRecipe", "Recipe", "build_recipe", "read_recipe", "recipe_inside", "saved_recipe", "shipped_recipes",
+]  # fmt: skip
 
 
 def read_recipe(name: str | Path, overrides: Sequence[str] = ()) -> EvaluationRecipe:

@@ -221,12 +221,9 @@ def _verified(file: Path, metadata: dict[str, str], tensors: Mapping[str, Tensor
 
 
 def _damaged(file: Path, what: str) -> WeightsError:
-    return WeightsError(
-        file,
-        f"damaged: {what} has another SHA-256 than when it was written",
-        "the file as it was written",
-        f"copy it again; after a change on purpose leave out the metadata '{DIGESTS}'",
-    )
+    found = f"damaged: {what} has another SHA-256 than when it was written"
+    hint = f"copy it again; after a change on purpose leave out the metadata '{DIGESTS}'"
+    return WeightsError(file, found, "the file as it was written", hint)
 
 
 def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -71,7 +71,7 @@ def test_it_is_opened_again_and_the_clock_goes_on(parts: list[bytes], caplog: py
     assert min(second, len(sizes) - second) >= 18
     steps = np.diff(times)
     np.testing.assert_allclose(np.delete(steps, second - 1), 1 / FPS, atol=0.002)
-    assert 0.3 < steps[second - 1] < 3
+    assert 0.15 < steps[second - 1] < 3  # a pause of 0.4 s, less what a busy machine was late before
     assert video.reconnects == 1
     assert "it is opened again" in caplog.text
     assert "goes on after" in caplog.text

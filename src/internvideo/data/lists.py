@@ -190,14 +190,12 @@ def _folder_layout_notes(folder: Path, found: Sequence[tuple[Path, str | None, s
     if splits:
         listed = ", ".join(f"'{shown(name)}'" for name in splits)
         yield f"folders named like splits are classes here: {listed}; splits are {', '.join(sorted(SPLIT_FOLDERS))}"
-    deep = not splits and sorted(
-        {
-            video.parent.relative_to(folder).as_posix()
-            for video, split, label in found
-            if label is not None and video.parent != (folder / split if split else folder) / label
-        }
-    )
-    if deep:
+    inner = {
+        video.parent.relative_to(folder).as_posix()
+        for video, split, label in found
+        if label is not None and video.parent != (folder / split if split else folder) / label
+    }
+    if deep := sorted(inner) if not splits else []:
         yield f"{len(deep)} folders are inside a class folder and belong to its class, such as '{shown(deep[0])}'"
     parents = [split for split in folder.iterdir() if split.is_dir()] if divided else [folder]
     subfolders = {entry.name for parent in parents for entry in parent.iterdir() if entry.is_dir()}

@@ -102,12 +102,9 @@ class Preprocessing:
         if num_clips < 1 or (num_clips > 1 and not takes_num_clips):
             expected = "1" if num_clips > 0 else "1 or more"
             raise RecipeError("num_clips", str(num_clips), f"{expected} with the frame rule '{self.sampler}'")
-        settings = {
-            "frames": self.sampled_frames or self.frames,
-            "stride": self.stride,
-            "num_clips": num_clips if takes_num_clips else None,
-        }
-        given = {name: value for name, value in settings.items() if value is not None}
+        given = {"frames": self.sampled_frames or self.frames}
+        given |= {} if self.stride is None else {"stride": self.stride}
+        given |= {"num_clips": num_clips} if takes_num_clips else {}
         try:
             return SAMPLERS[self.sampler](**given)
         except (TypeError, ValueError) as error:  # a stride for a rule that has none; num_clips or frames out of range

@@ -45,12 +45,10 @@ class SkippedClips:
         new = {clip.id: clip for clip in clips if clip.id not in self.unreadable}
         if new and self.file is not None:
             self._read(self.file)
-            lines = [
-                json.dumps({**asdict(clip), "epoch": epoch, "manifest": self.manifest.fingerprint}, ensure_ascii=False)
-                for name, clip in new.items()
-                if name not in self.unreadable
-            ]
-            _append(self.file, "".join(f"{line}\n" for line in lines))
+            common = {"epoch": epoch, "manifest": self.manifest.fingerprint}
+            added = [clip for name, clip in new.items() if name not in self.unreadable]
+            lines = [json.dumps({**asdict(clip), **common}, ensure_ascii=False) + "\n" for clip in added]
+            _append(self.file, "".join(lines))
             self._read(self.file)
         self.unreadable |= new
         if len(self.unreadable) > self.max_fraction * len(self.manifest):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import floor
 
 from internvideo.data.key_frame_indices import SLACK
-from internvideo.data.sample import Sample
+from internvideo.data.sample import Box, Sample, Segment
 
 CUTS = (900, 600, 300, 60, 30, 10, 1)
 """Offsets are suggested as multiples of these seconds, the first that fits: AVA's movies are cut at 15:00."""
@@ -36,10 +36,8 @@ class Outside:
         found += f", such as '{name}': {moment:g} s in a file of {seconds:.1f} s"
         if self.offset is None:
             return f"{found}; training and evaluation will refuse them"
-        return (
-            f"{found}; if the files start at second {self.offset:g} of the annotated videos, "
-            f"add --offset {self.offset:g}"
-        )
+        start = f"{self.offset:g}"
+        return f"{found}; if the files start at second {start} of the annotated videos, add --offset {start}"
 
 
 def moments(row: Sample) -> list[float]:
@@ -78,13 +76,11 @@ def shifted(row: Sample, offset: float) -> Sample | None:
         return row
     if min(times) < offset:
         return None
-    fields: dict[str, object] = {}
-    if row.span:
-        fields["span"] = (row.span[0] - offset, row.span[1] - offset)
-    if row.segments:
-        fields["segments"] = tuple(
-            part.model_copy(update={"start": part.start - offset, "end": part.end - offset}) for part in row.segments
-        )
-    if row.boxes:
-        fields["boxes"] = tuple(box.model_copy(update={"time": box.time - offset}) for box in row.boxes)
-    return row.model_copy(update=fields)
+
+    def moved(part: Segment | Box, *names: str) -> object:
+        return part.model_copy(update={name: getattr(part, name) - offset for name in names})
+
+    span = row.span and (row.span[0] - offset, row.span[1] - offset)
+    segments = tuple(moved(part, "start", "end") for part in row.segments)
+    boxes = tuple(moved(box, "time") for box in row.boxes)
+    return row.model_copy(update={"span": span, "segments": segments, "boxes": boxes})

@@ -37,7 +37,7 @@ def described_moments(clip: Clip, fps: int, split: str) -> tuple[Sample, ...]:
                 without_actor, form = rng.random() < WITHOUT_ACTOR, int(rng.integers(len(OF_ACTOR)))
                 if actor_counts[name] > 1:
                     continue
-                without_actor = without_actor and counts[name] == 1
+                without_actor &= counts[name] == 1
                 text = _sentence(OF_ACTION if without_actor else OF_ACTOR, form, look, name, rng)
                 attributes = {"clip_uid": clip.name, "annotation_uid": clip.name, "query_idx": str(len(rows))}
                 attributes |= {"template": "action" if without_actor else "actor", "asks": name}

@@ -66,11 +66,8 @@ def open_file(path: str, *, allow_urls: bool, threads: int, seconds: float) -> t
     Returns: (container, stream); the caller closes the container.
     """
     kind, name = _address(path, allow_urls)
-    container_options = {
-        "format_whitelist": FORMAT_WHITELIST,
-        "max_pixels": str(MAX_PIXELS),
-        "protocol_whitelist": PROTOCOLS[kind],
-    }
+    container_options = {"format_whitelist": FORMAT_WHITELIST, "protocol_whitelist": PROTOCOLS[kind]}
+    container_options["max_pixels"] = str(MAX_PIXELS)
     try:
         container = av.open(name, metadata_errors="replace", options=container_options, timeout=seconds)
     except av.error.ExitError as error:

@@ -99,10 +99,9 @@ def convert(
         found = "would be replaced by the manifest of the conversion, and is something else"
         raise WeightsError(manifest, found, "", "change --output")
     if source.is_dir() and any(source.glob("*.distcp")):
-        hint = (
-            f"run python -m torch.distributed.checkpoint.format_utils dcp_to_torch {source} FILE.pth, and convert that"
-        )
-        raise WeightsError(source, "is a distributed checkpoint, whose tensors lie in parts", "one file", hint)
+        command = f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {source} FILE.pth"
+        found, hint = "is a distributed checkpoint, whose tensors lie in parts", f"run {command}, and convert that"
+        raise WeightsError(source, found, "one file", hint)
     if source.is_dir() or not source.exists():
         raise WeightsError(source, "is a folder" if source.is_dir() else "no such file", f"a {PICKLES} file")
     if not source.is_file():
@@ -203,12 +202,8 @@ def _run(file: BinaryIO, target: BinaryIO, settings: dict[str, Any], source: Pat
     """Start the process and wait for its report. Raises WeightsError, or OSError if the disk is full."""
     root = Path(__file__).parents[2]
     command = [sys.executable, "-I", "-S", "-B", "-c", PROGRAM, str(root), json.dumps(settings)]
-    slow = WeightsError(
-        source,
-        f"took longer than {settings['seconds']} s to read",
-        "",
-        "if you trust the file, give it more with --seconds",
-    )
+    hint = "if you trust the file, give it more with --seconds"
+    slow = WeightsError(source, f"took longer than {settings['seconds']} s to read", "", hint)
     try:
         done = subprocess.run(
             command,
@@ -225,11 +220,12 @@ def _run(file: BinaryIO, target: BinaryIO, settings: dict[str, Any], source: Pat
         raise slow from error
     if hasattr(signal, "SIGXCPU") and done.returncode == -signal.SIGXCPU:
         raise slow
+    kind = f"a {PICKLES} file"
     try:
         report: dict[str, Any] = untrusted.parse_json(done.stderr)
     except ValueError as error:
         found = f"cannot be read: the reading process ended with {done.returncode}"
-        raise WeightsError(source, found, f"a {PICKLES} file") from error
+        raise WeightsError(source, found, kind) from error
     if "refused" in report:
         raise WeightsError(source, *report["refused"])
     if "memory" in report:
@@ -238,5 +234,5 @@ def _run(file: BinaryIO, target: BinaryIO, settings: dict[str, Any], source: Pat
     if report.get("errno") in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # of the output
         raise OSError(report["errno"], os.strerror(report["errno"]))
     if "errno" in report:
-        raise WeightsError(source, f"cannot be read: {os.strerror(report['errno'])}", f"a {PICKLES} file")
+        raise WeightsError(source, f"cannot be read: {os.strerror(report['errno'])}", kind)
     return report

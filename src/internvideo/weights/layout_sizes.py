@@ -14,7 +14,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -132,14 +132,12 @@ def videomae_pretrain(shapes: Shapes, base: VideoMAEConfig) -> VideoMAEConfig:
 
 def videomae_classifier(shapes: Shapes, base: VideoMAEConfig) -> VideoMAEConfig:
     """Infer the sizes of encoder and head; without a head (an encoder alone) there are no classes."""
-    pooling: Literal["mean", "first"] = (
-        "first" if "norm.weight" in shapes and "fc_norm.weight" not in shapes else "mean"
-    )
+    first = "norm.weight" in shapes and "fc_norm.weight" not in shapes
     return replace(
         _videomae(shapes, base, ""),
         qkv_bias="blocks.0.attn.q_bias" in shapes,
         num_classes=shapes.of("head.weight", 2)[0] if "head.weight" in shapes else 0,
-        pooling=pooling,
+        pooling="first" if first else "mean",
     )
 
 

@@ -200,8 +200,9 @@ def with_shapes_of(target: Mapping[str, Tensor], state: Mapping[str, Tensor]) ->
 
     A parameter without a dimension cannot be divided among processes, so gates and scales are vectors of one.
     """
+    vectors = {name for name, tensor in state.items() if tensor.dim() == 0 and name in target}
     return {
-        name: tensor.reshape(1) if tensor.dim() == 0 and name in target and target[name].shape == (1,) else tensor
+        name: tensor.reshape(1) if name in vectors and target[name].shape == (1,) else tensor
         for name, tensor in state.items()
     }
 

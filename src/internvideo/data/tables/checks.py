@@ -106,10 +106,7 @@ def _class_indices(source: Path, column: Any, classes: dict[str, int] | None) ->
 def _attributes(source: Path, column: Any) -> Any:
     import pyarrow as pa
 
-    rows = [
-        None if row is None else [(name, value) for name, value in row.items() if value is not None]
-        for row in column.to_pylist()
-    ]
+    rows = [row and [pair for pair in row.items() if pair[1] is not None] for row in column.to_pylist()]
     try:
         return pa.array(rows, forms()["attributes"])
     except (pa.ArrowInvalid, pa.ArrowTypeError):

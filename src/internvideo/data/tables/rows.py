@@ -35,7 +35,7 @@ class TableRows(Sequence[Sample]):
 
         self._file = pa.ipc.open_file(pa.memory_map(str(self.path)))
         self._batches: dict[int, Any] = {}
-        self._total = sum(self._batch(number).num_rows for number in range(self._file.num_record_batches))
+        self._total = sum(batch.num_rows for batch in self._parts())
 
     def __getstate__(self) -> dict[str, object]:
         return {"path": self.path, "digest": self.digest, "chosen": self.chosen}
@@ -82,11 +82,8 @@ class TableRows(Sequence[Sample]):
 
     def splits(self) -> list[str]:
         """List the splits of all rows, sorted."""
-        found: set[str] = set()
-        for _, batch in self._parts():
-            if "split" in batch.schema.names:
-                found |= set(batch.column("split").unique().to_pylist()) - {None}
-        return sorted(found)
+        batches = [batch for batch in self._parts() if "split" in batch.schema.names]
+        return sorted({split for batch in batches for split in batch.column("split").unique().to_pylist()} - {None})
 
     def without(self, field: str) -> NDArray[np.int64]:
         """Return the indices of rows whose field is empty."""
@@ -101,18 +98,16 @@ class TableRows(Sequence[Sample]):
 
     def _mask(self, field: str, test: Any, *, absent: bool = False) -> NDArray[np.bool_]:
         """Apply `test` to a column, (len,) bool; `absent` is the value if the table has no such column."""
-        parts = [
-            np.asarray(test(batch.column(field)).to_numpy(zero_copy_only=False), dtype=bool)
-            if field in batch.schema.names
-            else np.full(batch.num_rows, absent)
-            for _, batch in self._parts()
-        ]
+        parts = []
+        for batch in self._parts():
+            known = field in batch.schema.names
+            values = test(batch.column(field)).to_numpy(zero_copy_only=False) if known else None
+            parts.append(np.full(batch.num_rows, absent) if values is None else np.asarray(values, dtype=bool))
         mask = np.concatenate(parts)
         return mask if self.chosen is None else mask[self.chosen]
 
-    def _parts(self) -> Iterator[tuple[int, Any]]:
-        for number in range(self._file.num_record_batches):
-            yield number, self._batch(number)
+    def _parts(self) -> Iterator[Any]:
+        return (self._batch(number) for number in range(self._file.num_record_batches))
 
     def _choose(self, indices: NDArray[np.intp]) -> TableRows:
         if len(indices) == len(self):
