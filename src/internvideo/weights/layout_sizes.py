@@ -263,7 +263,7 @@ def vjepa2(shapes: Shapes, base: VJEPA2Config) -> VJEPA2Config:
 
 
 def internvideo2(shapes: Shapes, base: InternVideo2Config) -> InternVideo2Config:
-    """Video encoder; frames and image size follow from its positions."""
+    """Infer the sizes of the video encoder; frames and image size follow from its positions."""
     width, _, tubelet, patch, _ = shapes.of("patch_embed.proj.weight", 5)
     if tubelet != 1:
         raise WeightsError(shapes.where, f"InternVideo2 with tubelets of {tubelet} frames", "1", "take another file")
@@ -271,19 +271,15 @@ def internvideo2(shapes: Shapes, base: InternVideo2Config) -> InternVideo2Config
     hidden, _ = shapes.of("blocks.0.mlp.fc1.weight", 2)
     frames, side = learned_grid(tokens - 1, base.grid[1]) or (0, 0)
     align = "vision_align.1.weight"
-    return replace(
-        base,
+    return _trunk(
+        shapes, base, "blocks.", width, hidden,
         image_size=side * patch,
         patch_size=patch,
         frames=frames,
-        width=width,
-        depth=depth,
-        heads=heads_of((width, depth), (base.width, base.depth), base.heads),
-        mlp_ratio=_factor(base.mlp_ratio, width, hidden),
         pool_heads=heads_of((width, depth), (base.width, base.depth), base.pool_heads),
         joint_width=shapes.of("clip_projector.cross_attn.proj.weight", 2)[0],
         align_width=shapes.of(align, 2)[0] if align in shapes else 0,
-    )
+    )  # fmt: skip
 
 
 def siglip(shapes: Shapes, base: SigLIPConfig) -> SigLIPConfig:
