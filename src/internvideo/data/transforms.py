@@ -179,7 +179,8 @@ class TrainTransform:
         frames = channels_first(clip)
         drawn = [] if self._augment is None else self._augment.draw(rng)
         if self.crop in ("multi_scale", "random_resized"):
-            frames = self._augmented(frames, drawn, self._box(*frames.shape[-2:], rng))
+            height, width = frames.shape[-2:]
+            frames = self._augmented(frames, drawn, self._box(height, width, rng))
         else:
             frames = self._cropped(self._augmented(frames, drawn, None), rng)
         resized = _resize_to_clip(frames, self.size, flip=self.flip and rng.uniform() < 0.5)

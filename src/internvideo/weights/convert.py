@@ -102,10 +102,9 @@ def convert(
         command = f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {source} FILE.pth"
         found, hint = "is a distributed checkpoint, whose tensors lie in parts", f"run {command}, and convert that"
         raise WeightsError(source, found, "one file", hint)
-    if source.is_dir() or not source.exists():
-        raise WeightsError(source, "is a folder" if source.is_dir() else "no such file", f"a {PICKLES} file")
     if not source.is_file():
-        raise WeightsError(source, "is no ordinary file", f"a {PICKLES} file")
+        odd = "is a folder" if source.is_dir() else "is no ordinary file" if source.exists() else "no such file"
+        raise WeightsError(source, odd, f"a {PICKLES} file")
     if source.suffix == ".safetensors" and not overrides and add is None:
         read_metadata(source)
         hint = "use it as it is; only settings (--set) or tensors (--add) are added to such a file"
@@ -121,29 +120,28 @@ def convert(
         if overrides:
             metadata[OVERRIDES] = json.dumps(overrides)
         if source.suffix == ".safetensors":
-            return _with_more(source, output, metadata, manifest, None if add is None else Path(add))
-        settings = {
-            "memory": int(memory_gb * 1e9),
-            "seconds": seconds,
-            "written": 8 * source.stat().st_size + (1 << 27),
-            "float32": float32,
-            "key": key,
-            "metadata": metadata,
-        }
-        with atomic_path(output) as temporary:
-            with temporary.open("wb") as target:
-                report = _run(file, target, settings, source)
-            read_metadata(temporary)  # the library itself reads the header
-            sha256 = sha256_of(temporary)
-    return _write_manifest(
-        Conversion(
-            source=source, output=output, manifest=manifest, source_sha256=digest, output_sha256=sha256, **report
-        )
-    )
+            report = _with_more(source, output, metadata, None if add is None else Path(add))
+        else:
+            written = 8 * source.stat().st_size + (1 << 27)
+            settings = {"memory": int(memory_gb * 1e9), "seconds": seconds, "written": written}
+            settings |= {"float32": float32, "key": key, "metadata": metadata}
+            with atomic_path(output) as temporary:
+                with temporary.open("wb") as target:
+                    report = _run(file, target, settings, source)
+                read_metadata(temporary)  # the library itself reads the header
+    conversion = Conversion(source, output, manifest, digest, sha256_of(output), **report)
+    record = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(conversion).items()}
+    record |= {"program": f"internvideo {__version__}", "date": datetime.now(UTC).isoformat(timespec="seconds")}
+    write_text(manifest, json.dumps(record, indent=2) + "\n")
+    return conversion
 
 
-def _with_more(source: Path, output: Path, metadata: dict[str, str], manifest: Path, add: Path | None) -> Conversion:
-    """Copy the tensors of a safetensors file with further metadata and tensors. Raises WeightsError."""
+def _with_more(source: Path, output: Path, metadata: dict[str, str], add: Path | None) -> dict[str, Any]:
+    """Copy the tensors of a safetensors file with further metadata and tensors. Raises WeightsError.
+
+    Returns:
+        the remaining fields of `Conversion`.
+    """
     state, own_metadata = read_safetensors(source)
     if add is not None:
         changed, _ = read_safetensors(add)
@@ -156,33 +154,10 @@ def _with_more(source: Path, output: Path, metadata: dict[str, str], manifest: P
         state |= changed
         metadata |= {"added": ascii(add.name)[1:-1], "added_sha256": sha256_of(add)}
     write_safetensors(output, state, {**own_metadata, **metadata})
-    sha256 = sha256_of(output)
     types = Counter(str(value.dtype).removeprefix("torch.") for value in state.values())
     numbers = sum(value.numel() for value in state.values())
-    return _write_manifest(
-        Conversion(
-            source,
-            output,
-            manifest,
-            source_sha256=metadata["source_sha256"],
-            output_sha256=sha256,
-            layout="safetensors",
-            key="",
-            tensors=len(state),
-            parameters=numbers,
-            dtypes=dict(types),
-            dropped=[],
-            globals=[],
-        )
-    )
-
-
-def _write_manifest(conversion: Conversion) -> Conversion:
-    """Write the manifest of a conversion, and return the conversion."""
-    record = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(conversion).items()}
-    record |= {"program": f"internvideo {__version__}", "date": datetime.now(UTC).isoformat(timespec="seconds")}
-    write_text(conversion.manifest, json.dumps(record, indent=2) + "\n")
-    return conversion
+    report = {"layout": "safetensors", "key": "", "tensors": len(state), "parameters": numbers}
+    return {**report, "dtypes": dict(types), "dropped": [], "globals": []}
 
 
 def _is_manifest(path: Path) -> bool:
