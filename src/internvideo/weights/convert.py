@@ -123,7 +123,7 @@ def convert(
             report = _with_more(source, output, metadata, None if add is None else Path(add))
         else:
             written = 8 * source.stat().st_size + (1 << 27)
-            settings = {"memory": int(memory_gb * 1e9), "seconds": seconds, "written": written}
+            settings: dict[str, Any] = {"memory": int(memory_gb * 1e9), "seconds": seconds, "written": written}
             settings |= {"float32": float32, "key": key, "metadata": metadata}
             with atomic_path(output) as temporary:
                 with temporary.open("wb") as target:
