@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -27,12 +26,12 @@ CHUNK_SIZE = 2
 
 
 def _blend(base: Tensor, frame: Tensor, factor: float) -> Tensor:
-    """base + factor (frame - base) of float32 tensors, truncated to 0..255 like the image library's enhancers."""
+    """Return base + factor (frame - base) of float32 tensors, clipped to 0..255 like the image library's enhancers."""
     return torch.add(base, frame - base, alpha=factor).clamp_(0, 255)
 
 
 def _luma(frame: Tensor) -> Tensor:
-    """(3, H, W) float32 levels -> (H, W) float32 gray level, ITU-R 601 in 16-bit fixed point.
+    """Convert (3, H, W) float32 levels to (H, W) float32 gray levels, ITU-R 601 in 16-bit fixed point.
 
     Sums stay below 2^24, so they are exact in float32.
     """
@@ -51,19 +50,19 @@ def _look_up(frames: Tensor, tables: Tensor) -> Tensor:
 
 
 def _planes(frames: Tensor) -> Tensor:
-    """(T, 3, H, W) -> (T * 3, H * W), a view of contiguous frames."""
+    """View (T, 3, H, W) as (T * 3, H * W); frames that are not contiguous are copied."""
     return frames.contiguous().view(-1, frames.shape[-2] * frames.shape[-1])
 
 
 def _range(frames: Tensor) -> tuple[Tensor, Tensor]:
-    """Lowest and highest level of each channel of each frame, (T, 3, 1) uint8 each."""
+    """Return the lowest and the highest level of each channel of each frame, (T, 3, 1) uint8 each."""
     planes = _planes(frames).numpy()  # NumPy reduces bytes several times as fast
     lowest, highest = (torch.from_numpy(level).view(-1, 3, 1) for level in (planes.min(1), planes.max(1)))
     return lowest, highest
 
 
 def _part(frames: Tensor, box: Box | None) -> Tensor:
-    """(T, 3, H, W) -> the part of it inside a box, a view."""
+    """Return the part of (T, 3, H, W) inside a box, a view."""
     if box is None:
         return frames
     top, left, height, width = box
@@ -91,7 +90,7 @@ def equalize(frames: Tensor, box: Box | None = None) -> Tensor:
 
 
 def invert(frames: Tensor) -> Tensor:
-    """255 - level."""
+    """Replace every level by 255 - level."""
     return 255 - frames
 
 
@@ -113,7 +112,7 @@ def solarize_add(frames: Tensor, amount: int) -> Tensor:
 
 
 def color(frames: Tensor, factor: float) -> Tensor:
-    """Saturation times `factor`."""
+    """Multiply the saturation by `factor`."""
     colored = torch.empty(frames.shape, dtype=torch.uint8)
     for frame, result in zip(frames, colored, strict=True):  # one frame's floats fit the cache
         levels = frame.float()
@@ -122,14 +121,14 @@ def color(frames: Tensor, factor: float) -> Tensor:
 
 
 def contrast(frames: Tensor, factor: float, box: Box | None = None) -> Tensor:
-    """Distance from the frame's mean gray times `factor`; return only the box."""
+    """Multiply the distance from the frame's mean gray by `factor`; return only the box."""
     mean = torch.stack([(_luma(frame.float()).double().mean() + 0.5).floor() for frame in frames])
     levels = torch.arange(256, dtype=torch.float32).expand(len(frames), 1, 256)
     return _look_up(_part(frames, box), _blend(mean[:, None, None].float(), levels, factor).byte())
 
 
 def brightness(frames: Tensor, factor: float) -> Tensor:
-    """Level times `factor`."""
+    """Multiply the levels by `factor`."""
     brightened = torch.empty(frames.shape, dtype=torch.uint8)
     for frame, result in zip(frames, brightened, strict=True):
         result.copy_(frame.float().mul_(factor).clamp_(0, 255))
@@ -137,7 +136,7 @@ def brightness(frames: Tensor, factor: float) -> Tensor:
 
 
 def sharpness(frames: Tensor, factor: float) -> Tensor:
-    """Distance from a 3 x 3 smoothing times `factor`; the outermost pixels stay."""
+    """Multiply the distance from a 3 x 3 smoothing by `factor`; the outermost pixels do not change."""
     if min(frames.shape[-2:]) < 3:
         return frames
     sharpened = frames.clone()
@@ -153,7 +152,7 @@ def sharpness(frames: Tensor, factor: float) -> Tensor:
 
 
 def affine(frames: Tensor, matrix: tuple[float, float, float, float, float, float], box: Box | None = None) -> Tensor:
-    """Bicubic resampling: the pixel at (x, y) comes from (a x + b y + c, d x + e y + f) in pixel centers."""
+    """Resample (bicubic): the pixel at (x, y) is that of (a x + b y + c, d x + e y + f), in pixel centers."""
     height, width = frames.shape[-2:]
     a, b, c, d, e, f = matrix
     top, left, high, wide = box or (0, 0, height, width)
@@ -170,7 +169,7 @@ def affine(frames: Tensor, matrix: tuple[float, float, float, float, float, floa
 
 
 def rotate(frames: Tensor, degrees: float, box: Box | None = None) -> Tensor:
-    """Turn counter-clockwise about the center of the frame."""
+    """Rotate counter-clockwise about the center of the frame."""
     height, width = frames.shape[-2:]
     cos, sin = float(np.cos(np.deg2rad(degrees))), float(np.sin(np.deg2rad(degrees)))
     x, y = width / 2, height / 2
@@ -204,23 +203,20 @@ def _shifted(frames: Tensor, pixels: int, axis: int) -> Tensor:
     return moved
 
 
-class Operation(Protocol):
-    """(frames, level in 0..1, sign -1 or 1) -> frames; of operations in `WHOLE`, only the box."""
-
-    def __call__(self, frames: Tensor, level: float, sign: int, box: Box | None = None, /) -> Tensor:
-        """Apply the operation."""
+Operation = Callable[..., Tensor]
+"""(frames, level in 0..1, sign -1 or 1, box or None) -> frames; of operations in `WHOLE`, only the box."""
 
 
 def _positive(operation: Callable[[Tensor, int], Tensor], argument: Callable[[float], int]) -> Operation:
     return lambda frames, level, sign, box=None: operation(frames, argument(level))
 
 
-def _signed(operation: Callable[[Tensor, float], Tensor], most: float, around: float = 0.0) -> Operation:
-    return lambda frames, level, sign, box=None: operation(frames, around + sign * level * most)
+def _signed(operation: Callable[..., Tensor], strength: float, neutral: float = 0.0) -> Operation:
+    return lambda frames, level, sign, box=None: operation(frames, neutral + sign * level * strength)
 
 
-def _whole(operation: Callable[[Tensor, float, Box | None], Tensor], most: float, around: float = 0.0) -> Operation:
-    return lambda frames, level, sign, box=None: operation(frames, around + sign * level * most, box)
+def _whole(operation: Callable[..., Tensor], strength: float, neutral: float = 0.0) -> Operation:
+    return lambda frames, level, sign, box=None: operation(frames, neutral + sign * level * strength, box)
 
 
 OPERATIONS: dict[str, Operation] = {
@@ -297,7 +293,7 @@ class RandAugment:
         return drawn
 
     def __call__(self, frames: Tensor, rng: np.random.RandomState) -> Tensor:
-        """(T, 3, H, W) uint8 -> the same shape; the input is not changed."""
+        """Augment (T, 3, H, W) uint8 with drawn operations; the input is not changed."""
         return self.apply(frames, self.draw(rng))
 
     def apply(self, frames: Tensor, drawn: Sequence[tuple[str, float, int]], box: Box | None = None) -> Tensor:
