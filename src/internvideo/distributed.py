@@ -20,12 +20,12 @@ from internvideo.errors import InternVideoError, RecipeError, RunError
 
 
 def world_size() -> int:
-    """Number of processes of this run."""
+    """Return the number of processes of this run."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Index of this process; process 0 writes files."""
+    """Return the index of this process; process 0 writes files."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
@@ -198,7 +198,7 @@ def draw_rows(draw: Callable[[int], Tensor], rows: int) -> Tensor:
 
 
 def is_divided(tensor: object) -> bool:
-    """Whether a tensor is divided among processes (a DTensor)."""
+    """Return whether a tensor is divided among processes (a DTensor)."""
     return hasattr(tensor, "full_tensor")
 
 

@@ -185,7 +185,7 @@ def _text_digest(metadata: Mapping[str, str]) -> str:
 
 
 def _digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """SHA-256 of dtype, shape and content of contiguous tensors on the CPU, by name."""
+    """Hash dtype, shape and content of contiguous tensors on the CPU with SHA-256, by name."""
     if sum(tensor.nbytes for tensor in tensors.values()) < 2**20:
         return {name: _digest(tensor) for name, tensor in tensors.items()}
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # hashing lets other threads run

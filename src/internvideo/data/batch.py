@@ -30,7 +30,7 @@ class Tensors:
         return self.each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Self:
-        """Page-locked copy (called by the data loader when it pins)."""
+        """Return a page-locked copy (called by the data loader when it pins)."""
         return self.each(Tensor.pin_memory)
 
 

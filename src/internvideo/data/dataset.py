@@ -104,7 +104,7 @@ class WorkerResult:
     truncated_spans: tuple[str, ...] = ()
 
     def pin_memory(self) -> WorkerResult:
-        """Page-locked copy (called by the data loader when it pins)."""
+        """Return a page-locked copy (called by the data loader when it pins)."""
         return self if self.batch is None else replace(self, batch=self.batch.pin_memory())
 
 
@@ -266,7 +266,7 @@ def stack_clips(clips: Sequence[Tensor], sampler: FrameSampler) -> tuple[Tensor,
 
 
 def _new_batch(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """An empty tensor; in a worker process in shared memory."""
+    """Allocate a tensor; in a worker process in shared memory."""
     if get_worker_info() is None:
         return torch.empty(shape, dtype=dtype)
     length = math.prod(shape) * dtype.itemsize  # as torch's default_collate

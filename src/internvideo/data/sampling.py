@@ -31,7 +31,7 @@ class FrameSampler(Protocol):
 
 
 def dense_span(n: int, frames: int, stride: int, end: int | None) -> Indices:
-    """T frames over the `frames * stride` frames before `end`; the whole video when it is not longer (kinetics.py).
+    """Select T of the `frames * stride` frames before `end`; of the whole video if it is not longer (kinetics.py).
 
     The spacing is that of `linspace` over the closed interval, so steps are `stride` or `stride + 1`. A short video
     gives n // stride evenly spread frames, then its last frame.
@@ -47,13 +47,13 @@ def dense_span(n: int, frames: int, stride: int, end: int | None) -> Indices:
 
 
 def strided_buffer(n: int, frames: int, stride: int) -> Indices:
-    """(>= T,) every `stride`-th frame of the whole video, the last one repeated up to T (the dense test buffer)."""
+    """Select every `stride`-th frame, (>= T,), the last one repeated up to T (the dense test buffer)."""
     indices = np.arange(0, n, stride, dtype=np.int64)
     return np.concatenate([indices, np.full(max(frames - len(indices), 0), indices[-1])])
 
 
 def dense_windows(length: int, frames: int, num_clips: int) -> list[int]:
-    """Starts of the test windows in a buffer of `length` frames: int(c * (length - T) / (num_clips - 1))."""
+    """Return the starts of test windows in a buffer of `length` frames: int(c * (length - T) / (num_clips - 1))."""
     if num_clips == 1:
         return [max(length - frames, 0) // 2]
     step = max((length - frames) / (num_clips - 1), 0.0)
@@ -76,7 +76,7 @@ def looped_indices(n: int, frames: int, stride: int, start: int) -> Indices:
 
 
 def two_view_order(n: int, segments: int) -> Indices:
-    """(2 T,) the sorted union of the starts and the middles of T equal segments (kinetics.py)."""
+    """Return the sorted union of the starts and the middles of T equal segments, (2 T,) (kinetics.py)."""
     tick = n / segments
     middles = [int(tick / 2.0 + tick * i) for i in range(segments)]
     starts = [int(tick * i) for i in range(segments)]
@@ -84,7 +84,7 @@ def two_view_order(n: int, segments: int) -> Indices:
 
 
 def raw_frames_middle(n: int, segments: int) -> Indices:
-    """(T,) the middle frame of T segments of n // T frames; of a shorter video as `first_then_all`."""
+    """Select the middle frame of T segments of n // T frames; of a shorter video as `first_then_all`."""
     length = n // segments
     if length > 0:
         return np.arange(segments, dtype=np.int64) * length + length // 2
@@ -92,25 +92,25 @@ def raw_frames_middle(n: int, segments: int) -> Indices:
 
 
 def first_then_all(n: int, frames: int) -> Indices:
-    """(T,) of a video of n <= T frames: copies of the first, then all of them."""
+    """Select T frames of a video of n <= T: copies of the first, then all of them."""
     return np.arange(n - frames, n, dtype=np.int64).clip(min=0)
 
 
 def sparse_test(n: int, frames: int, view: int, num_clips: int) -> Indices:
-    """(T,) round(seg i) + int(seg (view + 1) / (num_clips + 1)), at most n - 1, seg = (n - 1) / T (UniFormerV2)."""
+    """Select min(round(seg i) + int(seg (view + 1) / (num_clips + 1)), n - 1), seg = (n - 1) / T (UniFormerV2)."""
     segment = (n - 1) / frames
     shift = int(segment / (num_clips + 1) * (view + 1))
     return np.asarray([min(round(segment * i) + shift, n - 1) for i in range(frames)], dtype=np.int64)
 
 
 def segment_middle(n: int, frames: int) -> Indices:
-    """(min(T, n),) the middle frame of equal intervals (multi-modalities-downstream)."""
+    """Select the middle frames of equal intervals, (min(T, n),) (multi-modalities-downstream)."""
     left, right = _intervals(n, frames)
     return (left + right - 1) // 2
 
 
 def linspace_frames(n: int, frames: int) -> Indices:
-    """(T,) from the first frame to the last, truncated (Multi-Modalities-Pretraining)."""
+    """Select T evenly spaced frames from the first to the last, truncated (Multi-Modalities-Pretraining)."""
     return np.linspace(0, n - 1, num=frames).astype(np.int64)
 
 
@@ -141,7 +141,7 @@ def one_per_second(
 
 
 def _intervals(n: int, frames: int) -> tuple[Indices, Indices]:
-    """Left (inclusive) and right (exclusive) ends of min(T, n) equal intervals."""
+    """Return the left (inclusive) and right (exclusive) ends of min(T, n) equal intervals."""
     ends = np.linspace(0, n, num=min(frames, n) + 1).astype(np.int64)
     return ends[:-1], ends[1:]
 
@@ -197,12 +197,12 @@ class Dense(_Rule):
     num_clips: int = 5
 
     def _train(self, n: int, rng: np.random.RandomState) -> Indices:
-        """A random span: its end is uniform in [T * stride, n)."""
+        """Sample a span whose end is uniform in [T * stride, n)."""
         span = self.frames * self.stride
         return dense_span(n, self.frames, self.stride, int(rng.randint(span, n)) if n > span else None)
 
     def _test(self, n: int) -> list[Indices]:
-        """`num_clips` windows from the start to the end."""
+        """Return `num_clips` windows from the start to the end."""
         if self.num_clips == 1:
             return [dense_span(n, self.frames, self.stride, None)]
         buffer = strided_buffer(n, self.frames, self.stride)
@@ -223,7 +223,7 @@ class DensePretrain(_Rule):
         return strided_indices(n, self.frames, self.stride, start)
 
     def _test(self, n: int) -> list[Indices]:
-        """One view, the center."""
+        """Return one clip, the center."""
         return [strided_indices(n, self.frames, self.stride, max(n - self.frames * self.stride, 0) // 2)]
 
 
@@ -244,7 +244,8 @@ class DenseLoop(_Rule):
         return looped_indices(n, self.frames, self.stride, int(rng.randint(max_start)) if max_start else 0)
 
     def _test(self, n: int) -> list[Indices]:
-        """`num_clips` starts evenly from 0 to n - T * stride, truncated; one is the center (inference_mae_enn.py)."""
+        """Return clips at even starts from 0 to n - T * stride, truncated; a single one is the center
+        (inference_mae_enn.py)."""
         max_start = max(n - self.frames * self.stride, 0)
         starts = np.linspace(0, max_start, num=self.num_clips).astype(np.int64).tolist()
         starts = starts if self.num_clips > 1 else [(max_start + 1) // 2]
@@ -259,12 +260,12 @@ class Sparse(_Rule):
     num_clips: int = 4
 
     def _train(self, n: int, rng: np.random.RandomState) -> Indices:
-        """A uniform frame of each segment, both ends included."""
+        """Sample a uniform frame of each segment, both ends included."""
         ends = [round((n - 1) / self.frames * i) for i in range(self.frames + 1)]
         return np.asarray([rng.randint(ends[i], ends[i + 1] + 1) for i in range(self.frames)], dtype=np.int64)
 
     def _test(self, n: int) -> list[Indices]:
-        """`num_clips` clips that are shifted inside the segments."""
+        """Return `num_clips` clips that are shifted inside the segments."""
         return [sparse_test(n, self.frames, view, self.num_clips) for view in range(self.num_clips)]
 
 
@@ -290,7 +291,7 @@ class SparseTwoView(_Rule):
             raise ValueError(f"num_clips = {self.num_clips}: two-view sampling has 1 or 2")
 
     def _train(self, n: int, rng: np.random.RandomState) -> Indices:
-        """A random frame of each segment of n // T frames."""
+        """Sample a frame of each segment of n // T frames."""
         length = n // self.frames
         if length > 0:
             return np.arange(self.frames, dtype=np.int64) * length + rng.randint(length, size=self.frames)
@@ -301,7 +302,7 @@ class SparseTwoView(_Rule):
         return linspace_frames(n, self.frames)
 
     def _test(self, n: int) -> list[Indices]:
-        """Even and odd places of the sorted order, or the middles."""
+        """Return the even and odd positions of the sorted order, or the middles."""
         if self.num_clips == 1:
             return [raw_frames_middle(n, self.frames)]
         order = two_view_order(n, self.frames)
@@ -318,12 +319,12 @@ class SegmentMiddle(_Rule):
     frames: int = 8
 
     def _train(self, n: int, rng: np.random.RandomState) -> Indices:
-        """A random frame of each interval but its last one, which the released loader never draws."""
+        """Sample a frame of each interval but its last one, which the released loader never draws."""
         left, right = _intervals(n, self.frames)
         return _repeat_last(rng.randint(left, np.maximum(right - 1, left + 1)).astype(np.int64), self.frames)
 
     def _test(self, n: int) -> list[Indices]:
-        """One view, the middles."""
+        """Return one clip, the middles."""
         return [_repeat_last(segment_middle(n, self.frames), self.frames)]
 
 
@@ -334,7 +335,7 @@ class Linspace(_Rule):
     frames: int = 8
 
     def _test(self, n: int) -> list[Indices]:
-        """One view."""
+        """Return one clip."""
         return [linspace_frames(n, self.frames)]
 
 
@@ -354,7 +355,7 @@ class OnePerSecond(_Rule):
     rate: float = field(default=1.0, repr=False)
 
     def _test(self, n: int) -> list[Indices]:
-        """One view."""
+        """Return one clip."""
         return [one_per_second(n, self.rate, self.frames)[0]]
 
 

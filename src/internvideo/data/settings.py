@@ -64,7 +64,7 @@ class EvalAugment(Settings):
     keep_aspect: bool = Field(True, description="false: to a square; test clips, and before training's crops")
 
     def eval_transform(self, num_crops: int = 1) -> EvalTransform:
-        """Resize and crop of a test clip."""
+        """Return the transform of a test clip."""
         return EvalTransform(self.size, self.test_resize, num_crops, self.resize_backend, self.keep_aspect)
 
 
@@ -110,7 +110,7 @@ class TrainAugment(FrameAugment):
         return self
 
     def train_transform(self) -> TrainTransform | EvalTransform:
-        """Augmentation of a training clip."""
+        """Return the augmentation of a training clip."""
         return TrainTransform(
             self.size, self.crop, self.flip, self.rand_augment, self.erasing, (self.minimum_area, 1.0), self.aspect,
             keep_aspect=self.keep_aspect,
@@ -125,7 +125,7 @@ class ClipAugment(TrainAugment):
     )
 
     def train_transform(self) -> TrainTransform | EvalTransform:
-        """Augmentation of a training clip, or the transform of a test clip."""
+        """Return the augmentation of a training clip, or the transform of a test clip."""
         return self.eval_transform() if self.use_eval_transform else super().train_transform()
 
 
@@ -139,7 +139,7 @@ class MixAugment(ClipAugment):
     mix_smoothing: float = Field(0.1, ge=0.0, lt=1.0, description="label smoothing of mixed targets")
 
     def mix(self, classes: int) -> Mixup | None:
-        """Mixing of a batch, or None."""
+        """Return the mixing of batches, or None."""
         if self.mixup == 0.0 and self.cutmix == 0.0:
             return None
         return Mixup(classes, self.mixup, self.cutmix, self.mix_probability, self.mix_switch, self.mix_smoothing)

@@ -82,7 +82,7 @@ def clean(text: str) -> str:
 
 
 def _encode(text: str) -> tuple[int, ...]:
-    """Ids without start, end and padding."""
+    """Encode a text without start, end and padding."""
     text = clean(text)
     if START not in text and END not in text:
         return tuple(_encoder().encode(text).ids)

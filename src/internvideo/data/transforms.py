@@ -175,7 +175,7 @@ class TrainTransform:
         return round(self.size * CLIP_RESIZE) if self.resize is None else self.resize
 
     def __call__(self, clip: Tensor, rng: np.random.RandomState) -> Tensor:
-        """(T, H, W, 3) uint8 -> (3, T, S, S) uint8 contiguous."""
+        """Augment (T, H, W, 3) uint8 to (3, T, S, S) uint8 contiguous."""
         frames = channels_first(clip)
         drawn = [] if self._augment is None else self._augment.draw(rng)
         if self.crop in ("multi_scale", "random_resized"):
@@ -246,7 +246,7 @@ class EvalTransform:
         return self.size if self.resize is None else self.resize
 
     def crop_clip(self, clip: Tensor) -> list[Tensor]:
-        """(T, H, W, 3) uint8 -> `num_crops` tensors (3, T, S, S), left to right or top to bottom."""
+        """Resize (T, H, W, 3) uint8; return `num_crops` crops (3, T, S, S), left to right or top to bottom."""
         frames = channels_first(clip)
         height, width = frames.shape[-2:]
         short = self._short

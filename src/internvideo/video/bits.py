@@ -8,7 +8,7 @@ _VOP = b"\x00\x00\x01\xb6"  # start code of a picture of MPEG-4 part 2
 
 
 def is_key(packet: Any, codec: str) -> bool:
-    """Whether decoding can start at a valid packet.
+    """Return whether decoding can start at a valid packet.
 
     For MPEG-4 part 2 and H.263 the container's flag is not used: their decoders start anywhere and output frames. The
     parsers of the other codecs read the stream, and their decoders report a wrong start.
@@ -22,7 +22,7 @@ def is_key(packet: Any, codec: str) -> bool:
 
 
 def _h263_is_plain(data: memoryview) -> bool:
-    """Whether a packet begins with the start code and a header without extensions (PLUSPTYPE)."""
+    """Return whether a packet begins with the start code and a header without extensions (PLUSPTYPE)."""
     return len(data) > 5 and not data[0] and not data[1] and data[2] >> 2 == 0b100000 and data[4] >> 2 & 7 != 7
 
 
@@ -48,7 +48,7 @@ def packet_validator(context: Any) -> Any:
 
 
 def _units_fit(data: memoryview, width: int) -> bool:
-    """Whether the length-prefixed units of an H.264 or HEVC sample fill it exactly."""
+    """Return whether the length-prefixed units of an H.264 or HEVC sample fill it exactly."""
     position, size = 0, len(data)
     while position < size:
         unit = int.from_bytes(data[position : position + width], "big")

@@ -95,7 +95,7 @@ def store(stamp: Stamp | None, index: Index) -> None:
 
 
 def is_unchanged(stamp: Stamp) -> bool:
-    """Whether the file still has this stamp and is older than the file system's time resolution."""
+    """Return whether the file still has this stamp and is older than the file system's time resolution."""
     last = max(stamp.modified, stamp.changed)
     tick = 2e9 if last % 10**9 == 0 else 1e8  # some file systems count whole seconds, or two of them
     return time.time_ns() - last > tick and stamp_of(stamp.path) == stamp

@@ -132,8 +132,8 @@ def end_of(times: NDArray[np.float64], duration: float, step: float) -> float:
 
 
 def is_variable_rate(times: NDArray[np.float64], tick: float) -> bool:
-    """Whether the frames deviate from a constant rate by more than the rounding of stamps (`tick`, s): one distance
-    differs, or small differences add up to half a frame."""
+    """Return whether the frames deviate from a constant rate by more than the rounding of stamps (`tick`, s): one
+    distance differs, or small differences add up to half a frame."""
     if len(times) < 3:
         return False
     steps = np.diff(times)

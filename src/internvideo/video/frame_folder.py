@@ -107,7 +107,7 @@ def frame_names(folder: str, names: Iterable[str]) -> tuple[list[str], NDArray[n
 
 
 def is_frame_folder(folder: str, names: Iterable[str]) -> bool:
-    """Whether the files of these names in a folder are two or more frames of a video."""
+    """Return whether the files of these names in a folder are two or more frames of a video."""
     try:
         return len(frame_names(folder, names)[0]) > 1
     except VideoError:

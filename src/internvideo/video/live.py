@@ -210,7 +210,7 @@ class LiveVideo:
                 return
 
     def _can_reconnect(self, broken: bool) -> bool:
-        """Whether the source, which disconnected or ended, can be reopened."""
+        """Return whether the source, which disconnected or ended, can be reopened."""
         if not self._reconnect or self.kind not in ("camera", "address") or self._container.duration:
             return False
         return broken or self.kind == "camera" or self.name.partition(":")[0].lower() not in _ENDING

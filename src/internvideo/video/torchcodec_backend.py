@@ -67,7 +67,7 @@ def resolve_backend(backend: str | None, path: object) -> str:
 
 
 def is_supported(backend: str, index: Index, stream: Any, conversion: Conversion) -> bool:
-    """Whether torchcodec can decode a video with these options: it neither deinterlaces nor maps tones."""
+    """Return whether torchcodec can decode a video with these options: it neither deinterlaces nor maps tones."""
     codec, first = stream.codec_context.codec.canonical_name, index.first
     progressive = codec in _WITHOUT_FIELDS or stream.codec_context.field_order == _PROGRESSIVE
     if (conversion.deinterlace and not progressive) or (conversion.tone_map and first.hdr):
@@ -106,7 +106,7 @@ class TorchcodecDecoder:
         self._disabled = index.open_gop or not _has_known_header(self._path)
 
     def can_decode(self, wanted: NDArray[np.int64]) -> bool:
-        """Whether torchcodec should decode these frames."""
+        """Return whether torchcodec should decode these frames."""
         if self._disabled or not len(wanted) or not _verified.get(self._kind, True):
             return False
         sparse = int(np.ptp(wanted)) + 1 >= SPARSE * len(wanted)

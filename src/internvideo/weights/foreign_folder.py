@@ -89,7 +89,7 @@ class Foreign:
     published: Mapping[str, str] = field(default_factory=dict)
 
     def settings(self) -> dict[str, object]:
-        """Settings stored in the weights (`convert --set`), mean and std of the processor. Raises WeightsError."""
+        """Return settings of the weights (`convert --set`), and mean and std of the processor. Raises WeightsError."""
         text = self.metadata.get(OVERRIDES, "{}")
         try:
             overrides: Any = untrusted.parse_json(text)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -69,9 +70,8 @@ def to_transformers(name: str, module: nn.Module, classes: tuple[str, ...]) -> T
 # ---------------------------------------------------------------------------------------------------------- VideoMAE
 
 
-def _videomae(module: Any, classes: tuple[str, ...]) -> TransformersModel:
+def _videomae(module: Any, classes: tuple[str, ...], *, pretrain: bool) -> TransformersModel:
     config: VideoMAEConfig = module.config
-    pretrain = isinstance(module, VideoMAEPretrain)
     _check_videomae(config, pretrain)
     plain = not pretrain and not config.num_classes
     kernel = (3, config.tubelet, config.patch_size, config.patch_size)
@@ -164,7 +164,7 @@ def _clip(module: Any, classes: tuple[str, ...]) -> TransformersModel:
 
 TRANSLATIONS: dict[type[nn.Module], Callable[[Any, tuple[str, ...]], TransformersModel]] = {
     Clip: _clip,
-    VideoMAEPretrain: _videomae,
-    VideoMAEClassifier: _videomae,
+    VideoMAEPretrain: partial(_videomae, pretrain=True),
+    VideoMAEClassifier: partial(_videomae, pretrain=False),
 }
 """Model class -> (module, names of the classes) to what transformers reads."""

@@ -109,7 +109,7 @@ def _mapping(value: object) -> dict[object, object]:
 
 
 def _check_zero(content: object) -> None:
-    """Raises RefusedError for a shard of DeepSpeed's optimizer, and for averages without names."""
+    """Raise RefusedError for a shard of DeepSpeed's optimizer, and for averages without names."""
     parts = _mapping(content)
     optimizer = _mapping(parts.get("optimizer_state_dict"))
     if not parts.keys() & set(WRAPPERS) and {"zero_stage", "partition_count"} & optimizer.keys():
