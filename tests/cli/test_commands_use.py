@@ -106,6 +106,29 @@ def test_classify_in_words(tmp_path: Path, language: Path, clips: Path) -> None:
     assert "moving left to right 0." in told.out
 
 
+def test_classify_into_a_file_resumes(tmp_path: Path, language: Path, clips: Path) -> None:
+    (tmp_path / "broken.mp4").write_bytes(b"garbage")
+    files, options = [clips / "0.mp4", tmp_path / "broken.mp4", clips / "1.mp4"], ("--window-seconds", 2, "--json")
+    words = ("classify", *files, "-e", language, *options, "--labels")
+    output = ("-o", tmp_path / "found.jsonl")
+    printed = in_process.command(*words, "a dog,a cat").out.splitlines()
+    first = in_process.command(*words, "a dog,a cat", *output)
+    assert (first.code, json.loads(first.out)["resumed"]) == (0, 0)
+    rows = [json.loads(line) for line in (tmp_path / "found.jsonl").read_text().splitlines()]
+    assert len(rows) == 4
+    for row, line in zip(rows, printed, strict=True):
+        expected = json.loads(line)
+        assert row.pop("labels") == pytest.approx(expected.pop("labels"), abs=1e-6)
+        assert row == expected
+    assert json.loads((tmp_path / "found.skipped.jsonl").read_text())["path"] == str(tmp_path / "broken.mp4")
+    second = json.loads(in_process.command(*words, "a dog,a cat", *output).out)
+    assert (second["resumed"], second["rows"]) == (2, 4)
+    assert "another values" in in_process.command(*words, "a dog,a bird", *output).mistake()
+    assert in_process.command(*words, "a dog,a bird", *output, "--overwrite").code == 0
+    assert "a bird" in (tmp_path / "found.jsonl").read_text()
+    assert "--output" in in_process.command(*words, "a dog,a bird", "--overwrite").mistake()
+
+
 def test_folders_inside_folders(
     tmp_path: Path, language: Path, clips: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -54,6 +54,23 @@ def test_segments_are_printed_and_drawn(trained: Path, tmp_path: Path, capsys: p
     assert all(0 <= action["start"] <= action["end"] <= 4.0 for action in content["actions"])
 
 
+def test_kept_features_give_the_same_and_are_not_made_again(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    files = (trained / "v1.mp4", tmp_path / "broken.mp4", trained / "v2.mp4")
+    words = ("localize", *files, "-e", trained / "model", "-d", trained / "run" / "model.safetensors", "--json")
+    plain = in_process.command(*words, "--score-threshold", 0, "--device", "cpu")
+    for _ in range(2):
+        kept = in_process.command(
+            *words, "--score-threshold", 0, "--device", "cpu", "--features", tmp_path / "features"
+        )
+        assert (kept.code, kept.out) == (plain.code, plain.out)
+        assert (plain.code, len(plain.out.splitlines())) == (2, 2)
+        made = {path: path.stat().st_mtime_ns for path in (tmp_path / "features").glob("*.npy")}
+        assert len(made) == 2
+        assert "1 of 3 could not be read" in kept.err
+    assert made == {path: path.stat().st_mtime_ns for path in (tmp_path / "features").glob("*.npy")}
+
+
 def test_another_encoder_is_refused(trained: Path, tmp_path: Path) -> None:
     small_model(3).save_pretrained(tmp_path / "other")
     with pytest.raises(RecipeError, match="on whose features the detector was trained"):

@@ -10,25 +10,34 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import in_process
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import use_world
+from test_localize_video import trained as trained  # a fixture
 
+from internvideo.apps.classify import Scorer, encode_videos
 from internvideo.errors import RunError, VideoError
 from internvideo.features import ray_engine
 from internvideo.features.embedding import EmbeddingSettings, embed
+from internvideo.features.engine import VideoEnd
 from internvideo.features.extract import ExtractSettings, extract
 from internvideo.features.feature_folder import find_items
-from internvideo.features.video_files import find_videos
+from internvideo.features.read_report import ReadReport
+from internvideo.features.video_files import VideoFile, find_videos
 from internvideo.features.window_sampling import WindowRule
 from internvideo.inference.video_model import VideoModel
+from internvideo.search.collection import Collection
+from internvideo.search.indexing import IndexSettings
 
 ray = pytest.importorskip("ray")
 from ray.cluster_utils import Cluster  # noqa: E402  # only where Ray is installed
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 STORE = 100 * 2**20
+Result = tuple[ReadReport, list[tuple[Any, ...]], np.ndarray]
+"""Report, (path, start, end) of each vector, and the vectors."""
 
 
 @pytest.fixture(scope="module")
@@ -98,12 +107,76 @@ def test_results_are_those_of_the_plain_commands(
     assert (again.resumed, again.vectors) == (8, 40)
 
 
-def test_a_lost_node_changes_nothing(tmp_path: Path, clips: Path, model: VideoModel) -> None:
+def embedded(videos: list[VideoFile], model: VideoModel, output: Path, address: str | None) -> Result:
+    settings = EmbeddingSettings(window_seconds=1.0, batch_size=4, ray=address)
+    report = embed(videos, model, output.with_suffix(".parquet"), settings)
+    told, values = rows(output.with_suffix(".parquet"))
+    return report, told, values
+
+
+def classified(videos: list[VideoFile], model: VideoModel, output: Path, address: str | None) -> Result:
+    settings = EmbeddingSettings(window_seconds=1.0, batch_size=4, ray=address)
+    scorer = Scorer(model, ["a dog", "a cat", "a bird"])
+    writer = encode_videos(videos, model, scorer.make_encode, output.with_suffix(".jsonl"), settings, scorer.names)
+    done = list(writer.finished())
+    told = [(part.path, *span) for part in done for span in part.spans.tolist()]
+    return writer.report, told, np.concatenate([part.values for part in done])
+
+
+def indexed(videos: list[VideoFile], model: VideoModel, output: Path, address: str | None) -> Result:
+    with Collection.create(output, model, scales=(1.0, 2.0)) as collection:
+        report = collection.add([video.path for video in videos], IndexSettings(batch_size=4, ray=address))
+        assert collection.store.records.fact("time_order")["windows"] >= 8
+        state = collection.store.snapshot()
+        vectors = np.concatenate([np.asarray(segment) for segment in state.segments])
+        told = [
+            (state.videos[video].path, *window[:3].tolist())
+            for video, window in zip(state.video_index.tolist(), state.windows, strict=True)
+        ]
+    order = sorted(range(len(told)), key=told.__getitem__)
+    return report, [told[place] for place in order], vectors[order]
+
+
+COMMANDS = {"embed": embedded, "classify": classified, "index": indexed}
+
+
+@pytest.mark.parametrize("command", ["classify", "index"])
+def test_other_commands_give_what_they_give_here(
+    tmp_path: Path, clips: Path, model: VideoModel, one_node: None, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    videos = find_videos([clips])
+    plain, expected, values = COMMANDS[command](videos, model, tmp_path / "plain", None)
+    report, told, made = COMMANDS[command](videos, model, tmp_path / "ray", "local")
+    assert told == expected
+    np.testing.assert_allclose(made, values, atol=2e-6)
+    assert (report.read, report.unreadable) == (plain.read, plain.unreadable)
+    assert (report.read, len(report.unreadable)) == (8, 1)
+    (clips / "broken.mp4").unlink()
+    monkeypatch.setattr(ray_engine, "_run", None)  # nothing is read again
+    again = COMMANDS[command](find_videos([clips]), model, tmp_path / "ray", "local")
+    assert again[0].resumed == 8
+
+
+def test_localize_takes_features_that_were_extracted_there(
+    trained: Path, tmp_path: Path, one_node: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("localize", trained / "v1.mp4", trained / "v2.mp4", "-e", trained / "model", "-d",
+             trained / "run" / "model.safetensors", "--score-threshold", 0, "--device", "cpu", "--json")  # fmt: skip
+    plain, found = (in_process.command(*words, *more) for more in ((), ("--ray", "local")))
+    assert (plain.code, found.code) == (0, 0), (plain.err, found.err)
+    for line, expected in zip(found.out.splitlines(), plain.out.splitlines(), strict=True):
+        made, wanted = json.loads(line), json.loads(expected)
+        assert made["path"] == wanted["path"]
+        scores = [[action["score"] for action in row["actions"]] for row in (made, wanted)]
+        np.testing.assert_allclose(*scores, atol=1e-5)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_lost_node_changes_nothing(tmp_path: Path, clips: Path, model: VideoModel, command: str) -> None:
     for copy in range(40):
         shutil.copy(clips / f"{copy % 4}.mp4", clips / f"more_{copy}.mp4")
     videos = find_videos([clips])
-    settings = {"window_seconds": 1.0, "batch_size": 4}
-    embed(videos, model, tmp_path / "plain.parquet", EmbeddingSettings(**settings))
+    _, expected, plain = COMMANDS[command](videos, model, tmp_path / "plain", None)
     cluster = Cluster(
         initialize_head=True,
         head_node_args={"num_cpus": 1, "object_store_memory": STORE, "include_dashboard": False},
@@ -111,24 +184,31 @@ def test_a_lost_node_changes_nothing(tmp_path: Path, clips: Path, model: VideoMo
     try:
         nodes = [cluster.add_node(num_cpus=1, object_store_memory=STORE) for _ in range(2)]
         ray.init(address=cluster.address, log_to_driver=False)
-        killed, parts = list[int](), tmp_path / "ray.parquet.parts"
+        finished, killed = list[int](), list[int]()
+        finish = ray_engine._InOrder._finish
+
+        def count(self: ray_engine._InOrder, index: int, end: VideoEnd) -> None:
+            finish(self, index, end)
+            finished.append(index)
 
         def kill_half_way() -> None:
-            while len(list(parts.glob("*"))) < 8:
+            while len(finished) < 8:
                 time.sleep(0.1)
             cluster.remove_node(nodes[1], allow_graceful=False)
-            killed.append(len(list(parts.glob("*"))))
+            killed.append(len(finished))
 
         watch = Thread(target=kill_half_way, daemon=True)
         watch.start()
-        report = embed(videos, model, tmp_path / "ray.parquet", EmbeddingSettings(**settings, ray="auto"))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ray_engine._InOrder, "_finish", count)
+            report, told, values = COMMANDS[command](videos, model, tmp_path / "ray", "auto")
         watch.join(60)
         assert killed
         assert killed[0] < len(videos)  # it was lost while others were still to be read
+        assert len(finished) == len(set(finished)) == len(videos)
     finally:
         ray.shutdown()
         cluster.shutdown()
-    (told, values), (expected, plain) = rows(tmp_path / "ray.parquet"), rows(tmp_path / "plain.parquet")
     assert told == expected
     np.testing.assert_allclose(values, plain, atol=2e-6)
     assert (report.read, len(report.unreadable)) == (48, 1)

@@ -1,14 +1,24 @@
-"""Classify clips among given labels, the classes of the model, or those of a fitted probe."""
+"""Classify clips among given labels, the classes of the model, or those of a fitted probe; and many videos at once."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from internvideo.features.embedding import EmbeddingSettings, TableWriter
+from internvideo.features.engine import TimedWindows, vector_provenance
+from internvideo.features.feature_layers import Encode
+from internvideo.features.ray_engine import run_on
+from internvideo.features.vector_files import Parts
+from internvideo.features.video_files import VideoFile
 from internvideo.inference.video_model import VideoModel
 from internvideo.probing.probe import Probe
+from internvideo.storage import alone_in
 
 
 class Scorer:
@@ -19,20 +29,70 @@ class Scorer:
         labels: at least two texts, for a model with a text tower; None for the classes of the model.
         probe: a classifier of `internvideo fit` instead of labels.
 
+    Attributes:
+        make_encode: for a model, the function from clips to the values (n, ...) that `results` takes.
+
     Raises:
         RecipeError: labels that this model does not support. WeightsError: a classifier of another encoder.
     """
 
     def __init__(self, model: VideoModel, labels: Sequence[str] | None = None, probe: Probe | None = None) -> None:
-        self.model, self.labels, self.probe = model, labels, probe
+        self.probe, self.names = probe, () if probe is not None else model.label_names(labels)
         if probe is not None:
             probe.check(model)
-        else:
-            self.names = model.label_names(labels)
+        self.make_encode: Callable[[VideoModel], Encode] = (
+            partial(_probabilities, labels) if probe is None else partial(_features, probe)
+        )
+        self._encode = self.make_encode(model)
 
     def __call__(self, clips: Tensor) -> list[dict[str, float]]:
         """Return label -> probability, by falling probability, for clips (B, 3, T, S, S)."""
+        return self.results(self._encode(clips))
+
+    def results(self, values: Tensor) -> list[dict[str, float]]:
+        """Return label -> probability, by falling probability, for encoded clips."""
         if self.probe is not None:
-            return self.probe.predict(self.probe.features(self.model, clips))
-        rows = self.model.probabilities(clips, self.labels)
+            return self.probe.predict(values)
+        rows = values.numpy()
         return [{self.names[i]: float(row[i]) for i in np.argsort(-row, kind="stable")} for row in rows]
+
+
+def _probabilities(labels: Sequence[str] | None, model: VideoModel) -> Encode:
+    return lambda clips: torch.from_numpy(model.probabilities(clips, labels))
+
+
+def _features(probe: Probe, model: VideoModel) -> Encode:
+    return partial(probe.features, model)
+
+
+def encode_videos(
+    videos: Sequence[VideoFile],
+    model: VideoModel,
+    make_encode: Callable[[VideoModel], Encode],
+    output: Path,
+    settings: EmbeddingSettings,
+    meaning: object,
+    *,
+    overwrite: bool = False,
+) -> TableWriter:
+    """Encode the windows of videos into OUTPUT.parts, from which the same call resumes; see `embed`.
+
+    Args:
+        make_encode: for a model, the function from clips to values. meaning: of the values, as JSON values.
+        overwrite: recompute what is in OUTPUT.parts.
+
+    Returns:
+        The writer: its report is complete, its `finished` yields the values of each video.
+
+    Raises:
+        As `embed`.
+    """
+    size = {"window": settings.window_seconds, "stride": settings.stride_seconds, "values": meaning}
+    provenance = vector_provenance(model, {**size, "width": 0})
+    windows = TimedWindows(model.preprocessing, settings.window_seconds, settings.stride_seconds)
+    with alone_in(Parts(output).folder):
+        writer = TableWriter(videos, output, provenance, overwrite=overwrite)
+        batch_size, workers = settings.batch_size, settings.workers
+        run_on(settings.ray, writer, windows, model, make_encode, batch_size=batch_size, workers=workers)
+        writer.final_report()
+    return writer

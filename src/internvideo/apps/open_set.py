@@ -80,7 +80,11 @@ class OpenSetRule:
 
     def __call__(self, model: VideoModel, clips: Tensor) -> list[Answer]:
         """Predict clips (B, 3, T, S, S) of the model's preprocessing."""
-        logits = model.logits(clips).double()
+        return self.answers(model, model.logits(clips))
+
+    def answers(self, model: VideoModel, logits: Tensor) -> list[Answer]:
+        """Predict from logits (B, C) of the model."""
+        logits = logits.double()
         if self.evidence is None:
             beliefs = logits.softmax(dim=1)
             uncertainty = 1 - beliefs.amax(dim=1)

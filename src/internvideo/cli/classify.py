@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import asdict
+from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
@@ -19,7 +22,9 @@ from internvideo.cli.options import (
     Json,
     Labels,
     LabelsFile,
+    Overwrite,
     Precision,
+    Ray,
     Recursive,
     StrideSeconds,
     Weights,
@@ -29,17 +34,31 @@ from internvideo.cli.options import (
     one_of,
     open_model,
     read_labels,
+    tell_failures,
     unread,
 )
+from internvideo.errors import VideoError
+from internvideo.storage import write_text
 from internvideo.terminal import tell
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from internvideo.features.embedding import EmbeddingSettings
+    from internvideo.features.feature_layers import Encode
     from internvideo.features.video_files import VideoFile
     from internvideo.inference.video_model import VideoModel
 
-    ClassifyFn = Callable[[Tensor], tuple[dict[str, object], str]]  # clip -> result as JSON values, and as text
+
+class Classification(NamedTuple):
+    """A way to classify: `make_encode` gives the values of clips, `result` what they say as JSON values and as text.
+
+    `meaning` is what the values depend on beside the model, as JSON values.
+    """
+
+    make_encode: Callable[[VideoModel], Encode]
+    result: Callable[[Tensor], tuple[dict[str, object], str]]
+    meaning: object
 
 
 def classify(
@@ -61,6 +80,14 @@ def classify(
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="Number of labels, the most probable first.")] = 5,
     recursive: Recursive = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="NAME.jsonl: write the results there instead; an interrupted command resumes."
+        ),
+    ] = None,
+    ray: Ray = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
     device: Device = "auto",
     damage: Damage = None,
@@ -73,52 +100,101 @@ def classify(
     --model; otherwise the model's own classes are used, with --unknown as belief and uncertainty. With
     --window-seconds a long video gets one line per window.
     """
+    from internvideo.features.embedding import EmbeddingSettings
     from internvideo.features.video_files import find_videos
-    from internvideo.features.windows import check_window, windows
+    from internvideo.features.windows import windows
 
     one_of(labels=labels, labels_file=labels_file, model=model, unknown=unknown)
-    check_window(window_seconds, stride_seconds)
+    settings = EmbeddingSettings(window_seconds, stride_seconds, ray=ray)
+    if overwrite and output is None:
+        unread(context, "--output", "overwrite")
     videos = find_videos(inputs, recursive=recursive)
     opened = open_model(encoder, weights, device, precision)
     if unknown is not None:
         unread(context, "several labels (--unknown names one)", "top")
-        classify_clip = _open_set(opened, unknown)
+        classification = _open_set(opened, unknown)
     else:
-        classify_clip = _closed_set(opened, read_labels(labels, labels_file), model, top)
+        classification = _closed_set(opened, read_labels(labels, labels_file), model, top)
+    if output is not None or ray is not None:
+        _classify_all(videos, opened, classification, output, settings, overwrite)
+        return
+    encode = classification.make_encode(opened)
 
     def answer(video: VideoFile) -> None:
         for start, end, clip in windows(
             video.source, opened.preprocessing, window_seconds=window_seconds, stride_seconds=stride_seconds
         ):
-            result, text = classify_clip(clip[None])
+            result, text = classification.result(encode(clip[None]))
             piece = "" if window_seconds is None else f" {clock(start, end)}"
             tell({"path": video.path, "start": start, "end": end, **result}, f"{video.path}{piece}: {text}")
 
     for_each(videos, answer)
 
 
-def _closed_set(opened: VideoModel, labels: list[str] | None, model: Path | None, top: int) -> ClassifyFn:
+def _classify_all(
+    videos: list[VideoFile],
+    opened: VideoModel,
+    classification: Classification,
+    output: Path | None,
+    settings: EmbeddingSettings,
+    overwrite: bool,
+) -> None:
+    """Classify by the engine, here or on Ray; print or write the results in the order of the videos."""
+    import torch
+
+    from internvideo.apps.classify import encode_videos
+
+    make_encode, result, meaning = classification
+    lines = []
+    with TemporaryDirectory(prefix="internvideo-") as folder:
+        target = output or Path(folder) / "results.jsonl"
+        writer = encode_videos(videos, opened, make_encode, target, settings, meaning, overwrite=overwrite)
+        for part in writer.finished():
+            for (start, end), values in zip(part.spans.tolist(), torch.from_numpy(part.values), strict=True):
+                found, text = result(values[None])
+                record = {"path": part.path, "start": start, "end": end, **found}
+                piece = "" if settings.window_seconds is None else f" {clock(start, end)}"
+                if output is None:
+                    tell(record, f"{part.path}{piece}: {text}")
+                else:
+                    lines.append(json.dumps(record, ensure_ascii=False) + "\n")
+    report = writer.report
+    tell_failures(report)
+    if output is not None:
+        write_text(output, "".join(lines))
+        done = report.requested - len(report.unreadable)
+        tell(
+            {"output": output, "rows": len(lines), "videos": report.requested, "read": done, "resumed": report.resumed},
+            f"{output}: {len(lines)} rows of {done} of {report.requested} videos, {report.resumed} of them before",
+            *([f"speed: {report.throughput}"] if report.throughput else ()),
+        )
+    elif report.unreadable:
+        raise VideoError("videos", f"{len(report.unreadable)} of {report.requested} could not be read")
+
+
+def _closed_set(opened: VideoModel, labels: list[str] | None, model: Path | None, top: int) -> Classification:
     from internvideo.apps.classify import Scorer
     from internvideo.probing.probe import Probe
 
     scorer = Scorer(opened, labels, None if model is None else Probe.load(model))
 
-    def classify_clip(clips: Tensor) -> tuple[dict[str, object], str]:
-        shown = dict(list(scorer(clips)[0].items())[:top])
+    def result(values: Tensor) -> tuple[dict[str, object], str]:
+        shown = dict(list(scorer.results(values)[0].items())[:top])
         return {"labels": shown}, ", ".join(f"{label} {p:.3f}" for label, p in shown.items())
 
-    return classify_clip
+    features = None if scorer.probe is None else f"features: {scorer.probe.head.kind}"
+    return Classification(scorer.make_encode, result, features or list(scorer.names))
 
 
-def _open_set(opened: VideoModel, evaluation: Path) -> ClassifyFn:
+def _open_set(opened: VideoModel, evaluation: Path) -> Classification:
     from internvideo.apps.open_set import OpenSetRule
 
     rule = OpenSetRule.load(evaluation)
     rule.check(opened)
 
-    def classify_clip(clips: Tensor) -> tuple[dict[str, object], str]:
-        decision = rule(opened, clips)[0]
+    def result(values: Tensor) -> tuple[dict[str, object], str]:
+        decision = rule.answers(opened, values)[0]
         named = decision.label if decision.known else f"unknown, nearest {decision.label}"
         return asdict(decision), f"{named}, belief {decision.belief:.3f}, uncertainty {decision.uncertainty:.3f}"
 
-    return classify_clip
+    return Classification(attrgetter("logits"), result, "logits")

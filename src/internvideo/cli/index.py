@@ -15,6 +15,7 @@ from internvideo.cli.options import (
     Inputs,
     Json,
     Precision,
+    Ray,
     Weights,
     named_files,
     open_model,
@@ -69,6 +70,7 @@ def index(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Clips per batch.")] = 8,
     workers: Annotated[int, typer.Option(min=0, help="Decoding processes; 0 decodes in a thread.")] = 0,
+    ray: Ray = None,
     device: Device = "auto",
     damage: Damage = None,
     frame_rate: FrameRate = None,
@@ -84,7 +86,7 @@ def index(
     from internvideo.search.indexing import IndexSettings
     from internvideo.search.records import FILE
 
-    settings = IndexSettings(batch_size, workers, recursive)
+    settings = IndexSettings(batch_size, workers, recursive, ray=ray)
     texts = None if null_texts is None else text_lines(null_texts)
     if encoder is None:
         collection = Collection.open(output, device=device)

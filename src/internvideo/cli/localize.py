@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -16,11 +17,14 @@ from internvideo.cli.options import (
     Inputs,
     Json,
     Precision,
+    Ray,
     Weights,
     clock,
     for_each,
     open_model,
+    tell_failures,
 )
+from internvideo.errors import VideoError
 from internvideo.terminal import say, tell
 
 
@@ -43,6 +47,13 @@ def localize(
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Windows per batch; 16 on a GPU, 4 on a CPU.", show_default=False)
     ] = None,
+    features: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder that keeps the features: an interrupted command resumes, a later one reads what is new."
+        ),
+    ] = None,
+    ray: Ray = None,
     as_json: Json = False,
     device: Device = "auto",
     damage: Damage = None,
@@ -55,7 +66,7 @@ def localize(
     the encoder must be the one on whose features it was trained.
     """
     from internvideo.extras import require
-    from internvideo.features.localize import extraction_settings, write_plot
+    from internvideo.features.localize import Localization, extraction_settings, localize_all, write_plot
     from internvideo.features.localize import localize as run
     from internvideo.features.video_files import VideoFile, file_names, find_videos
     from internvideo.tasks import CATALOG
@@ -69,13 +80,12 @@ def localize(
     model = open_model(encoder, weights, device, precision)
     extraction_settings(model, trained)  # raises for another encoder
 
-    def show(video: VideoFile) -> None:
-        found = run(video, model, trained, batch_size=batch_size)
+    def show(video: VideoFile, found: Localization) -> None:
         shown = [action for action in found.actions if action.score >= score_threshold]
-        record = {"path": video.path, "duration": found.duration, "actions": [asdict(action) for action in shown]}
+        record = {"path": found.path, "duration": found.duration, "actions": [asdict(action) for action in shown]}
         tell(
             record,
-            f"{video.path}: {len(shown)} actions in {found.duration:.1f} s",
+            f"{found.path}: {len(shown)} actions in {found.duration:.1f} s",
             *(
                 f"  {clock(action.start, action.end)}  {action.score:.2f}  {action.label}"
                 for action in sorted(shown, key=lambda action: action.start)
@@ -86,4 +96,15 @@ def localize(
             write_plot(found, target, score_threshold)
             say(f"  timeline: {target}")
 
-    for_each(found_videos, show)
+    if features is None and ray is None:
+        for_each(found_videos, lambda video: show(video, run(video, model, trained, batch_size=batch_size)))
+        return
+    with TemporaryDirectory(prefix="internvideo-") as folder:
+        report, results = localize_all(
+            found_videos, model, trained, features or Path(folder), batch_size=batch_size, ray=ray
+        )
+        for video, found in results:
+            show(video, found)
+    tell_failures(report)
+    if report.unreadable:
+        raise VideoError("videos", f"{len(report.unreadable)} of {report.requested} could not be read")

@@ -23,11 +23,10 @@ from internvideo.features.engine import (
     VideoEnd,
     Window,
     check_minimum,
-    run_engine,
     vector_provenance,
 )
 from internvideo.features.feature_layers import Encode
-from internvideo.features.ray_engine import run_on_ray
+from internvideo.features.ray_engine import run_on
 from internvideo.features.read_report import ReadFailure, ReadReport
 from internvideo.features.vector_files import Parts, VideoVectors, check_output, write_table
 from internvideo.features.video_files import VideoFile
@@ -98,12 +97,8 @@ def embed(
     make_encode = partial(_encoder, settings.normalize)
     with alone_in(Parts(output).folder):
         writer = TableWriter(videos, output, provenance, overwrite=overwrite)
-        size = settings.batch_size
-        if settings.ray is not None:
-            run_on_ray(writer, windows, model, make_encode, settings.ray, batch_size=size, progress=progress)
-        else:
-            encode, workers = make_encode(model), settings.workers
-            run_engine(writer, windows, encode, model, batch_size=size, workers=workers, progress=progress)
+        size, workers = settings.batch_size, settings.workers
+        run_on(settings.ray, writer, windows, model, make_encode, batch_size=size, workers=workers, progress=progress)
         return writer.write_table()
 
 
@@ -190,7 +185,8 @@ class TableWriter(VectorWriter):
         else:
             self.report.unreadable.append(ReadFailure(path, end.reason))
 
-    def _finished(self) -> Iterator[VideoVectors]:
+    def finished(self) -> Iterator[VideoVectors]:
+        """Yield the vectors of the videos that are done, in the order of the videos."""
         for video, identity in zip(self.videos, self.identities, strict=True):
             part = self.parts.read(identity, video.path) if identity else None
             if part is not None:
@@ -198,8 +194,14 @@ class TableWriter(VectorWriter):
 
     def write_table(self) -> ReadReport:
         """Write the table and the list of unreadable and truncated videos. Raises VideoError if no video was read."""
+        report = self.final_report()
+        write_table(self.output, self.finished(), report.vectors, report.dim, self.provenance)
+        return report
+
+    def final_report(self) -> ReadReport:
+        """Complete the report and list unreadable and truncated videos. Raises VideoError if no video was read."""
         report = self.report
-        for part in self._finished():
+        for part in self.finished():
             report.vectors += len(part.values)
             if part.reason:
                 report.truncated.append(ReadFailure(part.path, part.reason))
@@ -212,5 +214,4 @@ class TableWriter(VectorWriter):
             skipped.unlink(missing_ok=True)
         if not report.vectors:
             report.raise_unreadable()
-        write_table(self.output, self._finished(), report.vectors, report.dim, self.provenance)
         return report

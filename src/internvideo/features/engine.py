@@ -174,6 +174,10 @@ class VectorWriter(ABC):
     def finish(self, index: int, end: VideoEnd, num_vectors: int) -> None:
         """Store a video of which `num_vectors` vectors were written."""
 
+    def reads_clips(self, pending: Sequence[int]) -> Collection[int]:
+        """Return the videos of which `write` reads the clips; on a cluster those of others are not sent."""
+        return ()
+
     def after_batch(self, unfinished: Collection[int]) -> None:  # noqa: B027  # optional
         """Do periodic work while these videos are being read."""
 

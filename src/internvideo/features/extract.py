@@ -24,7 +24,6 @@ from internvideo.features.engine import (
     VideoEnd,
     Window,
     check_minimum,
-    run_engine,
     vector_provenance,
 )
 from internvideo.features.feature_folder import INDEX, FeatureFolder, Item, Record, append_rows
@@ -37,7 +36,7 @@ from internvideo.features.feature_layers import (
 )
 from internvideo.features.leases import LeaseQueue
 from internvideo.features.parallel_windows import default_readers
-from internvideo.features.ray_engine import run_on_ray
+from internvideo.features.ray_engine import run_on
 from internvideo.features.read_report import ReadFailure, ReadReport
 from internvideo.features.window_sampling import WindowRule, frame_grid
 from internvideo.features.windows import open_long
@@ -101,20 +100,17 @@ def extract(
     settings = settings or ExtractSettings()
     preprocessing = tiled_preprocessing(model.preprocessing, settings.tiles)
     make_encode = partial(_encoder, settings)
-    encode = make_encode(model)  # checks the settings
+    make_encode(model)  # checks the settings
     folder = FeatureFolder(output)
     folder.begin(feature_provenance(model, settings), classes, overwrite=overwrite)
     writer = FolderWriter(items, folder)
     windows = FrameWindows(preprocessing, settings.rule)
     batch_size = settings.batch_size or (4 if model.device.type == "cpu" else 16)
-    if settings.ray is not None:
-        run_on_ray(writer, windows, model, make_encode, settings.ray, batch_size=batch_size, progress=progress)
-    else:
-        readers = default_readers(model.device.type)
-        workers = settings.workers
-        run_engine(
-            writer, windows, encode, model, batch_size=batch_size, workers=workers, readers=readers, progress=progress
-        )
+    readers = default_readers(model.device.type)
+    run_on(
+        settings.ray, writer, windows, model, make_encode,
+        batch_size=batch_size, workers=settings.workers, readers=readers, progress=progress,
+    )  # fmt: skip
     return writer.final_report()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,7 +13,8 @@ from internvideo.errors import RecipeError
 from internvideo.features.extract import ExtractSettings, extract
 from internvideo.features.feature_folder import Item
 from internvideo.features.feature_layers import POOLED
-from internvideo.features.video_files import VideoFile
+from internvideo.features.read_report import ReadReport
+from internvideo.features.video_files import VideoFile, file_names
 from internvideo.features.window_sampling import WindowRule
 from internvideo.inference.hub_folder import model_hash
 from internvideo.inference.video_model import VideoModel
@@ -95,23 +96,63 @@ def localize(
     Raises:
         VideoError: a video that cannot be read. RecipeError: a detector that was trained on another encoder.
     """
-    settings = replace(extraction_settings(model, detector), batch_size=batch_size)
+    settings = {"class_scores": class_scores, "batch_size": batch_size, "progress": progress}
+    with TemporaryDirectory(prefix="internvideo-") as folder:
+        return next(localize_all([video], model, detector, Path(folder), **settings)[1])[1]  # type: ignore[arg-type]  # as above
+
+
+def localize_all(
+    videos: Sequence[VideoFile],
+    model: VideoModel,
+    detector: Detector,
+    folder: Path,
+    *,
+    class_scores: Mapping[str, float] | None = None,
+    batch_size: int | None = None,
+    ray: str | None = None,
+    progress: bool | None = None,
+) -> tuple[ReadReport, Iterator[tuple[VideoFile, Localization]]]:
+    """Find the actions of many videos: extract the features of all, then detect in one after the other.
+
+    Args:
+        videos, model, detector, class_scores, batch_size, progress: as for `localize`.
+        folder: of the features, which are kept: the same call resumes, a later one reads only new or changed videos.
+        ray: extract on this Ray cluster; see `ExtractSettings`.
+
+    Returns:
+        The report of the extraction, and each video that can be read with its result, in their order.
+
+    Raises:
+        VideoError: no video can be read. RecipeError: a detector that was trained on another encoder. RunError: the
+        folder has other features.
+    """
+    settings = replace(extraction_settings(model, detector), batch_size=batch_size, ray=ray)
+    items = [Item(name, video) for name, video in zip(file_names(videos), videos, strict=True)]
+    report = extract(items, model, folder, settings, progress=progress)
+    return report, _detect(items, detector, folder, class_scores)
+
+
+def _detect(
+    items: Sequence[Item], detector: Detector, folder: Path, class_scores: Mapping[str, float] | None
+) -> Iterator[tuple[VideoFile, Localization]]:
     recipe = detector.trained.recipe
     classes, scores = detector.trained.classes, None
     if detector.model.config.num_classes == 1 and len(classes) > 1:
         classes = (ACTION,)
         if class_scores is not None:
             classes, scores = tuple(class_scores), np.asarray(list(class_scores.values()))
-    with TemporaryDirectory(prefix="internvideo-") as folder:
-        extract([Item("video", video)], model, Path(folder), settings, progress=progress)
-        reading = recipe.data_as(FeatureData).features.model_copy(update={"annotations": None, "folder": None})
-        features = read_feature_set(Path(folder), reading).videos[0]
-        decoding = detector.settings.decoding(num_classes=detector.model.config.num_classes)
-        device = next(detector.model.parameters()).device
+    reading = recipe.data_as(FeatureData).features.model_copy(update={"annotations": None, "folder": None})
+    decoding = detector.settings.decoding(num_classes=detector.model.config.num_classes)
+    device = next(detector.model.parameters()).device
+    extracted = {features.id: features for features in read_feature_set(folder, reading).videos}
+    for item in items:
+        if (features := extracted.get(item.id)) is None:
+            continue
         segments = find_segments(detector.model, features, reading, decoding, device, scores)
-    rows = zip(segments.spans.tolist(), segments.scores, segments.labels, strict=True)
-    actions = [Action(start, end, classes[label], float(score)) for (start, end), score, label in rows]
-    return Localization(video.path, features.duration, tuple(sorted(actions, key=lambda action: -action.score)))
+        rows = zip(segments.spans.tolist(), segments.scores, segments.labels, strict=True)
+        actions = [Action(start, end, classes[label], float(score)) for (start, end), score, label in rows]
+        actions.sort(key=lambda action: -action.score)
+        yield item.video, Localization(item.video.path, features.duration, tuple(actions))
 
 
 def check_plot(target: Path) -> None:

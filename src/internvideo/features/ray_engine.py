@@ -1,4 +1,4 @@
-"""Run `engine.py` on a Ray cluster: decode tasks on CPUs, a model on each GPU, the writer in this process.
+"""Run the engine here or on a Ray cluster: decode tasks on CPUs, a model on each GPU, the writer in this process.
 
 Ray Data moves the windows of videos from the tasks that decode them to the actors that hold the model, with a bounded
 number of them under way, and repeats what a lost node had. The results of each video are put in order here and written
@@ -15,13 +15,21 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from internvideo.errors import RunError
 from internvideo.extras import require
-from internvideo.features.engine import VectorWriter, VideoEnd, Window, Windows, check_finite, read_windows
+from internvideo.features.engine import (
+    VectorWriter,
+    VideoEnd,
+    Window,
+    Windows,
+    check_finite,
+    read_windows,
+    run_engine,
+)
 from internvideo.features.feature_layers import Encode
 from internvideo.inference.video_model import VideoModel
 
@@ -33,20 +41,26 @@ MAX_TASKS = 10_000
 
 @dataclass(frozen=True)
 class _Piece:
-    """A video, or a window or end of one: an object that Ray Data leaves as it is."""
+    """A video, or a window or end of one: an object that Ray Data leaves as it is.
+
+    Attributes:
+        keeps_clip: the writer reads the clips of the video. value: of an encoded window.
+    """
 
     content: Any
+    keeps_clip: bool = False
+    value: Tensor | None = None
 
 
 def _decode(windows: Windows, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Read the windows of a video in a task: one row for each window, and one for the end."""
     torch.set_num_threads(1)
     for number, piece in enumerate(read_windows(row["piece"].content, windows, readers=1)):
-        yield {"index": row["index"], "number": number, "piece": _Piece(piece)}
+        yield {"index": row["index"], "number": number, "piece": _Piece(piece, row["piece"].keeps_clip)}
 
 
 class _Model:
-    """Encode windows in an actor: the clip of each becomes its vector."""
+    """Encode windows in an actor; clips that the writer does not read stay there."""
 
     def __init__(self, model: VideoModel, make_encode: Callable[[VideoModel], Encode]) -> None:
         if torch.cuda.is_available() and model.device.type == "cpu":
@@ -55,15 +69,37 @@ class _Model:
         self.encode = make_encode(model)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        pieces = [piece.content for piece in batch["piece"]]
-        places = [place for place, piece in enumerate(pieces) if isinstance(piece, Window)]
+        column = batch["piece"].copy()
+        places = [place for place, piece in enumerate(column) if isinstance(piece.content, Window)]
         if places:
-            values = self.encode(torch.stack([pieces[place].clip for place in places]))
+            values = self.encode(torch.stack([column[place].content.clip for place in places]))
             for place, value in zip(places, values, strict=True):
-                pieces[place] = pieces[place]._replace(clip=value.clone())
-        column = np.empty(len(pieces), dtype=object)
-        column[:] = [_Piece(piece) for piece in pieces]
-        return {"index": batch["index"], "number": batch["number"], "piece": column}
+                window, keeps_clip = column[place].content, column[place].keeps_clip
+                window = window if keeps_clip else window._replace(clip=torch.empty(3, 0))
+                column[place] = _Piece(window, keeps_clip, value.clone())
+        return {**batch, "piece": column}
+
+
+def run_on(
+    ray: str | None,
+    writer: VectorWriter,
+    windows: Windows,
+    model: VideoModel,
+    make_encode: Callable[[VideoModel], Encode],
+    *,
+    batch_size: int,
+    workers: int = 0,
+    readers: int = 1,
+    progress: bool | None = None,
+) -> None:
+    """Run `run_on_ray` with the address `ray`, `run_engine` for None; their arguments and errors."""
+    if ray is not None:
+        run_on_ray(writer, windows, model, make_encode, ray, batch_size=batch_size, progress=progress)
+        return
+    run_engine(
+        writer, windows, make_encode(model), model,
+        batch_size=batch_size, workers=workers, readers=readers, progress=progress,
+    )  # fmt: skip
 
 
 def run_on_ray(
@@ -158,7 +194,8 @@ def _run(
     num_gpus = int(resources.get("GPU", 0))
     actors = max(1, num_gpus)
     writer.report.devices = actors
-    items = [{"index": index, "piece": _Piece(writer.videos[index])} for index in indices]
+    clips_of = writer.reads_clips(indices)
+    items = [{"index": index, "piece": _Piece(writer.videos[index], index in clips_of)} for index in indices]
     rows = ray.data.from_items(items, override_num_blocks=min(len(items), MAX_TASKS))
     decoded = rows.flat_map(partial(_decode, windows))
     encoded = decoded.map_batches(
@@ -169,7 +206,7 @@ def _run(
     bar_format = "{l_bar}{bar}| {n:.0f}/{total} videos{postfix}, {remaining} left"
     with tqdm(total=len(indices), bar_format=bar_format, disable=None if progress is None else not progress) as bar:
         for row in encoded.iter_rows():
-            bar.update(videos.take(int(row["index"]), int(row["number"]), row["piece"].content))
+            bar.update(videos.take(int(row["index"]), int(row["number"]), row["piece"]))
             writer.report.seconds = time.perf_counter() - began
             bar.set_postfix_str(f"{writer.report.speed:.1f}x real time", refresh=False)
 
@@ -180,33 +217,34 @@ class _InOrder:
     def __init__(self, writer: VectorWriter, indices: Sequence[int]) -> None:
         self.writer, self.unfinished = writer, set(indices)
         self._next: dict[int, int] = {}
-        self._held: dict[tuple[int, int], Window | VideoEnd] = {}
+        self._held: dict[tuple[int, int], _Piece] = {}
 
-    def take(self, index: int, number: int, piece: Window | VideoEnd) -> int:
+    def take(self, index: int, number: int, piece: _Piece) -> int:
         """Take a piece of a video; return 1 if the video is finished by it. Raises RunError."""
         if index not in self._next:
             self._next[index] = 0
             self.writer.begin(index)
         self._held[index, number] = piece
-        ready: list[Window] = []
+        ready: list[_Piece] = []
         while (held := self._held.pop((index, self._next[index]), None)) is not None:
-            if isinstance(held, VideoEnd):
+            if isinstance(held.content, VideoEnd):
                 self._write(index, ready)
-                self._finish(index, held)
+                self._finish(index, held.content)
                 return 1
             self._next[index] += 1
             ready.append(held)
         self._write(index, ready)
         return 0
 
-    def _write(self, index: int, ready: Sequence[Window]) -> None:
+    def _write(self, index: int, ready: Sequence[_Piece]) -> None:
         if not ready:
             return
-        values = torch.stack([window.clip for window in ready])
-        check_finite(self.writer.videos[index], values, [window.start for window in ready])
+        windows: list[Window] = [piece.content for piece in ready]
+        values = torch.stack([piece.value for piece in ready if piece.value is not None])
+        check_finite(self.writer.videos[index], values, [window.start for window in windows])
         self.writer.report.dim = values.shape[-1]
-        self.writer.report.video_seconds += sum(window.new_seconds for window in ready)
-        self.writer.write(index, ready, values)
+        self.writer.report.video_seconds += sum(window.new_seconds for window in windows)
+        self.writer.write(index, windows, values)
         self.writer.after_batch(self.unfinished)
 
     def _finish(self, index: int, end: VideoEnd) -> None:

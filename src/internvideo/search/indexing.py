@@ -6,6 +6,7 @@ import os
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ from torch import Tensor
 
 from internvideo.data.lists import VIDEO_EXTENSIONS
 from internvideo.errors import VideoError
-from internvideo.features.engine import VectorWriter, VideoEnd, Window, check_minimum, run_engine
+from internvideo.features.engine import VectorWriter, VideoEnd, Window, check_minimum
+from internvideo.features.ray_engine import run_on
 from internvideo.features.read_report import ReadFailure, ReadReport
 from internvideo.features.remote_files import address_of, place_of
 from internvideo.features.video_files import VideoFile, find_videos
@@ -36,6 +38,7 @@ class IndexSettings:
     Attributes:
         batch_size: clips per batch. workers: decoding processes; 0 decodes in a thread.
         recursive: search the subfolders of folders too.
+        ray: run on this Ray cluster, "local" for one in this machine (see `ray_engine`).
         progress: show a bar on stderr; by default if that is a terminal.
 
     Raises:
@@ -46,6 +49,7 @@ class IndexSettings:
     workers: int = 0
     recursive: bool = True
     progress: bool | None = None
+    ray: str | None = None
 
     def __post_init__(self) -> None:
         check_minimum(self, batch_size=1, workers=0)
@@ -83,9 +87,10 @@ def index_videos(
         store.records.set_fact("roots", sorted({*store.records.fact("roots", []), *map(_root, inputs)}))
         writer = CollectionWriter(store, model, videos, inputs)
         windows = ScaledWindows(model.preprocessing, store.scales, OVERLAP)
-        batch_size, workers, progress = settings.batch_size, settings.workers, settings.progress
-        encode = model.encode_clips
-        run_engine(writer, windows, encode, model, batch_size=batch_size, workers=workers, progress=progress)
+        run_on(
+            settings.ray, writer, windows, model, attrgetter("encode_clips"),
+            batch_size=settings.batch_size, workers=settings.workers, progress=settings.progress,
+        )  # fmt: skip
         writer.order.save()
         report = writer.report
         unreadable = {failure.path: failure.reason for failure in report.unreadable}
@@ -177,6 +182,10 @@ class CollectionWriter(VectorWriter):
             state.pictures.update(window.detail.pictures)
         state.vectors.append(values.numpy())
         self.order.take(index, windows[-1].clip, values[-1])
+
+    def reads_clips(self, pending: Sequence[int]) -> Collection[int]:
+        """Return the first videos, twice as many as are needed to measure the order of time: some may be unreadable."""
+        return () if self.order.done else pending[: 2 * REVERSED_WINDOWS]
 
     def after_batch(self, unfinished: Collection[int]) -> None:
         """Encode windows backwards."""

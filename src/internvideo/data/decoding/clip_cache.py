@@ -71,7 +71,7 @@ class ClipCache:
             return mapped
         try:
             with open(path, "rb") as file:
-                content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # torch takes no read-only arrays
         except (OSError, ValueError):  # not there
             return None
         shape = np.frombuffer(content, np.int64, 4)
