@@ -66,7 +66,7 @@ def pair_accuracy(scores: NDArray[np.float64], labels: NDArray[np.int64]) -> flo
 
 
 def test_one_frame_tells_nothing_of_direction_and_the_clip_does(capsys: pytest.CaptureFixture[str]) -> None:
-    (train, labels), (test, truth) = clips_of("train", 14), clips_of("test", 8)
+    (train, labels), (test, truth) = clips_of("train", 6), clips_of("test", 4)
     reverse = np.array([reverse_class(index, DIRECTED) for index in range(len(DIRECTED))])
 
     def frame(video: NDArray[np.float32]) -> NDArray[np.float64]:
