@@ -10,17 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from grey_clips import BYTES, CLIPS, FRAMES, SIDE, Plain, clips_of, grey_clips, loader, same
+from grey_clips import BYTES, CLIPS, FRAMES, SIDE, Plain, clips_of, loader, same
 
 from internvideo.data.decoding.clip_decoder import ManifestClipDecoder
 from internvideo.data.manifest import Manifest
 from internvideo.errors import VideoError
 from internvideo.video.reader import Video
-
-
-@pytest.fixture(scope="module")
-def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
-    return grey_clips(tmp_path_factory.mktemp("clips"))
 
 
 @pytest.mark.parametrize("short_side", [None, 16])

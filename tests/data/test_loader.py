@@ -16,7 +16,6 @@ from grey_clips import (
     Plain,
     clips_of,
     frames_of,
-    grey_clips,
     loader,
     same,
     with_broken,
@@ -33,12 +32,6 @@ from internvideo.data.manifest import Manifest
 from internvideo.data.sampling import Linspace, Sparse
 from internvideo.errors import ManifestError, RecipeError
 from internvideo.video.reader import Video, read_video_info
-
-
-@pytest.fixture(scope="module")
-def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
-    return grey_clips(tmp_path_factory.mktemp("clips"))
-
 
 # ----------------------------------------------------------------------------------------------- determinism
 
@@ -225,7 +218,7 @@ def test_a_span_without_frames_is_unreadable(manifest: Manifest) -> None:
 
 def test_captions(manifest: Manifest) -> None:
     def texts(**settings: object) -> set[str]:
-        one = loader(manifest, tokenizer=Letters(), **settings)
+        one = loader(manifest, tokenizer=Letters(), cache_megabytes=1, **settings)
         found = set()
         for epoch in range(8):
             for batch in one.epoch(epoch):
@@ -259,7 +252,7 @@ def test_absent_labels(manifest: Manifest) -> None:
 
 
 def test_single_frames(manifest: Manifest) -> None:
-    one, seen = loader(manifest, Plain(), single_frame=True), set()
+    one, seen = loader(manifest, Plain(), single_frame=True, cache_megabytes=1), set()
     for epoch in range(10):
         for batch in one.epoch(epoch):
             assert batch.video.shape == (2, 3, 1, SIDE, SIDE)

@@ -17,7 +17,6 @@ from grey_clips import (
     Plain,
     clips_of,
     frames_of,
-    grey_clips,
     loader,
     with_broken,
 )
@@ -29,12 +28,6 @@ from internvideo.data.loader import EvalLoader, LoaderSettings
 from internvideo.data.manifest import Manifest
 from internvideo.data.sampling import Linspace, Sparse
 from internvideo.errors import RunError, TextError, VideoError
-
-
-@pytest.fixture(scope="module")
-def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
-    return grey_clips(tmp_path_factory.mktemp("clips"))
-
 
 # ------------------------------------------------------------------------------------------------ unreadable
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from grey_clips import CLIPS, Letters, Plain, frames_of, grey_clips, loader, same
+from grey_clips import CLIPS, Letters, Plain, frames_of, loader, same
 from processes import as_process
 
 from internvideo.data.loader import Loader, LoaderSettings
@@ -17,11 +17,6 @@ from internvideo.data.mixture import AlternatingLoader, MixedLoader, join_manife
 from internvideo.data.mixup import Mixup
 from internvideo.data.sampling import Dense, DensePretrain, FrameSampler
 from internvideo.errors import ManifestError
-
-
-@pytest.fixture(scope="module")
-def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
-    return grey_clips(tmp_path_factory.mktemp("clips"))
 
 
 def few(manifest: Manifest, count: int) -> Manifest:
