@@ -46,8 +46,7 @@ def process_group(device: torch.device, timeout_s: float = TIMEOUT_S) -> Iterato
         device: device of the run; with CUDA each process takes its own.
         timeout_s: seconds without an answer after which another process counts as lost.
 
-    Raises:
-        RunError: torchrun started more processes on this machine than it has CUDA devices; another process was lost.
+    Raises RunError: torchrun started more processes on this machine than it has CUDA devices; another process was lost.
     """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ or dist.is_initialized():
         yield device

@@ -40,8 +40,7 @@ def find_task(name: str) -> TaskSpec:
 def make_options(task: TaskSpec, given: Mapping[str, object]) -> EvaluateOptions:
     """Build the options of a task from plain values.
 
-    Raises:
-        RecipeError: an option that the task does not read, with the tasks that do; a value out of range.
+    Raises RecipeError: an option that the task does not read, with the tasks that do; a value out of range.
     """
     known = [option.name for option in fields(task.options)]
     unread = [name for name in given if name not in known]
@@ -127,8 +126,7 @@ def score_table(path: Path) -> Result:
 def score_results(results: Path, truth: Path | None, labels: Path | None, excluded: Path | None = None) -> Result:
     """Score a results file of AVA's format against AVA's annotations and print the metrics; see `table_of_files`.
 
-    Raises:
-        RunError: annotations or label map are not given. ManifestError: a malformed file.
+    Raises RunError: annotations or label map are not given. ManifestError: a malformed file.
     """
     if truth is None or labels is None:
         missing = "--truth" if truth is None else "--labels"
@@ -141,8 +139,7 @@ def score_results(results: Path, truth: Path | None, labels: Path | None, exclud
 def score_tables(paths: Sequence[Path]) -> Result:
     """Score tables of several splits of one data set (HMDB51's three), print each and their mean; return the mean.
 
-    Raises:
-        RunError: no tables, or tables that cannot be averaged.
+    Raises RunError: no tables, or tables that cannot be averaged.
     """
     tables = dict(zip(short_names(paths), map(Predictions.load, paths), strict=True))
     results = {name: score(table) for name, table in tables.items()}

@@ -63,8 +63,7 @@ def require(extra: str, where: object) -> None:
         extra: a key of `EXTRAS`.
         where: the feature that needs it, such as "internvideo fit".
 
-    Raises:
-        ExtraError: one of its packages is not installed.
+    Raises ExtraError: one of its packages is not installed.
     """
     if lacking := missing(extra):
         verb = "is" if len(lacking) == 1 else "are"

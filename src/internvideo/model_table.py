@@ -24,7 +24,6 @@ def create_model(name: str, overrides: Mapping[str, object] | None = None) -> nn
         name: a key of `MODELS`.
         overrides: settings of the model's config to change; nested configs take nested mappings.
 
-    Raises:
-        RecipeError: an unknown name or setting, a value of the wrong kind, sizes that do not fit together.
+    Raises RecipeError: an unknown name or setting, a value of the wrong kind, sizes that do not fit together.
     """
     return factory.create_model(name, overrides, MODELS)

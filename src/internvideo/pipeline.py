@@ -123,8 +123,7 @@ def _train_and_write(
 def for_processes(recipe: Recipe) -> Recipe:
     """Divide `loop.global_batch_size` among the processes: by gradient accumulation, or by the batch size.
 
-    Raises:
-        RecipeError: it is not a multiple of the clips that all processes take at once.
+    Raises RecipeError: it is not a multiple of the clips that all processes take at once.
     """
     loop, loader = recipe.loop, recipe.data.loader
     if loop.global_batch_size is None:
@@ -192,8 +191,7 @@ def _write(path: Path, job: Job, weights: Mapping[str, Tensor]) -> None:
 def load_trained(path: Path, *, device: str = "auto") -> Trained:
     """Read a model.safetensors that `run_recipe` wrote, ready for evaluation.
 
-    Raises:
-        WeightsError: no such file, another file, or tensors that do not match.
+    Raises WeightsError: no such file, another file, or tensors that do not match.
     """
     return trained.load_trained(path, CATALOG, device=device)
 
@@ -209,8 +207,7 @@ def training_recipe(recipe: EvaluationRecipe) -> Recipe:
 def prepare(recipe: Recipe, *, skipped: Path | None = None) -> Job:
     """Build the data, the model with its initial weights, and the stage of a recipe.
 
-    Raises:
-        RecipeError: contradictory settings. ManifestError, WeightsError: data or weights cannot be used.
+    Raises RecipeError: contradictory settings. ManifestError, WeightsError: data or weights cannot be used.
     """
     return recipe.spec.build(with_positions(recipe), skipped)
 

@@ -22,8 +22,7 @@ __all__ = [
 def read_recipe(name: str | Path, overrides: Sequence[str] = ()) -> EvaluationRecipe:
     """Read a recipe file, or a shipped one by name, and apply `key.key=value` changes.
 
-    Raises:
-        RecipeError: no such recipe, not YAML, a key that is unknown, missing or not read, a value that does not fit.
+    Raises RecipeError: no such recipe, not YAML, a key that is unknown, missing or not read, a value that does not fit.
     """
     return recipe_files.read_recipe(name, overrides, CATALOG)
 

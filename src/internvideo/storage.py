@@ -45,9 +45,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     The content is synced to disk (fsync) before the rename. Missing folders are created. Permissions follow the umask,
     whatever the writer in the block sets.
-
-    Raises:
-        RunError: the disk is full or the folder cannot be written; an earlier file of that name is untouched.
+    Raises RunError: the disk is full or the folder cannot be written; an earlier file of that name is untouched.
     """
     final = Path(path)
     # The process id keeps two writers apart; the suffix stays, because some writers choose the format by it.
@@ -103,9 +101,7 @@ def alone_in(folder: str | os.PathLike[str]) -> Iterator[None]:
 
     The lock is the operating system's, so it ends with this process in any case. A nested block of the same process
     and folder does nothing. File systems without locks give a warning on stderr.
-
-    Raises:
-        RunError: another process writes there, or the folder cannot be written.
+    Raises RunError: another process writes there, or the folder cannot be written.
     """
     here = Path(os.path.realpath(folder))
     if here in _HELD:
@@ -160,9 +156,7 @@ def write_safetensors(
     """Write named tensors and text metadata as one safetensors file, atomically, with their SHA-256.
 
     Tensors of any device and layout; two names of one storage are written twice.
-
-    Raises:
-        RunError: the disk is full or the folder cannot be written; an earlier file is kept.
+    Raises RunError: the disk is full or the folder cannot be written; an earlier file is kept.
     """
     storages: set[int] = set()
     plain: dict[str, Tensor] = {}
@@ -201,8 +195,7 @@ def _digest(tensor: Tensor) -> str:
 def _verified(file: Path, metadata: dict[str, str], tensors: Mapping[str, Tensor] | None = None) -> dict[str, str]:
     """Verify the digests, if any, and return the metadata without them.
 
-    Raises:
-        WeightsError: the metadata or a tensor differs from its digest.
+    Raises WeightsError: the metadata or a tensor differs from its digest.
     """
     if DIGESTS not in metadata:
         return metadata
@@ -229,8 +222,7 @@ def _damaged(file: Path, what: str) -> WeightsError:
 def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read all tensors and the metadata of a safetensors file.
 
-    Raises:
-        WeightsError: no such file, an incomplete safetensors file, or content that differs from its digest.
+    Raises WeightsError: no such file, an incomplete safetensors file, or content that differs from its digest.
     """
     file = Path(path)
     if not file.is_file():

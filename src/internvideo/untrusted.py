@@ -50,8 +50,7 @@ class KeyTwiceError(ValueError):
 def open_regular(path: PathLike, max_size: int | None = None) -> BinaryIO:
     """Open a regular file for reading. A pipe or a device would block, or never end.
 
-    Raises:
-        OSError: absent, a folder, a pipe, a device, or larger than `max_size` bytes.
+    Raises OSError: absent, a folder, a pipe, a device, or larger than `max_size` bytes.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe without a writer does not block
     try:
@@ -211,8 +210,7 @@ def json_in(
         texts: the mapping. name: its key. default: text for a missing key; "" if the key is required.
         where, error, expected: location, type and expected value of errors.
 
-    Raises:
-        error: the key is missing, or its value is not valid.
+    Raises error: the key is missing, or its value is not valid.
     """
     try:
         return parse_json(texts.get(name, default) if default else texts[name])

@@ -22,8 +22,7 @@ def with_captions(manifest: Manifest, choice: CaptionChoice) -> Manifest:
             "first" keeps the first, "joined" joins them to one paragraph. "answer" uses the correct option of a row's
             choices, or its class name.
 
-    Raises:
-        ManifestError: a row without captions or answer (not with "random").
+    Raises ManifestError: a row without captions or answer (not with "random").
     """
     if choice not in get_args(CaptionChoice):
         raise ValueError(f"{choice}: {', '.join(get_args(CaptionChoice))}")

@@ -56,8 +56,7 @@ class CsvColumns:
     def fields(self, values: Row, where: str) -> dict[str, Any]:
         """Convert a row to the fields of a `Sample`.
 
-        Raises:
-            ManifestError: a start without an end, or an end without a start.
+        Raises ManifestError: a start without an end, or an end without a start.
         """
         cell = {meaning: values[column] or None for meaning, column in self.known.items()}
         path = values[self.path]
@@ -101,8 +100,7 @@ def read_columns(where: str, cells: Sequence[str], path_column: str, label_colum
     Args:
         where: file and line. cells: cells of the header. path_column, label_column: as for `read_manifest`.
 
-    Raises:
-        ManifestError: a duplicate column, two columns of one meaning, time columns of unclear unit.
+    Raises ManifestError: a duplicate column, two columns of one meaning, time columns of unclear unit.
     """
     names = tuple(cell.strip() for cell in cells)
     duplicates = sorted(name for name, times in Counter(names).items() if times > 1)

@@ -45,8 +45,7 @@ def centered_positions(times: Floats, frame: KeyFrame, *, frames: int, stride: i
         times: (n,) seconds in the video. frame: the key frame.
         frames: T. stride: raw frames from one frame of the clip to the next.
 
-    Raises:
-        VideoError: the key frame is outside the video.
+    Raises VideoError: the key frame is outside the video.
     """
     n, half = len(times), frames * stride // 2
     center = frame_index_at(times, frame)
@@ -106,9 +105,7 @@ def frame_index_at(times: Floats, frame: KeyFrame) -> int:
     """Return the index of the frame shown at a key frame, in a video with frames at `times` (n,), s.
 
     In a Kinetics clip it is computed from the fraction of the clip, because its duration in seconds is only nominal.
-
-    Raises:
-        VideoError: the key frame is outside the video.
+    Raises VideoError: the key frame is outside the video.
     """
     n, seconds, clip = len(times), frame.seconds, _clip_of_kinetics(frame.row)
     if clip is None:

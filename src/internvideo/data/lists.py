@@ -67,11 +67,7 @@ class Listing:
 
 
 def read_text(path: Path) -> str:
-    """Read a UTF-8 file, with or without a byte order mark.
-
-    Raises:
-        ManifestError: absent, a folder, or not a text.
-    """
+    """Read a UTF-8 file, with or without a byte order mark. Raises ManifestError: absent, a folder, or not a text."""
     with _open(path) as stream:
         try:
             return "".join(untrusted.lines(stream))
@@ -82,8 +78,7 @@ def read_text(path: Path) -> str:
 def read_file(source: Path, *, path_column: str = "path", label_column: str = "label") -> Listing:
     """Read the rows of a manifest file of any of the three kinds.
 
-    Raises:
-        ManifestError: absent, empty, of another format, or a line that does not follow it.
+    Raises ManifestError: absent, empty, of another format, or a line that does not follow it.
     """
     suffix = source.suffix.lower()
     if source.exists() and suffix not in FILE_SUFFIXES:
@@ -113,8 +108,7 @@ def read_file(source: Path, *, path_column: str = "path", label_column: str = "l
 def reject_columns(source: Path, path_column: str, label_column: str) -> None:
     """Reject the choice of a column for a source without columns.
 
-    Raises:
-        ManifestError: one of the two is not the default.
+    Raises ManifestError: one of the two is not the default.
     """
     for column, default in ((path_column, "path"), (label_column, "label")):
         if column != default:
@@ -125,8 +119,7 @@ def reject_columns(source: Path, path_column: str, label_column: str) -> None:
 def read_folder(folder: Path) -> Listing:
     """List a folder of videos; its subfolders are classes, or splits that contain the class folders.
 
-    Raises:
-        ManifestError: no video in it, or videos both beside and inside the class folders.
+    Raises ManifestError: no video in it, or videos both beside and inside the class folders.
     """
     try:
         found = _find_videos(folder)

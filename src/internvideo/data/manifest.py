@@ -101,8 +101,7 @@ class Manifest:
     ) -> Manifest:
         """Select the rows of a split (or of several) for which `where` is true, with the same classes.
 
-        Raises:
-            ManifestError: no row is left.
+        Raises ManifestError: no row is left.
         """
         splits = None if split is None else {split} if isinstance(split, str) else set(split)
         rows: Sequence[Sample]

@@ -22,9 +22,7 @@ def join_manifests(first: Manifest, name: str, other: Manifest, stride: int | No
 
     Rows of `other` get the prefix `name` in their ids, `name` as the attribute "source" and, if given, `stride` as the
     attribute "stride", which replaces the sampler's.
-
-    Raises:
-        ManifestError: a duplicate id.
+    Raises ManifestError: a duplicate id.
     """
     classes = (*first.classes, *(one for one in other.classes if one not in first.classes))
     index_of = {name: index for index, name in enumerate(classes)}
@@ -88,9 +86,7 @@ class MixedLoader(WrappedLoader[Loader]):
     """Apply mixup and cutmix to every batch of a loader; the labels become soft targets (B, C).
 
     Mixed clips are rounded to uint8 to keep the transfer to the device small.
-
-    Raises:
-        ManifestError: a sample without a label.
+    Raises ManifestError: a sample without a label.
     """
 
     def __init__(self, loader: Loader, mixup: Mixup, *, seed: int) -> None:

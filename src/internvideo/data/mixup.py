@@ -22,8 +22,7 @@ def soft_targets(labels: Tensor, num_classes: int, smoothing: float, lam: float 
     Returns:
         (B, C) float32, rows sum to 1.
 
-    Raises:
-        ValueError: a label outside [0, C), such as the -100 of a clip without one.
+    Raises ValueError: a label outside [0, C), such as the -100 of a clip without one.
     """
     if labels.numel() and not bool(((labels >= 0) & (labels < num_classes)).all()):
         found = f"soft targets need labels in 0..{num_classes - 1}; found {int(labels.min())}..{int(labels.max())}"

@@ -266,8 +266,7 @@ class RandAugment:
     def parse(cls, text: str) -> RandAugment:
         """Read "rand-m7-n4-mstd0.5-inc1": magnitude, count, spread, increasing policy (the only one offered).
 
-        Raises:
-            ValueError: another policy or an unknown part.
+        Raises ValueError: another policy or an unknown part.
         """
         kind, *parts = text.split("-")
         known = {"m": 10.0, "n": 2.0, "mstd": 0.0, "inc": 0.0, "p": 0.5}

@@ -36,8 +36,7 @@ Box = tuple[int, int, int, int]
 def channels_first(clip: Tensor) -> Tensor:
     """Return a view (T, 3, H, W) of a uint8 clip (T, H, W, 3).
 
-    Raises:
-        ValueError: another dtype or shape, or no pixels.
+    Raises ValueError: another dtype or shape, or no pixels.
     """
     if clip.dtype != torch.uint8 or clip.ndim != 4 or clip.shape[-1] != 3 or clip.numel() == 0:
         raise ValueError(f"a clip is uint8 (T, H, W, 3), not {clip.dtype} {tuple(clip.shape)}")
@@ -199,8 +198,7 @@ def scaled_size(height: int, width: int, short: int, backend: ResizeBackend) -> 
 def crop_starts(length: int, size: int, crops: int, backend: ResizeBackend = "opencv") -> tuple[int, ...]:
     """Return the start positions of 1 or 3 crops of `size` along a side of `length`.
 
-    Raises:
-        ValueError: the crop is longer than the side.
+    Raises ValueError: the crop is longer than the side.
     """
     margin = length - size
     if margin < 0:

@@ -81,8 +81,7 @@ class ClassNames:
     def settle(self, source: Path) -> tuple[tuple[str, ...], dict[int, int]]:
         """Return the class names in order and the map provisional index -> final index (empty if unchanged).
 
-        Raises:
-            ManifestError: names in some rows and numbers in others, or numbers that could be either.
+        Raises ManifestError: names in some rows and numbers in others, or numbers that could be either.
         """
         if self.fixed:
             self._check_meaning(source)

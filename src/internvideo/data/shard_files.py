@@ -56,8 +56,7 @@ class Shard:
 def shard_addresses(pattern: str) -> tuple[str, ...]:
     """List shards: a folder of .tar files, a glob, or an address with a range, laion/{00000..00099}.tar.
 
-    Raises:
-        ManifestError: no shard, a compressed one, or a descending range.
+    Raises ManifestError: no shard, a compressed one, or a descending range.
     """
     if match := _RANGE.search(pattern):
         first, last = int(match[1]), int(match[2])
@@ -86,8 +85,7 @@ def shard_addresses(pattern: str) -> tuple[str, ...]:
 def open_shard(address: str) -> Iterator[Any]:
     """Open a shard as a seekable binary file.
 
-    Raises:
-        ManifestError: it cannot be opened. ExtraError: fsspec is needed and not installed.
+    Raises ManifestError: it cannot be opened. ExtraError: fsspec is needed and not installed.
     """
     try:
         if "://" not in address:
@@ -106,8 +104,7 @@ def open_shard(address: str) -> Iterator[Any]:
 def read_shard(address: str, index: Path | None = None) -> Shard:
     """Index the samples of a shard from its headers, or read the index from the folder `index` if it is there.
 
-    Raises:
-        ManifestError: unreadable, no tar file, truncated, or a duplicate file in one sample.
+    Raises ManifestError: unreadable, no tar file, truncated, or a duplicate file in one sample.
     """
     with open_shard(address) as stream:
         size = stream.seek(0, os.SEEK_END)

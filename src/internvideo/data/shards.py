@@ -131,8 +131,7 @@ def read_shards(pattern: str, index: Path | None = None) -> Shards:
         pattern: a folder, a glob, or a name or address with a range: s3://mine/laion/{00000..00099}.tar.
         index: folder in which the indexed headers are cached; without it they are read at every start.
 
-    Raises:
-        ManifestError: no shard, an unreadable shard, or no sample.
+    Raises ManifestError: no shard, an unreadable shard, or no sample.
     """
     shards = [read_shard(address, index) for address in shard_addresses(pattern)]
     if not any(shard.entries for shard in shards):
@@ -201,8 +200,7 @@ class ShardClipDecoder:
     def clips(self, sample: Sample, sample_fn: Callable[[NDArray[np.float64]], Sequence[Indices]]) -> list[Tensor]:
         """Decode the frames that `sample_fn` selects, as `ClipDecoder.clips`; an image is a video of one frame.
 
-        Raises:
-            VideoError: image, video or caption cannot be read.
+        Raises VideoError: image, video or caption cannot be read.
         """
         if _FAULT in sample.attributes:
             raise VideoError(sample.path, sample.attributes[_FAULT])
@@ -227,8 +225,7 @@ class ShardLoader(ResumableLoader):
         sampler, transform, settings, tokenizer, caption, skipped: see `Loader`.
             Without `settings.single_frame` an image is repeated for all frames of the clip.
 
-    Raises:
-        RecipeError: fewer samples than one batch, or `settings.alike_by` is set.
+    Raises RecipeError: fewer samples than one batch, or `settings.alike_by` is set.
     """
 
     def __init__(

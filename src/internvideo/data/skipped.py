@@ -39,8 +39,7 @@ class SkippedClips:
     def count(self, clips: Iterable[Unreadable], epoch: int) -> None:
         """Record and count clips that could not be read in this epoch.
 
-        Raises:
-            VideoError: too many by now. RunError: the file cannot be written.
+        Raises VideoError: too many by now. RunError: the file cannot be written.
         """
         new = {clip.id: clip for clip in clips if clip.id not in self.unreadable}
         if new and self.file is not None:

@@ -124,8 +124,7 @@ class Tokenizer:
         Returns:
             (B, L) int64, padded with 0.
 
-        Raises:
-            TextError: no texts, something that is not text, or a text longer than the context without `truncate`.
+        Raises TextError: no texts, something that is not text, or a text longer than the context without `truncate`.
         """
         several = [texts] if isinstance(texts, str) else texts
         if not isinstance(several, Sequence) or isinstance(several, bytes):
@@ -145,8 +144,7 @@ class Tokenizer:
             ids: (n,) ids without padding; with `special` False, padding after the end is ignored.
             special: keep the start and end tokens; otherwise return the text up to the first end, stripped.
 
-        Raises:
-            TextError: an id outside the vocabulary.
+        Raises TextError: an id outside the vocabulary.
         """
         row = [int(index) for index in ids]
         if not special:

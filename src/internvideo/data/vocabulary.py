@@ -27,8 +27,7 @@ class Vocabulary:
     Args:
         words: the list, the special ones first.
 
-    Raises:
-        ValueError: it does not begin with the special words, or has a word twice.
+    Raises ValueError: it does not begin with the special words, or has a word twice.
     """
 
     def __init__(self, words: Sequence[str]) -> None:

@@ -97,8 +97,7 @@ def read_fineaction(source: AnnotationSource) -> Annotations:
 def read_thumos14(source: AnnotationSource) -> Annotations:
     """Read THUMOS14, 20 classes, splits val (for training) and test: the JSON, or CLASS_val.txt and CLASS_test.txt.
 
-    Raises:
-        ManifestError: no annotation file, or a malformed row.
+    Raises ManifestError: no annotation file, or a malformed row.
     """
     path = source.maybe(r"thumos[^/]*\.json$")
     return read_segments(path, THUMOS_CLASSES) if path else _raw_thumos(source)
@@ -110,9 +109,7 @@ def read_segments(path: Path, names: tuple[str, ...] = (), count: int = 0) -> An
     The main class has the largest total duration. Class names are, in this order: `names`; the leaves of the taxonomy
     if there are `count` of them; the names by label id if the ids are 0, 1, 2, ... with one name each; the sorted
     names. More than `count` classes are an error.
-
-    Raises:
-        ManifestError: a malformed entry, an unknown class, a duplicate video.
+    Raises ManifestError: a malformed entry, an unknown class, a duplicate video.
     """
     content = read_json(path, _File)
     if not content.database:
@@ -229,9 +226,7 @@ def read_hacs_clips(source: AnnotationSource) -> Annotations:
 
     Label 1 marks a clip of the class, -1 a negative one (splits `train_negative`, `val_negative`, rows without label);
     test clips have no label.
-
-    Raises:
-        ManifestError: no such file, a malformed row, a duplicate clip, an unknown class.
+    Raises ManifestError: no such file, a malformed row, a duplicate clip, an unknown class.
     """
     path = source.one(r"clips[^/]*\.csv$", "HACS_clips_v1.1.csv")
     names_file = source.maybe(r"classes\.txt$")

@@ -42,8 +42,7 @@ class Annotations:
     def add(self, split: str, row: Sample, where: object, *names: str) -> None:
         """Add a row, read from `where`, to a split; `names` are file names that its video may have.
 
-        Raises:
-            ManifestError: the split already has a row of this id.
+        Raises ManifestError: the split already has a row of this id.
         """
         key = (split, row.id)
         if key in self._first:
@@ -112,8 +111,7 @@ class ClassList:
     def index_of(self, name: str, where: object, *, field: str = "label") -> int:
         """Return the index of a name; provisional until `finish` if names are collected.
 
-        Raises:
-            ManifestError: an unknown class, or more classes than `count`.
+        Raises ManifestError: an unknown class, or more classes than `count`.
         """
         if name not in self.index:
             if self.fixed:

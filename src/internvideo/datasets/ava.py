@@ -105,9 +105,7 @@ def read_ava(source: AnnotationSource) -> Annotations:
     Key frames of `*_excluded_timestamps_*.csv` are left out. `ava_action_list*.pbtxt` holds the class names; those of
     the evaluated list (60 classes) become the vocabulary "scored_classes". Without csv files the JSON of the released
     code is read.
-
-    Raises:
-        ManifestError: no annotation file, a malformed row, a box outside 0..1 or with x2 < x1, an unknown action.
+    Raises ManifestError: no annotation file, a malformed row, a box outside 0..1 or with x2 < x1, an unknown action.
     """
     annotations = _labels(source)
     _read_files(source, annotations, _TABLES, r"ava_(train|val)[^/]*_min\.json$")
@@ -120,9 +118,7 @@ def read_ava_kinetics(source: AnnotationSource) -> Annotations:
 
     Rows with empty fields are clips without persons: they are left out and counted. A row's attribute "source" is "ava"
     or "kinetics". Timestamps are seconds of the uploaded video.
-
-    Raises:
-        ManifestError: as `read_ava`.
+    Raises ManifestError: as `read_ava`.
     """
     annotations = _labels(source)
     tables, released = r"kinetics_(train|val|test)_v[\d.]+\.csv$", r"kinetics_(train|val)_v[\d.]+\.json$"
@@ -269,8 +265,7 @@ def _labels(source: AnnotationSource) -> Annotations:
 def read_label_map(path: Path) -> dict[int, str]:
     """Read action id (from 1) -> name from a text protobuf: `item { name id }` or `label { name label_id label_type }`.
 
-    Raises:
-        ManifestError: no entry, an entry without name or id, a duplicate id or one above 80.
+    Raises ManifestError: no entry, an entry without name or id, a duplicate id or one above 80.
     """
     text = read_text(path)
     names: dict[int, str] = {}
@@ -300,8 +295,7 @@ def read_person_boxes(
             `image_id` VIDEO_TIME and `bbox` x, y, width, height.
         sizes: video -> (width, height) in pixels, for JSON boxes in pixels; without it they must be fractions.
 
-    Raises:
-        ManifestError: a malformed row, a box outside 0..1, a video that `sizes` lacks.
+    Raises ManifestError: a malformed row, a box outside 0..1, a video that `sizes` lacks.
     """
     boxes: defaultdict[tuple[str, float], list[tuple[float, float, float, float, float]]] = defaultdict(list)
     if path.suffix.lower() != ".json":

@@ -117,9 +117,7 @@ def read_msrvtt(source: AnnotationSource) -> Annotations:
     """Read MSR-VTT 9k/1k-A: `MSRVTT_train.9k.csv`, `MSRVTT_JSFUSION_test.csv` and the captions of `MSRVTT_data.json`.
 
     A training video has all its captions, a test video the one of the test list. One of the csv files suffices.
-
-    Raises:
-        ManifestError: no csv file, a malformed row, a video without captions, a duplicate video.
+    Raises ManifestError: no csv file, a malformed row, a video without captions, a duplicate video.
     """
     annotations = Annotations()
     train, test = source.maybe(r"train[^/]*9k[^/]*\.csv$"), source.maybe(r"jsfusion[^/]*\.csv$")
@@ -143,8 +141,7 @@ def read_msrvtt(source: AnnotationSource) -> Annotations:
 def read_msrvtt_full(source: AnnotationSource) -> Annotations:
     """Read MSR-VTT with the released splits of `MSRVTT_data.json` (6,513 / 497 / 2,990 videos), all captions per video.
 
-    Raises:
-        ManifestError: no such file, a malformed entry, a video without captions, a duplicate video.
+    Raises ManifestError: no such file, a malformed entry, a video without captions, a duplicate video.
     """
     path = source.one(r"(msrvtt_data|videodatainfo)[^/]*\.json$", "MSRVTT_data.json")
     content, annotations = read_json(path, _MsrVtt), Annotations()
@@ -169,8 +166,7 @@ def read_msvd(source: AnnotationSource) -> Annotations:
     """Read MSVD: `train_list.txt`, `val_list.txt`, `test_list.txt` and `raw-captions.pkl` (video -> lists of words) or
     `raw-captions.json`. `youtube_mapping.txt` (`ID vidN`) gives alternative names of the videos.
 
-    Raises:
-        ManifestError: no list, no captions, a pickle with anything but plain containers, a video without captions.
+    Raises ManifestError: no list, no captions, a pickle with anything but plain containers, a video without captions.
     """
     lists = list(source.find(r"(train|val|test)_list\.txt$"))
     if not lists:
@@ -214,8 +210,7 @@ def read_lsmdc(source: AnnotationSource) -> Annotations:
     """Read LSMDC: tab-separated `LSMDC16_annos_training.csv`, `*_val.csv`, `LSMDC16_challenge_1000_publictect.csv`; six
     columns without header. Times are relative to the movie and become attributes.
 
-    Raises:
-        ManifestError: no such file, a malformed row, a duplicate clip.
+    Raises ManifestError: no such file, a malformed row, a duplicate clip.
     """
     annotations = Annotations()
     patterns = {
@@ -237,9 +232,7 @@ def read_activitynet_captions(source: AnnotationSource) -> Annotations:
     """Read ActivityNet Captions as paragraphs: `train.json`, `val_1.json` (the test set of retrieval, split "val").
 
     `train_ids.json` and `val_ids.json`, if present, serve only to count the videos without sentences.
-
-    Raises:
-        ManifestError: no such file, a malformed entry, different numbers of sentences and times, a duplicate video.
+    Raises ManifestError: no such file, a malformed entry, different numbers of sentences and times, a duplicate video.
     """
     annotations, reversed_times = Annotations(), 0
     for split, pattern in (("train", r"/train\.json$"), ("val", r"/val_1\.json$")):
@@ -269,9 +262,7 @@ def read_didemo(source: AnnotationSource) -> Annotations:
     """Read DiDeMo as paragraphs: `train_data.json`, `val_data.json`, `test_data.json`; the first 31 s of each video.
 
     All sentences of a video are joined. A list `*_list.txt` of a split, if present, selects and orders its videos.
-
-    Raises:
-        ManifestError: no such file, a malformed entry, a listed video without sentences.
+    Raises ManifestError: no such file, a malformed entry, a listed video without sentences.
     """
     annotations = Annotations()
     for path in source.find(r"(train|val|test)_data\.json$"):
@@ -295,8 +286,7 @@ def read_vatex(source: AnnotationSource) -> Annotations:
     """Read VATEX, English: `vatex_training_v1.0.json` and `vatex_validation_v1.0.json`. `test_list.txt` and
     `val_list.txt` split the validation videos; without `val_list.txt`, val is all videos that test does not list.
 
-    Raises:
-        ManifestError: no such file, a malformed entry, a listed video without captions, a duplicate video.
+    Raises ManifestError: no such file, a malformed entry, a listed video without captions, a duplicate video.
     """
     annotations = Annotations()
     patterns = (("train", r"training[^/]*\.json$"), ("val", r"validation[^/]*\.json$"))

@@ -72,8 +72,7 @@ def match_classes(
             lines `class<TAB>known class`. A class is a name or, in JSON, also an index, as in the released label maps.
             Classes that the file does not list are matched by name.
 
-    Raises:
-        ManifestError: classes without a match, two classes with the same match, a malformed map file.
+    Raises ManifestError: classes without a match, two classes with the same match, a malformed map file.
     """
     mapped = {} if class_map is None else _read_map(class_map, wanted, known)
     row_of_name = {name: row for row, name in enumerate(known)}

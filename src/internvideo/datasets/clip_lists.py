@@ -34,8 +34,7 @@ def read_lists(source: AnnotationSource, files: Iterable[Path], count: int, *, o
         source: is searched for a file of class names.
         files: the lists. count: number of classes. one: the split of a list whose name contains none.
 
-    Raises:
-        ManifestError: a malformed line, an unknown class, a duplicate path in a split, a list without a split.
+    Raises ManifestError: a malformed line, an unknown class, a duplicate path in a split, a list without a split.
     """
     names = names_beside(source)
     classes, annotations, labels = ClassList(names, max(count, len(names))), Annotations(), {-1}

@@ -30,9 +30,7 @@ def read_hmdb51(source: AnnotationSource) -> Annotations:
     """Read HMDB51: `CLASS_test_splitN.txt` with `name.avi 1|2|0` (train, test, neither); splits train1, ..., test3.
 
     Without these files, lists of `path label` are read.
-
-    Raises:
-        ManifestError: no annotation file, a malformed line, a duplicate clip in a split.
+    Raises ManifestError: no annotation file, a malformed line, a duplicate clip in a split.
     """
     files = _numbered(source, _HMDB)
     if not files:
@@ -71,9 +69,7 @@ def read_ucf101(source: AnnotationSource) -> Annotations:
     """Read UCF101: `classInd.txt` (`N Name`, from 1), `trainlist0N.txt` (`path N`) and `testlist0N.txt`; train1, ...
 
     Without these files, lists of `path label` are read. Clips of one group (gNN) show the same person and place.
-
-    Raises:
-        ManifestError: no annotation file, a malformed line, a number that contradicts the class of the folder.
+    Raises ManifestError: no annotation file, a malformed line, a number that contradicts the class of the folder.
     """
     files = _numbered(source, _UCF)
     if not files:
@@ -110,9 +106,7 @@ def read_moments(source: AnnotationSource) -> Annotations:
 
     Columns without header: path,label,agree,disagree, and name,number for the classes. Without the csv files, lists of
     `path label` are read.
-
-    Raises:
-        ManifestError: no annotation file, a malformed row, an unknown class, a duplicate path.
+    Raises ManifestError: no annotation file, a malformed row, an unknown class, a duplicate path.
     """
     files = source.find(r"(training|validation)Set\.csv$")
     if not files:

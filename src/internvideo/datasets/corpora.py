@@ -37,9 +37,7 @@ def read_webvid(source: AnnotationSource) -> Annotations:
 
     The path of a video is PAGE_DIR/VIDEOID.mp4, its caption the name; rows without one are left out and counted.
     Attributes: "url", and "duration" in seconds.
-
-    Raises:
-        ManifestError: no such file, a malformed row, a duplicate video in a split.
+    Raises ManifestError: no such file, a malformed row, a duplicate video in a split.
     """
     annotations = Annotations()
     blank = 0
@@ -91,9 +89,7 @@ def read_howto100m(source: AnnotationSource) -> Annotations:
     object without the key, or has the columns start, end, text. A row is a caption with its span (s) and the path
     VIDEO.mp4. Captions without text or shorter than 2 s are left out and counted, as are videos without captions. The
     pickled captions of the release are not opened; its JSON has the same content.
-
-    Raises:
-        ManifestError: no such file, lists of different lengths, a malformed row.
+    Raises ManifestError: no such file, lists of different lengths, a malformed row.
     """
     annotations = Annotations()
     videos_file = source.one(r"/howto100m[^/]*\.csv$", "HowTo100M_v1.csv")

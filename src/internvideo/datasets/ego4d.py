@@ -140,8 +140,7 @@ def _clips(path: Path) -> Iterator[tuple[_Video, _Clip, tuple[str | int, ...]]]:
 def read_moments(source: AnnotationSource) -> Annotations:
     """Read moments (MQ), 110 classes, `moments_train.json` and so on: one row per clip, all annotators' primary labels.
 
-    Raises:
-        ManifestError: no such file, a malformed entry, mostly reversed moments, a duplicate clip.
+    Raises ManifestError: no such file, a malformed entry, mostly reversed moments, a duplicate clip.
     """
     annotations, known, left_out = Annotations(), ClassList((), 110), 0
     invalid = InvalidRows("labels")
@@ -180,9 +179,7 @@ def read_queries(source: AnnotationSource) -> Annotations:
     """Read language queries (NLQ), `nlq_train.json` and so on: one row per query; its answer is a segment of class 0.
 
     Queries without text or with an answer of no duration are left out and counted; test queries have no answer.
-
-    Raises:
-        ManifestError: no such file, a malformed entry, mostly reversed answers.
+    Raises ManifestError: no such file, a malformed entry, mostly reversed answers.
     """
     annotations, left_out, invalid = Annotations(("answer",)), 0, InvalidRows("queries")
     for path, split in annotation_files(source, r"nlq[^/]*\.json$", "nlq_train.json, nlq_val.json"):
@@ -216,9 +213,7 @@ def read_anticipation(source: AnnotationSource) -> Annotations:
 
     The label of a box is its noun; the attributes "verbs" and "times_to_contact" (s) have one number per box, in order;
     "uid", "frame", "time" (s) and "size" describe the key frame. The vocabulary "verbs" lists the verb classes.
-
-    Raises:
-        ManifestError: no such file, a malformed entry, an unknown noun, verb or video, a box outside the frame.
+    Raises ManifestError: no such file, a malformed entry, an unknown noun, verb or video, a box outside the frame.
     """
     annotations = Annotations()
     for path, split in annotation_files(source, r"fho_sta[^/]*\.json$", "fho_sta_train.json, fho_sta_val.json"):
@@ -272,8 +267,7 @@ def _object_box(thing: _Object, size: _Size, seconds: float, limits: tuple[int, 
 def box_inside(corners: tuple[float, float, float, float], seconds: float, label: int, where: object) -> Box:
     """Make a box from corners as fractions, clamped to the frame.
 
-    Raises:
-        ManifestError: a box without area, or more than 0.0005 (rounding error) outside the frame.
+    Raises ManifestError: a box without area, or more than 0.0005 (rounding error) outside the frame.
     """
     x1, y1, x2, y2 = corners
     if min(corners) < -5e-4 or max(corners) > 1 + 5e-4:
@@ -291,9 +285,7 @@ def read_hands(source: AnnotationSource) -> Annotations:
     The attribute "hands" is JSON: for each annotated frame of pre_45, pre_30, pre_15, pre_frame and contact_frame its
     index in the clip (in the video, if the file gives no other) and the positions (pixels) of the visible hands. The
     attribute "uid" is the row's id in the challenge, CLIP_ID_FRAME, where FRAME is the last video frame before pre_45.
-
-    Raises:
-        ManifestError: no such file, a malformed entry, a hand other than left_hand and right_hand.
+    Raises ManifestError: no such file, a malformed entry, a hand other than left_hand and right_hand.
     """
     annotations = Annotations()
     for path, split in annotation_files(source, r"fho_hands[^/]*\.json$", "fho_hands_train.json, fho_hands_val.json"):

@@ -76,8 +76,7 @@ class _Coco(Record):
 def read_state_change(source: AnnotationSource) -> Annotations:
     """Read state-change objects (SCOD), one class: `fho_scod_train.json` and so on, else a COCO export of the frames.
 
-    Raises:
-        ManifestError: neither, or as `read_changes` and `read_exported`.
+    Raises ManifestError: neither, or as `read_changes` and `read_exported`.
     """
     return read_changes(source) if source.find(OFFICIAL) else read_exported(source)
 
@@ -88,9 +87,7 @@ def read_changes(source: AnnotationSource) -> Annotations:
     A row is a key frame of the clip CLIP_UID.mp4 with the boxes of the object of change; boxes of hands and tools are
     skipped. Attributes: "uid" is VIDEO_UID/FRAME, the name of the published frame; "moment" is pre, pnr or post; "noun"
     names the object; "frame", "time" (s) and "size" refer to the clip.
-
-    Raises:
-        ManifestError: no such file, a malformed entry, a box outside the frame.
+    Raises ManifestError: no such file, a malformed entry, a box outside the frame.
     """
     annotations, without = Annotations((CHANGED,)), 0
     for path, split in annotation_files(source, OFFICIAL, "fho_scod_train.json, fho_scod_val.json"):
@@ -129,9 +126,7 @@ def read_exported(source: AnnotationSource) -> Annotations:
     """Read a COCO export of one class, `train_coco.json`, `coco_annotations/train.json` and so on: one row per frame.
 
     Paths are the file names of the exported images.
-
-    Raises:
-        ManifestError: no such file, a malformed entry, an unknown image or class, a box outside the image.
+    Raises ManifestError: no such file, a malformed entry, an unknown image or class, a box outside the image.
     """
     annotations = Annotations()
     expected = "fho_scod_train.json, fho_scod_val.json or a COCO export train_coco.json"

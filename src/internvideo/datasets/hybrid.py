@@ -32,9 +32,7 @@ def read_hybrid(source: AnnotationSource, *, num_sampled: int = NUM_SAMPLED, see
     kinetics710 may hold the folders kinetics400, 600 and 700; webvid2m and own hold a manifest or list, of which
     `num_sampled` rows are sampled with the seed. A missing folder is noted. Every row has the attributes "source" and
     "stride" and no label.
-
-    Raises:
-        ManifestError: none of the folders, or a malformed file in one.
+    Raises ManifestError: none of the folders, or a malformed file in one.
     """
     annotations = Annotations()
     parts = {

@@ -46,9 +46,7 @@ def read(source: AnnotationSource, classes: int) -> Annotations:
     """Read Kinetics with `classes` classes from csv files, or from lists if there is no csv file.
 
     Lists beside csv files are skipped and noted.
-
-    Raises:
-        ManifestError: no annotation file, a malformed row, a duplicate clip in a split, an unknown class.
+    Raises ManifestError: no annotation file, a malformed row, a duplicate clip in a split, an unknown class.
     """
     tables = source.find(r"\.(csv|txt|list)$")
     official = [path for path in tables if "youtube_id" in header_of(path)]
@@ -117,8 +115,7 @@ def read_700(source: AnnotationSource) -> Annotations:
 def read_zero_shot(source: AnnotationSource) -> Annotations:
     """Read the Kinetics-400 test list of multi-modalities-downstream: `path<TAB>label`, and a file of 400 class names.
 
-    Raises:
-        ManifestError: as `read`, or no class names (needed for the prompts).
+    Raises ManifestError: as `read`, or no class names (needed for the prompts).
     """
     if not names_beside(source):
         raise ManifestError(source.path, "no class names", "a file kinetics_label_map.txt, one name per line")
@@ -128,8 +125,7 @@ def read_zero_shot(source: AnnotationSource) -> Annotations:
 def read_710(source: AnnotationSource) -> Annotations:
     """Read Kinetics-710: lists of it, or the folders kinetics400, kinetics600 and kinetics700, which are merged.
 
-    Raises:
-        ManifestError: as `read`, or a label map with an unknown class.
+    Raises ManifestError: as `read`, or a label map with an unknown class.
     """
     parts = {count: source.below(rf"(kinetics|k)[-_]?{count}") for count in _SETS}
     given = {count: part for count, part in parts.items() if part is not None}
@@ -161,8 +157,7 @@ def merge(parts: Mapping[int, Annotations], maps: Mapping[int, Mapping[int, int]
         parts: number of classes -> annotations. maps: released label maps; unless all three are given, the classes are
             the sorted union of the names.
 
-    Raises:
-        ManifestError: a class that a label map lacks.
+    Raises ManifestError: a class that a label map lacks.
     """
     annotations = Annotations()
     label_maps = maps if maps and len(maps) == len(parts) else None

@@ -56,9 +56,7 @@ def read_r2r(source: AnnotationSource) -> Annotations:
     A row is an episode; its path is the scene, its caption the instruction. The attributes "start_position",
     "start_rotation" (x, y, z, w), "goal", "radius" (m), "distance" (geodesic, m), "reference_path", "locations" and
     "actions" (0 stop, 1 forward 0.25 m, 2 left, 3 right 15 degrees) are JSON. Test episodes have no goal.
-
-    Raises:
-        ManifestError: no such file, a malformed or duplicate episode, an episode that the _gt file lacks.
+    Raises ManifestError: no such file, a malformed or duplicate episode, an episode that the _gt file lacks.
     """
     annotations = Annotations()
     for split in SPLITS:

@@ -85,8 +85,7 @@ class VideoFolder:
     Args:
         folder: is searched recursively, once.
 
-    Raises:
-        ManifestError: there is no such folder.
+    Raises ManifestError: there is no such folder.
     """
 
     def __init__(self, folder: Path) -> None:

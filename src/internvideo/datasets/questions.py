@@ -91,8 +91,7 @@ def frequent_answers(rows: Iterable[Sample], max_answers: int) -> tuple[str, ...
 def read_answers(path: Path) -> tuple[str, ...]:
     """Read answers in the order of their indices: one per line (`answer_set.txt`), or JSON (`ans2label.json`).
 
-    Raises:
-        ManifestError: no such file, a malformed file, a duplicate answer, indices that are not 0, 1, 2, ...
+    Raises ManifestError: no such file, a malformed file, a duplicate answer, indices that are not 0, 1, 2, ...
     """
     return read_indexed_names(path) if path.suffix == ".json" else read_names(path)
 
@@ -117,8 +116,7 @@ def read_msrvtt_qa(source: AnnotationSource) -> Annotations:
     """Read MSRVTT-QA: JSON lines `*_train.jsonl` and so on with `video_id` "videoN", or the original `train_qa.json`
     with `video_id` N; `*ans2label.json` or the 1,500 most frequent training answers.
 
-    Raises:
-        ManifestError: no such file, a malformed question.
+    Raises ManifestError: no such file, a malformed question.
     """
     annotations = Annotations()
     for path in source.find(r"(train|val|test)\.jsonl$"):
@@ -150,8 +148,7 @@ def read_msvd_qa(source: AnnotationSource) -> Annotations:
     """Read MSVD-QA: `msvd_train_qa_encode.json` and so on; `*answer_set.txt`, one answer per line;
     `*youtube_mapping.txt` gives the names of the videos (`ID vidN`).
 
-    Raises:
-        ManifestError: no such file, a malformed question, a duplicate answer in the set.
+    Raises ManifestError: no such file, a malformed question, a duplicate answer in the set.
     """
     annotations = Annotations()
     alternative_names = {short: name for name, short in mapping(source).items()}
@@ -166,8 +163,7 @@ def read_tgif_qa(source: AnnotationSource) -> Annotations:
     """Read TGIF-QA FrameQA: JSON lines `frameqa_train.jsonl`, `frameqa_test.jsonl`, or the tab-separated
     `Train_frameqa_question.csv`; `*ans2label.json` or the 1,540 most frequent training answers.
 
-    Raises:
-        ManifestError: no such file, a malformed question.
+    Raises ManifestError: no such file, a malformed question.
     """
     annotations = Annotations()
     for path in source.find(r"frameqa[^/]*\.jsonl$"):
@@ -189,9 +185,7 @@ def read_tgif_choice(source: AnnotationSource) -> Annotations:
     """Read the five-way questions of TGIF-QA about actions and transitions, which the paper does not report.
 
     One row per question: the options are in `choices`, the question is the attribute "question".
-
-    Raises:
-        ManifestError: no such file, a malformed question, an answer index out of range.
+    Raises ManifestError: no such file, a malformed question, an answer index out of range.
     """
     annotations = Annotations()
     for path in source.find(r"(action|transition)[^/]*\.jsonl$"):
@@ -215,8 +209,7 @@ def _choice(options: tuple[str, ...], answer: int, where: str) -> Choice:
 def read_msrvtt_choice(source: AnnotationSource) -> Annotations:
     """Read MSR-VTT multiple choice: JSON lines `{clip_name, options, answer}`, answers from 0; one row per clip.
 
-    Raises:
-        ManifestError: no such file, a malformed line, an answer index out of range, a duplicate clip.
+    Raises ManifestError: no such file, a malformed line, an answer index out of range, a duplicate clip.
     """
     path, annotations = source.one(r"mc[^/]*\.jsonl$", "msrvtt_mc_test.jsonl"), Annotations()
     for line, row in json_records(path, _ClipChoice):
@@ -231,9 +224,7 @@ def read_lsmdc_choice(source: AnnotationSource) -> Annotations:
     """Read LSMDC multiple choice: tab-separated, no header: clip, four times, five options, answer (1 to 5).
 
     One row per question, with the id CLIP#LINE, because a clip may have several questions.
-
-    Raises:
-        ManifestError: no such file, a malformed row.
+    Raises ManifestError: no such file, a malformed row.
     """
     path = source.one(r"multiple_choice[^/]*\.csv$", "LSMDC16_multiple_choice_test_randomized.csv")
     annotations, columns = Annotations(), ("clip", *LSMDC_TIMES, *_OPTIONS, "answer")

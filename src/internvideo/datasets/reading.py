@@ -165,8 +165,7 @@ def csv_records(
         columns: names of the columns of a file without header; by default the first line has them.
         delimiter: separator of cells. quoted: whether cells may be enclosed in ".
 
-    Raises:
-        ManifestError: a missing column, a wrong number of cells, a cell that does not fit, an empty file.
+    Raises ManifestError: a missing column, a wrong number of cells, a cell that does not fit, an empty file.
     """
     stream = io.StringIO(read_text(path), newline="")
     reader = untrusted.CsvReader(stream, delimiter, quoted=quoted)
@@ -216,8 +215,7 @@ def checked(record: type[R], content: object, where: str) -> R:
 def read_json(path: Path, expected: type[T]) -> T:
     """Read and validate a JSON file.
 
-    Raises:
-        ManifestError: no JSON, a duplicate key in an object, a value of another type; with its line.
+    Raises ManifestError: no JSON, a duplicate key in an object, a value of another type; with its line.
     """
     text = read_text(path)
     return _checked_json(path, expected, _parsed(path, text), text)

@@ -39,9 +39,7 @@ def read_v1(source: AnnotationSource) -> Annotations:
 
     Without csv files, lists of `folder frames label` are read. The data set is published as folders of frames
     (ID/00001.jpg, 12 per second); ID.mp4 or ID.webm, made from them, are found as well.
-
-    Raises:
-        ManifestError: no annotation file, a malformed line, an unknown class, a duplicate id.
+    Raises ManifestError: no annotation file, a malformed line, an unknown class, a duplicate id.
     """
     names_file = source.maybe(r"labels\.csv$")
     files = [path for path in source.find(r"\.csv$") if path != names_file and split_of(path)]
@@ -83,9 +81,7 @@ def read_v2(source: AnnotationSource) -> Annotations:
     """Read Something-Something V2: `labels.json` (template -> index), `train.json`, `validation.json`, `test.json`.
 
     The template with its objects filled in is the row's caption.
-
-    Raises:
-        ManifestError: no annotation file, a malformed entry, an unknown template, a duplicate id.
+    Raises ManifestError: no annotation file, a malformed entry, an unknown template, a duplicate id.
     """
     known = ClassList(read_indexed_names(source.one(r"labels\.json$", "labels.json and validation.json")))
     annotations = Annotations(tuple(known.index))

@@ -50,8 +50,7 @@ class WorldSettings:
         long_videos: number of untrimmed videos.
         actions: the trained classes, a subset of ACTIONS, in the order of their indices.
 
-    Raises:
-        RecipeError: a value out of range.
+    Raises RecipeError: a value out of range.
     """
 
     clips: int = 2000
@@ -249,8 +248,7 @@ def in_processes(
         work: a function that can be pickled. workers: number of processes, None for one per core.
         alone: work in this process, where starting others would take longer. where: folder for error messages.
 
-    Raises:
-        RunError: a process was killed.
+    Raises RunError: a process was killed.
     """
     count = min(workers or cores(), len(chunks))
     if count <= 1 or alone:

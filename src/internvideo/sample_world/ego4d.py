@@ -57,8 +57,7 @@ def generate_reaches(
     Returns:
         paths of the manifests: hands, contact, change, actions.
 
-    Raises:
-        RunError: the folder contains clips of another world, or cannot be written.
+    Raises RunError: the folder contains clips of another world, or cannot be written.
     """
     root = Path(folder) / "ego"
     with alone_in(root):

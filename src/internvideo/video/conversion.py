@@ -70,8 +70,7 @@ class Converter:
     def write(self, frame: Any, out: NDArray[np.uint8]) -> None:
         """Convert a decoded frame into `out` (H, W, 3) uint8, scaled to its size; an alpha plane is dropped.
 
-        Raises:
-            ValueError: the frame's color matrix is not supported.
+        Raises ValueError: the frame's color matrix is not supported.
         """
         if self._conversion.deinterlace and frame.interlaced_frame and not self._fields:
             frame = deinterlace(frame)

@@ -30,8 +30,7 @@ def cut(path: str | os.PathLike[str], target: Path, start: float, end: float) ->
     Returns:
         Whether the packets were copied; False if the pictures were encoded again (H.264).
 
-    Raises:
-        VideoError: the video cannot be read, has no frame there, or the file cannot be written.
+    Raises VideoError: the video cannot be read, has no frame there, or the file cannot be written.
     """
     source = os.fspath(path)
     with TemporaryDirectory(prefix="internvideo-") as folder:

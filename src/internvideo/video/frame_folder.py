@@ -73,8 +73,7 @@ def rate_metadata() -> dict[str, float]:
 def frame_names(folder: str, names: Iterable[str]) -> tuple[list[str], NDArray[np.int64]]:
     """Select the file names of the frames in a folder; return them with their numbers (F,), in increasing order.
 
-    Raises:
-        VideoError: no frame, several series, a duplicate number, or more missing numbers than images.
+    Raises VideoError: no frame, several series, a duplicate number, or more missing numbers than images.
     """
     series: defaultdict[str, list[tuple[int, str]]] = defaultdict(list)
     num_images = 0
@@ -120,8 +119,7 @@ class FrameFolder:
     Args:
         path: the folder. fps: frames per second; None for the environment's.
 
-    Raises:
-        VideoError: it cannot be listed, is not a series of images, or its frame rate is not known.
+    Raises VideoError: it cannot be listed, is not a series of images, or its frame rate is not known.
     """
 
     time_base = Fraction(1, 10**6)

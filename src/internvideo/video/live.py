@@ -65,8 +65,7 @@ class LiveVideo:
         damaged: number of frames and packets skipped so far because they could not be decoded.
         reconnects: number of successful reconnects.
 
-    Raises:
-        VideoError: it cannot be opened, or is not a video.
+    Raises VideoError: it cannot be opened, or is not a video.
     """
 
     def __init__(
@@ -168,8 +167,7 @@ class LiveVideo:
     def __iter__(self) -> Iterator[LiveFrame]:
         """Yield frames in order of time; frames that cannot be decoded are skipped and counted in `damaged`.
 
-        Raises:
-            VideoError: the source disconnected, or gave no frame.
+        Raises VideoError: the source disconnected, or gave no frame.
         """
         clock: Clock | None = None
         last = 0.0

@@ -83,8 +83,7 @@ class Video(FrameSource):
         decoder: decoder of the latest frames, "pyav" or "torchcodec".
         stamp: stamp of the file before it was opened (`video.cache.stamp_of`).
 
-    Raises:
-        VideoError: the file cannot be read; gives the reason and, if known, the time in the file.
+    Raises VideoError: the file cannot be read; gives the reason and, if known, the time in the file.
     """
 
     def __init__(
@@ -200,8 +199,7 @@ class Video(FrameSource):
 
         Returns: (len(indices), H, W, 3) uint8 RGB, rotated upright, in the order of `indices`.
 
-        Raises:
-            DamageError: one of them is damaged and not replaced. VideoError: anything else.
+        Raises DamageError: one of them is damaged and not replaced. VideoError: anything else.
         """
         wanted = np.asarray(indices, dtype=np.int64).reshape(-1)
         while True:

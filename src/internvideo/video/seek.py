@@ -36,8 +36,7 @@ class FrameSource(ABC):
     def _decode(self, wanted: list[int], deadline: Deadline) -> Iterator[tuple[int, Any]]:
         """Yield (frame index, decoded frame) of `wanted` (increasing); a repeated one replaces the earlier.
 
-        Raises:
-            DamageError: one of them is damaged; `index.corrupt` then marks it and the frames that depend on it.
+        Raises DamageError: one of them is damaged; `index.corrupt` then marks it and the frames that depend on it.
         """
         if self._folder is not None:
             return self._folder.decoded_frames(wanted, self._index, deadline)

@@ -29,8 +29,7 @@ def iter_frames(
     Yields:
         (H, W, 3) uint8 RGB, upright, equal to those of `Video.frames`.
 
-    Raises:
-        VideoError: also during the iteration, after every frame before the damage was yielded.
+    Raises VideoError: also during the iteration, after every frame before the damage was yielded.
     """
     wanted = np.asarray(indices, dtype=np.int64).reshape(-1)
     if (np.diff(wanted) <= 0).any():

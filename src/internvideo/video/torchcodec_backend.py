@@ -53,8 +53,7 @@ _verified: dict[tuple[object, ...], bool] = {}
 def resolve_backend(backend: str | None, path: object) -> str:
     """Resolve the backend: the argument, else the environment, else "auto".
 
-    Raises:
-        VideoError: there is none of that name, or torchcodec is asked for and cannot be loaded.
+    Raises VideoError: there is none of that name, or torchcodec is asked for and cannot be loaded.
     """
     name = backend or os.environ.get(ENVIRONMENT) or "auto"
     if name not in BACKENDS:

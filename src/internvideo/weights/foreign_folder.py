@@ -155,8 +155,7 @@ def _sides(size: object, where: Path, key: str) -> tuple[int, bool]:
 def read(place: Path) -> Foreign:
     """Read weights of a published layout, or those of an index of shards, with the files beside them.
 
-    Raises:
-        WeightsError: unknown layout, damaged or missing files, or a config that contradicts the tensors.
+    Raises WeightsError: unknown layout, damaged or missing files, or a config that contradicts the tensors.
     """
     folder = lora.base_of(place) if place.name == lora.CONFIG else place.parent
     config = read_config(folder / CONFIG)

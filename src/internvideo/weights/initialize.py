@@ -60,8 +60,7 @@ def initialize(model: nn.Module, sources: Mapping[str, Path], head: HeadInitiali
     Returns:
         one line per resized position table.
 
-    Raises:
-        WeightsError: a wrong key, an absent file, or tensors that do not match; a model of one source is unchanged.
+    Raises WeightsError: a wrong key, an absent file, or tensors that do not match; a model of one source is unchanged.
     """
     allowed = initial_sources(model)
     if not sources and ("weights",) in allowed:
@@ -86,8 +85,7 @@ def native_clip(path: Path, tubelet: int, models: Mapping[str, ModelEntry] = BAC
     Args:
         path: safetensors file. tubelet: frames per token. models: table of named sizes for a run's recipe.
 
-    Raises:
-        WeightsError: an absent file, or one whose settings cannot be read.
+    Raises WeightsError: an absent file, or one whose settings cannot be read.
     """
     path = weights_file(path)
     metadata = read_metadata(path) if path.name not in foreign_folder.NO_TENSORS else {}
@@ -151,8 +149,7 @@ def weights_file(path: Path) -> Path:
 def read_source(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read tensors under our names, and metadata: of a run, of `save_pretrained`, or of any published layout.
 
-    Raises:
-        WeightsError: absent or damaged.
+    Raises WeightsError: absent or damaged.
     """
     if path.name in foreign_folder.NO_TENSORS:
         return _published(path)

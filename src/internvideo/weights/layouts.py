@@ -138,9 +138,7 @@ def as_model(layout: Layout, name: str, where: object = "state dict") -> Layout:
     """Express a layout as overrides of the model `name`.
 
     The towers of InternVideo-MM can also be loaded from a file with a caption decoder, which is then left out.
-
-    Raises:
-        WeightsError: the file is of another model or size.
+    Raises WeightsError: the file is of another model or size.
     """
     found, asked = BACKBONES[layout.model], BACKBONES.get(name)
     if asked is None or found.build is not asked.build:

@@ -128,8 +128,7 @@ _HARMLESS = re.compile(
 def with_transformers_config(layout: Layout, config: Mapping[str, Any], where: object) -> Parsed:
     """Complete a layout of transformers with its config.json.
 
-    Raises:
-        WeightsError: the config of another model, in conflict with the tensors, or with an unsupported value.
+    Raises WeightsError: the config of another model, in conflict with the tensors, or with an unsupported value.
     """
     kinds = KINDS.get(layout.name, ("videomae",))
     kind, found = kinds[0], config.get("model_type")
@@ -286,8 +285,7 @@ def read_config(path: Path) -> dict[str, Any]:
 def check_quick_gelu(weights: Path) -> None:
     """Check that a config next to CLIP's weights names OpenAI's activation (QuickGELU), which our encoders use.
 
-    Raises:
-        WeightsError: another activation.
+    Raises WeightsError: another activation.
     """
     config = read_config(weights.parent / "config.json")
     parts = [_part(config, f"{name}_config", weights) for name in ("vision", "text")] if "text_config" in config else []
@@ -365,8 +363,7 @@ _OPEN_CLIP_TEXT = {
 def with_open_clip_config(layout: Layout, config: Mapping[str, Any], where: object) -> Parsed:
     """Complete CLIP in OpenAI's layout with open_clip's config: activation (default GELU), width of the heads.
 
-    Raises:
-        WeightsError: the config of another model, in conflict with the tensors, or with an unsupported setting.
+    Raises WeightsError: the config of another model, in conflict with the tensors, or with an unsupported setting.
     """
     model = config.get("model_cfg")
     if not isinstance(model, Mapping):

@@ -83,8 +83,7 @@ def load_reference(
         where: file or source, for messages.
         fresh: regular expression of our names that keep their random values and must not be in the file.
 
-    Raises:
-        WeightsError: missing, unused, mis-shaped or non-finite tensors. The model is then unchanged.
+    Raises WeightsError: missing, unused, mis-shaped or non-finite tensors. The model is then unchanged.
     """
     ours, unused = convert_reference(model, state)
     table = table_for(model)
@@ -114,8 +113,7 @@ def load_pretrained(model: nn.Module, state: Mapping[str, Tensor], where: object
     Returns:
         which learned positions were resized to the classifier's clip.
 
-    Raises:
-        WeightsError: the pretraining weights do not fill the whole encoder.
+    Raises WeightsError: the pretraining weights do not fill the whole encoder.
     """
     found, fresh = earlier_stage(model, state) or ({}, None)
     return load_part(model, found, fresh=fresh, where=where)
@@ -129,8 +127,7 @@ def load_part(
     Returns:
         which learned positions were resized to the model's clip.
 
-    Raises:
-        WeightsError: as `load_state`; the model is then unchanged.
+    Raises WeightsError: as `load_state`; the model is then unchanged.
     """
     spare = [name for name in model.state_dict() if fresh is not None and re.match(fresh, name)]
     # A motion stem starts at zero, so that weights made without one give what they gave.
@@ -148,8 +145,7 @@ def select_head_rows(state: Mapping[str, Tensor], rows: Sequence[int], head: str
         rows: class indices to keep, in the order wanted.
         head: the head's name.
 
-    Raises:
-        WeightsError: there is no such head or it has fewer classes.
+    Raises WeightsError: there is no such head or it has fewer classes.
     """
     weight = state.get(f"{head}.weight")
     if weight is None:

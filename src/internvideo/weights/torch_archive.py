@@ -59,8 +59,7 @@ def read_checkpoint(file: BinaryIO, size: int) -> Checkpoint:
         file: seekable.
         size: of the file in bytes.
 
-    Raises:
-        RefusedError: no torch checkpoint, a damaged one, or one that asks for more than tensors.
+    Raises RefusedError: no torch checkpoint, a damaged one, or one that asks for more than tensors.
     """
     head = file.read(4)
     file.seek(0)

@@ -58,8 +58,7 @@ def to_transformers(name: str, module: nn.Module, classes: tuple[str, ...]) -> T
     Args:
         name: of the model, for messages. module: built by `create_model`. classes: names, () for none.
 
-    Raises:
-        RecipeError: transformers has no such architecture, or the model a setting that it lacks.
+    Raises RecipeError: transformers has no such architecture, or the model a setting that it lacks.
     """
     translate = TRANSLATIONS.get(type(module))
     if translate is None:

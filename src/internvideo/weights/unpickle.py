@@ -79,8 +79,7 @@ def state_dict(checkpoint: Checkpoint, key: str = "") -> tuple[dict[str, Tensor]
         checkpoint: the unpickled content.
         key: dotted path of the state dict, or a prefix of the wanted tensors' names; "" searches.
 
-    Raises:
-        RefusedError: no state dict, or several of which none has a usual name.
+    Raises RefusedError: no state dict, or several of which none has a usual name.
     """
     if checkpoint.layout == "torchscript":
         if key:

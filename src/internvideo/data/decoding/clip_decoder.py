@@ -53,8 +53,7 @@ class ManifestClipDecoder:
         Returns:
             the frames (T, H, W, 3) uint8 for each index array (T,) in [0, n) of `sample_fn`.
 
-        Raises:
-            VideoError: the video cannot be read, or has no frame inside the span.
+        Raises VideoError: the video cannot be read, or has no frame inside the span.
         """
         member = member_of(sample, self.manifest.root)
         key = self._cache_key(sample, member) if self._cache.max_bytes else None

@@ -53,8 +53,7 @@ def member_of(sample: Sample, root: Path) -> Member | None:
 def unpacked(member: Member, contents: ShardContents, name: str) -> Iterator[str]:
     """Copy a member to a temporary file and yield its name, after verifying the digest.
 
-    Raises:
-        VideoError: the shard is unreadable or truncated, or the digest differs.
+    Raises VideoError: the shard is unreadable or truncated, or the digest differs.
     """
     try:
         content = contents.read(member.shard, (member.ending, member.first, member.size))

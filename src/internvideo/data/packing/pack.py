@@ -93,9 +93,7 @@ def pack(
     """Write shards, manifest.jsonl, report.json and, if videos cannot be read, unreadable.jsonl into a folder.
 
     Complete shards of an interrupted run are kept. Rows of unreadable videos are left out of the manifest and listed.
-
-    Raises:
-        RunError: the folder has other content, or cannot be written. ManifestError: no video can be read.
+    Raises RunError: the folder has other content, or cannot be written. ManifestError: no video can be read.
     """
     videos: dict[str, list[int]] = {}
     for index, row in enumerate(manifest.rows):

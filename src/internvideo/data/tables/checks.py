@@ -119,8 +119,7 @@ def check_values(source: Path, batch: Any, first_row: int, classes: int | None) 
     Args:
         source: for messages. first_row: index of the batch's first row. classes: number of classes, None if unknown.
 
-    Raises:
-        ManifestError: an invalid value, with the row, counted from 1, and the column.
+    Raises ManifestError: an invalid value, with the row, counted from 1, and the column.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
