@@ -176,8 +176,7 @@ def gather_with_gradient(tensor: Tensor) -> Tensor:
     Args:
         tensor: (B, ...) of this process; B may differ between processes.
 
-    Returns:
-        (sum of all B, ...).
+    Returns: (sum of all B, ...).
     """
     if world_size() == 1:
         return tensor

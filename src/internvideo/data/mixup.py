@@ -19,8 +19,7 @@ def soft_targets(labels: Tensor, num_classes: int, smoothing: float, lam: float 
         smoothing: s; the true class has 1 - s + s / C, the others s / C.
         lam: lambda, weight of a clip's own label; the label of the reversed batch has 1 - lambda.
 
-    Returns:
-        (B, C) float32, rows sum to 1.
+    Returns: (B, C) float32, rows sum to 1.
 
     Raises ValueError: a label outside [0, C), such as the -100 of a clip without one.
     """
@@ -75,8 +74,7 @@ class Mixup:
             labels: (B,) int64.
             rng: seeded per batch.
 
-        Returns:
-            (B, 3, T, S, S) float32 in 0..255 and (B, C) float32 targets.
+        Returns: (B, 3, T, S, S) float32 in 0..255 and (B, C) float32 targets.
         """
         mixed = video.to(torch.float32, copy=True)
         use_cutmix, lam = self._draw(rng)

@@ -121,8 +121,7 @@ class Tokenizer:
             texts: one text (B = 1) or B texts; an empty text is start and end alone.
             truncate: cut longer texts to the context, the last id being `end`.
 
-        Returns:
-            (B, L) int64, padded with 0.
+        Returns: (B, L) int64, padded with 0.
 
         Raises TextError: no texts, something that is not text, or a text longer than the context without `truncate`.
         """

@@ -54,8 +54,7 @@ def generate_reaches(
 ) -> dict[str, Path]:
     """Write `count` reaching clips of a world (its seed, size, fps and difficulty); clips that exist are kept.
 
-    Returns:
-        paths of the manifests: hands, contact, change, actions.
+    Returns: paths of the manifests: hands, contact, change, actions.
 
     Raises RunError: the folder contains clips of another world, or cannot be written.
     """

@@ -27,8 +27,7 @@ COPIED_SOUND = {"aac", "mp3", "ac3", "eac3", "opus", "flac", "alac"}
 def cut(path: str | os.PathLike[str], target: Path, start: float, end: float) -> bool:
     """Write the frames with start <= time < end (seconds) of a video to TARGET, an .mp4 file.
 
-    Returns:
-        Whether the packets were copied; False if the pictures were encoded again (H.264).
+    Returns: Whether the packets were copied; False if the pictures were encoded again (H.264).
 
     Raises VideoError: the video cannot be read, has no frame there, or the file cannot be written.
     """

@@ -26,8 +26,7 @@ def iter_frames(
         indices: strictly increasing, each in [0, info.frames).
         budget: maximum seconds per frame.
 
-    Yields:
-        (H, W, 3) uint8 RGB, upright, equal to those of `Video.frames`.
+    Yields: (H, W, 3) uint8 RGB, upright, equal to those of `Video.frames`.
 
     Raises VideoError: also during the iteration, after every frame before the damage was yielded.
     """

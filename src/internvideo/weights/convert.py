@@ -139,8 +139,7 @@ def convert(
 def _with_more(source: Path, output: Path, metadata: dict[str, str], add: Path | None) -> dict[str, Any]:
     """Copy the tensors of a safetensors file with further metadata and tensors. Raises WeightsError.
 
-    Returns:
-        the remaining fields of `Conversion`.
+    Returns: the remaining fields of `Conversion`.
     """
     state, own_metadata = read_safetensors(source)
     if add is not None:

@@ -57,8 +57,7 @@ def initialize(model: nn.Module, sources: Mapping[str, Path], head: HeadInitiali
             for a `CrossModel`, whose encoders are never trained.
         head: selects rows of a classification head; by default all are taken.
 
-    Returns:
-        one line per resized position table.
+    Returns: one line per resized position table.
 
     Raises WeightsError: a wrong key, an absent file, or tensors that do not match; a model of one source is unchanged.
     """

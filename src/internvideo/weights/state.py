@@ -54,8 +54,7 @@ def convert_reference(
     Args:
         model: ours. state: published names -> tensors. table: of the layout, by default the model's.
 
-    Returns:
-        our tensors, and the keys that the table does not know.
+    Returns: our tensors, and the keys that the table does not know.
     """
     table = table or table_for(model)
     ours: dict[str, Tensor] = {}
@@ -110,8 +109,7 @@ def earlier_stage(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[s
 def load_pretrained(model: nn.Module, state: Mapping[str, Tensor], where: object = "state dict") -> tuple[str, ...]:
     """Load a classifier's embedding and layers from pretraining weights (published or ours); the rest stays random.
 
-    Returns:
-        which learned positions were resized to the classifier's clip.
+    Returns: which learned positions were resized to the classifier's clip.
 
     Raises WeightsError: the pretraining weights do not fill the whole encoder.
     """
@@ -124,8 +122,7 @@ def load_part(
 ) -> tuple[str, ...]:
     """Load our own tensors, strictly except for names that match the pattern `fresh`, which stay random.
 
-    Returns:
-        which learned positions were resized to the model's clip.
+    Returns: which learned positions were resized to the model's clip.
 
     Raises WeightsError: as `load_state`; the model is then unchanged.
     """

@@ -223,8 +223,7 @@ def write(
 ) -> dict[str, str]:
     """Write the safetensors file: 8 bytes length, JSON header, then the tensors one after the other.
 
-    Returns:
-        name -> type of every tensor, as written.
+    Returns: name -> type of every tensor, as written.
     """
     wide = settings["float32"] is True
     types = {name: "F32" if wide and _is_float(tensor) else tensor.dtype for name, tensor in tensors.items()}

@@ -50,8 +50,7 @@ class ManifestClipDecoder:
     def clips(self, sample: Sample, sample_fn: Callable[[NDArray[np.float64]], Sequence[Indices]]) -> list[Tensor]:
         """Decode the frames that `sample_fn` selects, given the times (n,) in seconds of the frames in the span.
 
-        Returns:
-            the frames (T, H, W, 3) uint8 for each index array (T,) in [0, n) of `sample_fn`.
+        Returns: the frames (T, H, W, 3) uint8 for each index array (T,) in [0, n) of `sample_fn`.
 
         Raises VideoError: the video cannot be read, or has no frame inside the span.
         """
