@@ -20,7 +20,7 @@ from internvideo.extras import EXTRAS, ExtraError
 
 PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
 DECLARED: dict[str, list[str]] = PROJECT["optional-dependencies"]
-MODULES = {"scikit-learn": "sklearn", "python-multipart": "python_multipart", "faiss-cpu": "faiss"}
+MODULES = {"scikit-learn": "sklearn", "python-multipart": "python_multipart", "faiss-cpu": "faiss", "pylance": "lance"}
 
 
 def names(lines: list[str]) -> list[str]:

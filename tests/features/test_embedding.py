@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import lance
 import numpy as np
 import odd_video
 import pyarrow.parquet as pq
@@ -40,9 +41,9 @@ def clips(tmp_path: Path) -> Path:
 
 
 def table(path: Path) -> tuple[list[dict[str, Any]], np.ndarray, dict[str, Any]]:
-    """Rows without vectors, vectors, protocol of an output of either kind."""
-    if path.suffix == ".parquet":
-        found = pq.read_table(path)
+    """Rows without vectors, vectors, protocol of an output of any kind."""
+    if path.suffix != ".npy":
+        found = pq.read_table(path) if path.suffix == ".parquet" else lance.dataset(str(path)).to_table()
         rows = [{"path": row["path"], "start": row["start"], "end": row["end"]} for row in found.to_pylist()]
         values = np.stack(found["embedding"].to_numpy())
         return rows, values, json.loads(found.schema.metadata[b"internvideo"])
@@ -77,6 +78,20 @@ def test_every_row_is_the_model_s_answer_for_its_span(
     if name.endswith("parquet"):
         kind = pq.read_schema(tmp_path / name).field("embedding").type
         assert str(kind) == f"fixed_size_list<element: float>[{model.embed_dim}]"
+
+
+def test_a_lance_data_set_has_the_rows_of_the_parquet_table(tmp_path: Path, clips: Path, model: VideoModel) -> None:
+    videos = find_videos([clips])
+    for name in ("a.parquet", "a.lance"):
+        embed(videos, model, tmp_path / name, WINDOWS)
+    expected = table(tmp_path / "a.parquet")
+    for _ in range(2):  # written again, as another version
+        for one, other in zip(table(tmp_path / "a.lance"), expected, strict=True):
+            np.testing.assert_array_equal(one, other)
+        assert embed(videos, model, tmp_path / "a.lance", WINDOWS).resumed == 4
+    (tmp_path / "file.lance").write_text("no folder")
+    with pytest.raises(RunError, match="cannot be written"):
+        embed(videos, model, tmp_path / "file.lance", WINDOWS, overwrite=True)
 
 
 def test_without_a_window_there_is_one_vector_a_video(tmp_path: Path, clips: Path, model: VideoModel) -> None:
@@ -245,8 +260,8 @@ def test_settings_out_of_range(settings: dict[str, Any]) -> None:
         EmbeddingSettings(**settings)
 
 
-def test_outputs_have_one_of_two_endings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(RecipeError, match=r"expected: a name that ends in \.parquet or \.npy"):
+def test_outputs_have_one_of_three_endings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RecipeError, match=r"expected: a name that ends in \.parquet, \.lance or \.npy"):
         check_output(tmp_path / "a.csv")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ExtraError, match=r"pip install 'internvideo\[parquet\]'"):

@@ -29,7 +29,7 @@ from internvideo.terminal import tell
 def embed(
     inputs: Inputs,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The table: NAME.parquet, or NAME.npy with NAME.jsonl.")
+        Path, typer.Option("--output", "-o", help="The table: NAME.parquet, NAME.lance, or NAME.npy with NAME.jsonl.")
     ],
     encoder: Encoder,
     weights: Weights = None,

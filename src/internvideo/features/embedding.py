@@ -79,7 +79,7 @@ def embed(
     Args:
         videos: of `find_videos`.
         model: any model that encodes videos.
-        output: .parquet or .npy.
+        output: .parquet, .lance or .npy.
         settings: windows, batches, workers.
         overwrite: recompute what is in OUTPUT.parts.
         progress: show a bar on stderr; by default if that is a terminal.

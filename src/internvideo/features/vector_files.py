@@ -1,12 +1,14 @@
 """Write vectors of windows: one part per video while a run is going on, then one table.
 
 .parquet: columns path, start, end, embedding (list of E float32), the protocol in the file's metadata.
+.lance: a Lance data set of the same columns; a later run adds a version.
 .npy: float32 (N, E), with path, start and end of its rows in NAME.jsonl and the protocol in NAME.protocol.json.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,12 +47,12 @@ def check_output(output: Path) -> None:
     """Refuse a table that cannot be written here, or whose index would replace another file.
 
     Raises:
-        RecipeError: so. ExtraError: a .parquet table without pyarrow.
+        RecipeError: so. ExtraError: a .parquet table without pyarrow, a .lance one without pylance.
     """
     if output.suffix not in WRITERS:
-        raise RecipeError("output", f"'{output.name}'", "a name that ends in " + " or ".join(WRITERS))
-    if output.suffix == ".parquet":
-        require("parquet", output)
+        raise RecipeError("output", f"'{output.name}'", "a name that ends in .parquet, .lance or .npy")
+    if output.suffix in (".parquet", ".lance"):
+        require(output.suffix[1:], output)
     index = output.with_suffix(".jsonl")
     if output.suffix == ".npy" and index.exists() and not _is_index(index):
         found = "would be replaced by the index of the table, and is something else (a manifest?)"
@@ -76,20 +78,40 @@ def write_table(output: Path, parts: Iterable[VideoVectors], count: int, dim: in
 def _write_parquet(
     output: Path, parts: Iterable[VideoVectors], count: int, dim: int, protocol: Mapping[str, Any]
 ) -> None:
-    import pyarrow as pa
     import pyarrow.parquet as pq
+
+    batches = _record_batches(parts, dim, protocol)
+    with atomic_path(output) as temporary, pq.ParquetWriter(temporary, batches.schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+
+
+def _write_lance(
+    output: Path, parts: Iterable[VideoVectors], count: int, dim: int, protocol: Mapping[str, Any]
+) -> None:
+    os.environ.setdefault("LANCE_LOG", "error")  # it warns of every new data set
+    import lance
+
+    try:
+        lance.write_dataset(_record_batches(parts, dim, protocol), str(output), mode="overwrite")
+    except OSError as error:
+        raise RunError(output, f"cannot be written: {' '.join(str(error).split())[:160]}") from error
+
+
+def _record_batches(parts: Iterable[VideoVectors], dim: int, protocol: Mapping[str, Any]) -> Any:
+    """Return a `pyarrow.RecordBatchReader` of the rows, a batch for each video."""
+    import pyarrow as pa
 
     columns = [("path", pa.string()), ("start", pa.float64()), ("end", pa.float64())]
     schema = pa.schema([*columns, ("embedding", pa.list_(pa.float32(), dim))], metadata={KEY: json.dumps(protocol)})
-    with atomic_path(output) as temporary, pq.ParquetWriter(temporary, schema) as writer:
-        for part in parts:
-            arrays = [
-                pa.array([shown(part.path)] * len(part.values)),
-                pa.array(part.spans[:, 0]),
-                pa.array(part.spans[:, 1]),
-            ]
-            vectors = pa.FixedSizeListArray.from_arrays(pa.array(part.values.reshape(-1)), dim)
-            writer.write_table(pa.Table.from_arrays([*arrays, vectors], schema=schema))
+
+    def batch(part: VideoVectors) -> Any:
+        paths = pa.array([shown(part.path)] * len(part.values))
+        vectors = pa.FixedSizeListArray.from_arrays(pa.array(part.values.reshape(-1)), dim)
+        spans = pa.array(part.spans[:, 0]), pa.array(part.spans[:, 1])
+        return pa.RecordBatch.from_arrays([paths, *spans, vectors], schema=schema)
+
+    return pa.RecordBatchReader.from_batches(schema, map(batch, parts))
 
 
 def _write_npy(output: Path, parts: Iterable[VideoVectors], count: int, dim: int, protocol: Mapping[str, Any]) -> None:
@@ -109,6 +131,7 @@ def _write_npy(output: Path, parts: Iterable[VideoVectors], count: int, dim: int
 
 WRITERS: dict[str, Callable[[Path, Iterable[VideoVectors], int, int, Mapping[str, Any]], None]] = {
     ".parquet": _write_parquet,
+    ".lance": _write_lance,
     ".npy": _write_npy,
 }
 
