@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from internvideo.data.manifest import read_manifest
 from internvideo.metrics.temporal_detection import average_precision, detections, tiou
 from internvideo.search.collection import Collection
-from internvideo.search.moments import MomentSettings, ScoredSpan, find_moments, suppress
+from internvideo.search.moments import MomentSettings, ScoredSpan, find_moments
 
 Floats = NDArray[np.floating]
 Answer = Callable[[Floats, Floats], list[ScoredSpan]]
@@ -30,8 +30,13 @@ LEVELS = (0.5, 0.7)
 
 
 def window(windows: Floats, scores: Floats) -> list[ScoredSpan]:
-    spans = [ScoredSpan(*span[:2], score, score) for span, score in zip(windows.tolist(), scores.tolist(), strict=True)]
-    return suppress(spans, MomentSettings().max_overlap)
+    order = np.argsort(-scores, kind="stable")
+    overlaps = tiou(windows[order, :2], windows[order, :2], union="true") > MomentSettings().max_overlap
+    kept: list[int] = []
+    for place in range(len(order)):
+        if not overlaps[place, kept].any():
+            kept.append(place)
+    return [ScoredSpan(*windows[row, :2].tolist(), scores[row], scores[row]) for row in order[kept]]
 
 
 def moment(settings: MomentSettings) -> Answer:

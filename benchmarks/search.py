@@ -1,11 +1,12 @@
 """Exact search in a collection beside plain NumPy and faiss: milliseconds per query, queries per second, users at once.
 
-    OMP_WAIT_POLICY=PASSIVE python benchmarks/search.py [--rows 1000000] [--dim 768] [--rounds 9] [--users 200] [--ivf]
+    OMP_WAIT_POLICY=PASSIVE python benchmarks/search.py [--rows 1000000] [--dim 768] [--rounds 9] [--ivf]
+    python benchmarks/search.py --rows 0 --users 200 --collection runs/demo/collection
 
 All search the same unit vectors, random ones about 1,000 directions (cosine .5 with others of theirs), for the same ten
 nearest; what they find must be equal (asserted, float16 by recall). Medians over rounds; who begins changes with every
 round. faiss is measured if it is installed. `--ivf` also builds the index of `internvideo index --index ivf`. `--users`
-asks a server on this machine, each user a query a second.
+asks `internvideo serve COLLECTION` on this machine, each user a query a second, each query another text.
 """
 
 from __future__ import annotations
@@ -13,13 +14,16 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import re
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,62 +108,67 @@ def inverted_lists(folder: Path, parts: list[segments.Floats]) -> Callable[[Floa
     return search
 
 
-async def load_test(users: int, each: int) -> tuple[float, int]:
-    """95th percentile in ms, and errors, of users who ask a server in this process again and again."""
-    import sys
+class Load(NamedTuple):
+    """What users met: 95th percentile in ms, errors, requests a second, CPU ms of the server a request."""
 
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
-    import httpx
-    import use_world
-    import uvicorn
-
-    from internvideo.search.collection import Collection
-    from internvideo.search.server import KEEP_ALIVE_SECONDS, create_app
-
-    with tempfile.TemporaryDirectory() as folder:
-        collection = Collection.create(Path(folder) / "c", use_world.language())
-        collection.add([use_world.clips()])
-        server = uvicorn.Server(
-            uvicorn.Config(create_app(collection), port=0, log_level="critical", timeout_keep_alive=KEEP_ALIVE_SECONDS)  # type: ignore[arg-type]
-        )
-        task = asyncio.create_task(server.serve())
-        while not server.started:
-            await asyncio.sleep(0.01)
-        port = server.servers[0].sockets[0].getsockname()[1]
-        times, errors = list[float](), 0
-
-        async def user(client: httpx.AsyncClient, number: int) -> None:
-            nonlocal errors
-            await asyncio.sleep(number / users)  # they do not begin at the same moment
-            for turn in range(each):
-                began = time.perf_counter()
-                answer = await client.get("/api/search", params={"q": f"thing {(number + turn) % 50}", "top": 10})
-                times.append(time.perf_counter() - began)
-                errors += answer.status_code != 200
-                await asyncio.sleep(max(0.0, 1.0 - times[-1]))  # a person reads the answer for a second
-
-        limits = httpx.Limits(max_connections=users)
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60, limits=limits) as client:
-            await asyncio.gather(*(user(client, number) for number in range(users)))
-        server.should_exit = True
-        await task
-    return 1000 * float(np.percentile(times, 95)), errors
+    p95: float
+    errors: int
+    rate: float
+    cpu: float
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--dim", type=int, default=768)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--ivf", action="store_true")
-    parser.add_argument("--users", type=int, default=0)
-    given = parser.parse_args()
+async def ask(port: int, users: int, each: int) -> tuple[list[float], int]:
+    """Seconds of each request of users who ask, read the answer until a second has passed, and ask again."""
+    times, errors = list[float](), 0
+
+    async def user(number: int) -> None:
+        nonlocal errors
+        await asyncio.sleep(number / users)  # they do not begin at the same moment
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for turn in range(each):
+            began = time.perf_counter()
+            path = f"/api/search?q=a+red+thing+{number + turn * users}+moves&top=10"  # every text is a new one
+            writer.write(f"GET {path} HTTP/1.1\r\nhost: localhost:{port}\r\n\r\n".encode())
+            head = await reader.readuntil(b"\r\n\r\n")
+            await reader.readexactly(int(re.findall(rb"content-length: (\d+)", head)[0]))
+            times.append(time.perf_counter() - began)
+            errors += b" 200 " not in head[:20]
+            await asyncio.sleep(max(0.0, 1.0 - times[-1]))
+        writer.close()
+
+    await asyncio.gather(*(user(number) for number in range(users)))
+    return times, errors
+
+
+def cpu_seconds(process: int) -> float:
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def load_test(collection: Path, users: int, each: int) -> Load:
+    """Users of `internvideo serve`, which runs in a process of its own as it is run by hand."""
+    command = [sys.executable, "-m", "internvideo", "serve", str(collection), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            port = int(server.stdout.readline().rstrip("/\n").rpartition(":")[2])
+            asyncio.run(ask(port, users, 1))  # what is loaded at the first use
+            before, began = cpu_seconds(server.pid), time.perf_counter()
+            times, errors = asyncio.run(ask(port, users, each))
+            took, spent = time.perf_counter() - began, cpu_seconds(server.pid) - before
+        finally:
+            server.terminate()
+    return Load(1000 * float(np.percentile(times, 95)), errors, len(times) / took, 1000 * spent / len(times))
+
+
+def compare(rows: int, dim: int, rounds: int, ivf: bool) -> None:
+    """Print the table of all searches."""
     draw = np.random.default_rng(1)
-    queries = [clustered(draw, 1, given.dim) for _ in range(given.rounds)]
-    batches = [clustered(draw, 64, given.dim) for _ in range(3)]
-    print(f"{given.rows:,} x {given.dim}, {len(os.sched_getaffinity(0))} cores")
+    queries = [clustered(draw, 1, dim) for _ in range(rounds)]
+    batches = [clustered(draw, 64, dim) for _ in range(3)]
+    print(f"{rows:,} x {dim}, {len(os.sched_getaffinity(0))} cores")
     with tempfile.TemporaryDirectory(prefix="internvideo-bench-") as folder:
-        parts = unit_rows(Path(folder), given.rows, given.dim, "float32")
+        parts = unit_rows(Path(folder), rows, dim, "float32")
         matrix = np.concatenate(parts)
         searches: dict[str, Callable[[Floats], object]] = {
             "ours, float32": lambda q: ours(parts, q),
@@ -177,18 +186,34 @@ def main() -> None:
             told = f"{ratio:.2f} of NumPy's speed, batches of 64: {rate:.0f} queries/s, {rate * single[name]:.1f} times"
             print(f"{name:16s} {1000 * single[name]:7.1f} ms, {told} the rate of single ones")
         searches.clear()
-        halves = unit_rows(Path(folder), given.rows, given.dim, "float16")
+        halves = unit_rows(Path(folder), rows, dim, "float16")
         half = measure({"ours, float16": lambda q: ours(halves, q)}, queries)
         found = [len(set(ours(halves, q)[0]) & set(ours(parts, q)[0])) for q in queries]
         print(f"{'ours, float16':16s} {1000 * half['ours, float16']:7.1f} ms, recall@10 {np.mean(found) / TOP:.3f}")
-        if given.ivf:
+        if ivf:
             lists = inverted_lists(Path(folder), parts)
             found = [len(set(lists(q)[0]) & set(ours(parts, q)[0])) for q in queries]
             took = measure({"ivf": lists}, queries)["ivf"]
             print(f"{'ours, ivf':16s} {1000 * took:7.1f} ms, recall@10 {np.mean(found) / TOP:.3f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--dim", type=int, default=768)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--ivf", action="store_true")
+    parser.add_argument("--users", type=int, default=0)
+    parser.add_argument("--collection", type=Path, help="that --users search, such as the demo's")
+    given = parser.parse_args()
+    if bool(given.users) != bool(given.collection):
+        parser.error("--users and --collection go together")
+    if given.rows:
+        compare(given.rows, given.dim, given.rounds, given.ivf)
     if given.users:
-        percentile, errors = asyncio.run(load_test(given.users, 5))
-        print(f"{given.users} users, a query a second each: 95 % within {percentile:.0f} ms, {errors} errors")
+        met = load_test(given.collection, given.users, 10)
+        print(f"{given.users} users, a query a second each: 95 % within {met.p95:.0f} ms, {met.errors} errors,")
+        print(f"{met.rate:.0f} requests/s, {met.cpu:.1f} CPU ms of the server a request")
 
 
 if __name__ == "__main__":

@@ -68,10 +68,17 @@ def test_products_are_exact_over_segments_and_threads(
 
 
 def test_the_largest_are_those_of_a_full_sort() -> None:
-    scores = np.random.default_rng(0).integers(0, 40, 1000).astype(np.float32)
-    for count in (1, 7, 300, 1000, 2000):
-        expected = np.argsort(-scores, kind="stable")[:count]
-        np.testing.assert_array_equal(segments.largest(scores, count), expected)
+    draw = np.random.default_rng(0)
+    many = draw.standard_normal(9001).astype(np.float32)
+    many[draw.permutation(9001)[:8000]] = -np.inf
+    for scores in (
+        draw.integers(0, 40, 1000).astype(np.float32),
+        draw.integers(0, 4000, 9001).astype(np.float32),
+        many,
+    ):
+        for count in (1, 7, 30, 300, 1000, 2000):
+            expected = np.argsort(-scores, kind="stable")[:count]
+            np.testing.assert_array_equal(segments.largest(scores, count), expected)
     assert len(segments.largest(scores[:0], 5)) == 0
 
 

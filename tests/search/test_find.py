@@ -116,6 +116,28 @@ def test_the_best_moment_is_the_numpy_best(collection: Collection) -> None:
         assert len({(moment.path, moment.start) for moment in answer.moments}) == len(answer.moments) == 5
 
 
+def test_several_queries_at_once_are_answered_as_each_alone(collection: Collection, folder: Path) -> None:
+    clip = Query(examples=(Example(str(folder / "clips" / "2.mp4")),))
+    texts = [
+        "a red circle falls",
+        "two dogs",
+        "a red circle falls",
+        Query("x", templates=("{}", "a video of {}")),
+        clip,
+    ]
+    for limits in ({"top": 3}, {"top": 2, "where": 'name = "1.mp4"', "threshold": 0.5}):
+        together = collection.search_many(texts, **limits)
+        assert len(together) == len(texts)
+        for text, answer in zip(texts, together, strict=True):
+            alone = collection.search(text, **limits)
+            for mine, other in zip(answer.moments + answer.nearest, alone.moments + alone.nearest, strict=True):
+                assert (mine.path, mine.start, mine.end, mine.p_value) == (
+                    other.path, other.start, other.end, other.p_value,
+                )  # fmt: skip
+                assert mine.score == pytest.approx(other.score, abs=1e-5)
+    assert collection.search_many([]) == []
+
+
 def test_a_clip_finds_itself_and_a_picture_its_video(collection: Collection, folder: Path) -> None:
     path = str(folder / "clips" / "2.mp4")
     answer = collection.search("", like=[Example(path, 1.5)], top=1)

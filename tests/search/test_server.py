@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import in_process
@@ -195,7 +196,6 @@ def test_only_files_in_the_roots_are_sent(folder: Path, tmp_path: Path) -> None:
         (tmp_path / "clips" / "0.mp4").symlink_to(folder / "secret.mp4")
         (tmp_path / "clips" / "1.mp4").unlink()
         collection.store.records._rows("UPDATE videos SET path = ? WHERE id = ?", [b"/etc/passwd", third.id])
-        collection.store._changed()
         server = Running(collection)
         try:
             with httpx.Client(base_url=server.address) as client:
@@ -230,17 +230,33 @@ def test_bodies_are_limited(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_many_users_at_once(running: Running) -> None:
     """Correct answers under load; how fast is measured in benchmarks/search.py."""
+    wheres = ["", "duration > 1", "nonsense >"]
 
-    async def ask(client: httpx.AsyncClient, number: int) -> int:
-        answer = await client.get("/api/search", params={"q": f"thing {number % 20}", "top": 2})
-        return answer.status_code
-
-    async def run() -> list[int]:
+    async def run() -> list[httpx.Response]:
         limits = httpx.Limits(max_connections=100)
         async with httpx.AsyncClient(base_url=running.address, timeout=60, limits=limits) as client:
-            return await asyncio.gather(*(ask(client, number) for number in range(60)))
+            paths = (f"/api/search?top=2&q=thing+{n % 20}&where={quote(wheres[n % 3])}" for n in range(90))
+            return await asyncio.gather(*map(client.get, paths))
 
-    assert asyncio.run(run()) == [200] * 60
+    answers = asyncio.run(run())
+    assert [answer.status_code for answer in answers] == [200, 200, 400] * 30
+    one, other = (answers[number].json()["moments"] for number in (0, 60))  # the same text
+    assert [moment["path"] for moment in one] == [moment["path"] for moment in other]
+    assert [moment["score"] for moment in one] == pytest.approx([moment["score"] for moment in other], abs=1e-5)
+    assert "nonsense" in answers[2].json()["detail"]
+
+
+def test_more_users_than_can_wait_are_told_to_come_back(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("internvideo.search.batching.MAX_WAITING", 0)
+    refused = client.get("/api/search", params={"q": "a dog"})
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
+
+
+def test_unknown_parameters_are_told(client: httpx.Client) -> None:
+    for path in ("search", "export"):
+        told = client.get(f"/api/{path}", params={"q": "a dog", "limit": 3})
+        assert told.status_code == 422
+        assert "limit" in told.text
 
 
 # ---------------------------------------------------------------------------------------------------------------- MCP

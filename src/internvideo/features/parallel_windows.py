@@ -8,7 +8,7 @@ of a reader the video's own reader continues alone from that clip on and applies
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from itertools import islice
 
 import numpy as np
@@ -33,7 +33,7 @@ MAX_READY_BYTES = 2**28
 """Maximum bytes of clips that all readers together hold ready; each holds at least two clips."""
 
 SMALL_MODEL_FLOPS = 10**9
-"""Below these floating-point operations per window, reading a window takes longer than encoding it on one thread."""
+"""Floating-point operations per window or text, below which several threads mostly wait for each other and a reader."""
 
 
 def default_readers(device: str) -> int:
@@ -44,16 +44,24 @@ def default_readers(device: str) -> int:
     return 1 if device == "cpu" else min(4, cores())
 
 
-@contextmanager
-def threads_beside_reader(model: VideoModel) -> Generator[None]:
+def threads_beside_reader(model: VideoModel) -> AbstractContextManager[None]:
     """Run the operators of a small model on the CPU on one thread of torch.
 
     The other threads of an operator wait for the next one in a loop, on the cores that the reader needs: a film took
-    1.3 times the CPU time (benchmarks/README.md). The size is estimated from the model and not timed, so that the
-    vectors do not depend on what else runs.
+    1.3 times the CPU time (benchmarks/README.md).
     """
     clips = model.preprocessing
-    tokens = clips.frames * clips.size**2 / (2 * 16 * 16)  # tubes of two frames, as VideoMAE has
+    return one_thread_if_small(
+        model, clips.frames * clips.size**2 / (2 * 16 * 16)
+    )  # tubes of 2 frames, as VideoMAE has
+
+
+@contextmanager
+def one_thread_if_small(model: VideoModel, tokens: float) -> Generator[None]:
+    """Run the operators of a model on the CPU that is small for an input of so many tokens on one thread of torch.
+
+    The size is estimated from the model and not timed, so that the vectors do not depend on what else runs.
+    """
     flops = 2 * tokens * sum(parameter.numel() for parameter in model.module.parameters())
     threads = torch.get_num_threads()
     if model.device.type == "cpu" and flops < SMALL_MODEL_FLOPS:

@@ -99,7 +99,7 @@ class ApproximateIndex:
 
 def stored_facts(store: Store) -> IndexFacts | None:
     """Return what is known of the index of a collection, None without one."""
-    found = store.records.fact(FACT)
+    found = store.kept(FACT, lambda: store.records.fact(FACT))
     return None if found is None else IndexFacts(**found)
 
 

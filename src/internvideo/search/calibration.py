@@ -121,5 +121,9 @@ def calibrate(store: Store, model: VideoModel, texts: Sequence[str] | None = Non
 
 def stored_null(store: Store) -> dict[str, NullDistribution]:
     """Return the null distributions of the last `calibrate`, by kind of query; {} for none."""
-    found = store.records.fact("null", {})
-    return {kind: NullDistribution(np.array(values, np.float64)) for kind, values in found.items()}
+
+    def read() -> dict[str, NullDistribution]:
+        found = store.records.fact("null", {})
+        return {kind: NullDistribution(np.array(values, np.float64)) for kind, values in found.items()}
+
+    return store.kept("null", read)

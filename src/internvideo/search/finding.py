@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from heapq import heappop, heappush
 from typing import Any
 
 import numpy as np
@@ -96,6 +97,7 @@ def find(
     null: NullDistribution | None = None,
     threshold: float | None = None,
     settings: MomentSettings | None = None,
+    scores: NDArray[np.float32] | None = None,
 ) -> Answer:
     """Find moments.
 
@@ -103,6 +105,7 @@ def find(
         vector: (D,) of the query, L2-normalized. top: number of moments. mask: (N,) rows that count.
         approximate: index that names the windows to compare; without it, and with a mask, all are compared.
         null: of queries of this kind. threshold: the largest p-value that fits.
+        scores: (N,) of all rows, where they are known: one product for several queries is quicker.
 
     Raises:
         RecipeError: `top` out of range, or a threshold that the null distribution does not have.
@@ -116,22 +119,30 @@ def find(
         null.check_level(threshold)
     count = max(50 * top, CANDIDATES)
     if approximate is None or mask is not None:
-        compared = _compare_all(snapshot, vector, mask, count)
+        compared = _compare_all(snapshot.scores(vector[None])[0] if scores is None else scores, mask, count)
     else:
         compared = _compare_some(snapshot, vector, approximate, count)
     videos = list(dict.fromkeys(snapshot.video_index[compared.best].tolist()))[: 3 * top]
     found: list[tuple[float, Moment]] = []
+    best: list[float] = []  # a heap of the `top` highest scores
     for index in videos:
         own = compared.scores(snapshot.rows(index)).astype(np.float64)
-        found += _moments(
-            snapshot, index, own, settings, lambda score: _p_value(null, (score - compared.mean) / compared.spread)
-        )
+        if len(best) == top and own.max() < best[0]:
+            continue  # no moment scores higher than the best window of its video
+        for peak, moment in _moments(snapshot, index, own, settings):
+            found.append((peak, moment))
+            heappush(best, moment.score)
+        while len(best) > top:
+            heappop(best)
     found.sort(key=lambda item: (-item[1].score, -item[0]))
-    moments = [moment for _, moment in found]
+    moments = [moment for _, moment in found[:top]]
+    if null is not None:
+        p_values = (null.p_value((moment.score - compared.mean) / compared.spread) for moment in moments)
+        moments = [replace(moment, p_value=p) for moment, p in zip(moments, p_values, strict=True)]
     fitting = moments if threshold is None else [m for m in moments if (m.p_value or 0.0) <= threshold]
     labels = _Labels(store, snapshot)
-    chosen, nearest = (tuple(labels.added_to(moment) for moment in part[:top]) for part in (fitting, moments))
-    return Answer(chosen, () if chosen else nearest, threshold, compared.windows)
+    told = tuple(labels.added_to(moment) for moment in fitting or moments)
+    return Answer(told if fitting else (), () if fitting else told, threshold, compared.windows)
 
 
 @dataclass(frozen=True)
@@ -150,8 +161,7 @@ class _Compared:
     scores: Callable[[slice], NDArray[np.float32]]
 
 
-def _compare_all(snapshot: Snapshot, vector: NDArray[np.float32], mask: Mask | None, count: int) -> _Compared:
-    scores = snapshot.scores(vector[None])[0]
+def _compare_all(scores: NDArray[np.float32], mask: Mask | None, count: int) -> _Compared:
     mean, spread = mean_and_spread(scores)
     if mask is not None:
         scores = np.where(mask, scores, -np.inf)
@@ -169,25 +179,20 @@ def _compare_some(
     return _Compared(best, mean, spread, snapshot.num_windows, lambda rows: snapshot.vectors(rows) @ vector)
 
 
-def _p_value(null: NullDistribution | None, score: float) -> float | None:
-    return None if null is None else null.p_value(score)
-
-
 def _moments(
-    snapshot: Snapshot, index: int, own: NDArray[np.float64], settings: MomentSettings | None, p_value: Any
+    snapshot: Snapshot, index: int, own: NDArray[np.float64], settings: MomentSettings | None
 ) -> list[tuple[float, Moment]]:
     """Return (peak, moment) of a video; windows outside the mask count as its worst and give no moment."""
     rows, video = snapshot.rows(index), snapshot.videos[index]
     inside = np.isfinite(own)
-    worst = own[inside].min()
-    spans = find_moments(snapshot.windows[rows], np.where(inside, own, worst), settings, limit=4 * PER_VIDEO)
-    if not inside.all():
+    if inside.all():
+        spans = find_moments(snapshot.windows[rows], own, settings, limit=PER_VIDEO)
+    else:
+        worst = own[inside].min()
+        spans = find_moments(snapshot.windows[rows], np.where(inside, own, worst), settings, limit=4 * PER_VIDEO)
         centers = snapshot.windows[rows, :2].mean(axis=1)[inside]
-        spans = [span for span in spans if ((centers >= span.start) & (centers <= span.end)).any()]
-    return [
-        (s.peak, Moment(video.id, video.path, s.start, s.end, video.duration, s.score, p_value(s.score)))
-        for s in spans[:PER_VIDEO]
-    ]
+        spans = [span for span in spans if ((centers >= span.start) & (centers <= span.end)).any()][:PER_VIDEO]
+    return [(s.peak, Moment(video.id, video.path, s.start, s.end, video.duration, s.score, None)) for s in spans]
 
 
 class _Labels:
@@ -195,11 +200,13 @@ class _Labels:
 
     def __init__(self, store: Store, snapshot: Snapshot) -> None:
         self.store, self.snapshot = store, snapshot
-        self.classifiers = store.records.classifiers()
-        self.index = {video.id: index for index, video in enumerate(snapshot.videos)} if self.classifiers else {}
+        self.classifiers = store.kept("classifiers", store.records.classifiers)
+        self.annotated = store.kept("annotated", lambda: {video for video, _ in store.records.annotations("action")})
 
     def added_to(self, moment: Moment) -> Moment:
         """Return the moment with the labels of the windows whose center lies in it, and the actions that overlap it."""
+        if not self.classifiers and moment.video not in self.annotated:
+            return moment
         known = self.store.records.annotations("action", moment.video)
         actions = tuple(one for _, one in known if one.start < moment.end and one.end > moment.start)
         return replace(moment, labels=self._labels(moment), actions=actions)
@@ -207,7 +214,7 @@ class _Labels:
     def _labels(self, moment: Moment) -> tuple[str, ...]:
         if not self.classifiers:
             return ()
-        rows = self.snapshot.rows(self.index[moment.video])
+        rows = self.snapshot.rows(self.snapshot.index_of[moment.video])
         centers = self.snapshot.windows[rows, :2].mean(axis=1)
         inside = (centers >= moment.start) & (centers <= moment.end)
         counts: Counter[str] = Counter()

@@ -10,7 +10,7 @@ Shapes: n windows of one video, K steps of the time axis.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -60,13 +60,13 @@ def mean_curve(windows: Floats, scores: Floats, step: float) -> tuple[Floats, Fl
     begin, end = float(windows[:, 0].min()), float(windows[:, 1].max())
     times = begin + step * (np.arange(max(1, int(np.ceil((end - begin) / step - 1e-6)))) + 0.5)
     curves, weights = [], []
-    for scale in np.unique(windows[:, 2]):
-        own = windows[:, 2] == scale
-        centers = windows[own, :2].mean(axis=1)
-        order = np.argsort(centers)
-        curves.append(np.interp(times, centers[order], scores[own][order]))
+    centers = _centers(windows)
+    for scale in sorted(set(windows[:, 2].tolist())):
+        own = np.flatnonzero(windows[:, 2] == scale)
+        own = own[np.argsort(centers[own])]
+        curves.append(np.interp(times, centers[own], scores[own]))
         weights.append(1 / scale)
-    return times, np.average(curves, axis=0, weights=weights)
+    return times, np.array(weights) @ np.array(curves) / sum(weights)
 
 
 def find_moments(
@@ -79,57 +79,52 @@ def find_moments(
         limit: at most so many.
     """
     settings = settings or MomentSettings()
-    if len(windows) == 0:
-        return []
+    if len(windows) <= 1:  # the whole video
+        return [ScoredSpan(*windows[0, :2].tolist(), *[float(scores[0])] * 2)] if len(windows) else []
     times, curve = mean_curve(windows, scores, settings.step_seconds)
     base = float(np.median(curve))
     half = settings.step_seconds / 2
     first, last = float(windows[:, 0].min()), float(windows[:, 1].max())
-    centers, shortest = windows[:, :2].mean(axis=1), settings.shortest * float(windows[:, 2].min())
-    made = []
+    centers, shortest = _centers(windows), settings.shortest * float(windows[:, 2].min())
+    kept: list[ScoredSpan] = []
     for peak in _peaks(curve)[: settings.max_peaks]:
+        if len(kept) == limit:
+            break
         border = base + settings.edge * (curve[peak] - base)
         below = np.flatnonzero(curve < border)
-        left, right = below[below < peak], below[below > peak]
+        left, right = below[: np.searchsorted(below, peak)], below[np.searchsorted(below, peak, "right") :]
         start = times[left[-1]] + half if len(left) else first
         end = times[right[0]] - half if len(right) else last
         if (lacking := shortest - (end - start)) > 0:
             start, end = start - lacking / 2, end + lacking / 2
-        start, end = max(start, first), min(end, last)
-        inside = _about(windows, start, end)
+        span = ScoredSpan(float(max(start, first)), float(min(end, last)), 0.0, float(curve[peak]))
+        if any(_tiou(span, other) > settings.max_overlap for other in kept):
+            continue
+        inside = _about(windows, centers, span)
         best = scores[inside].max() if inside.any() else scores[np.abs(centers - times[peak]).argmin()]
-        made.append(ScoredSpan(float(start), float(end), float(best), float(curve[peak])))
-    return suppress(made, settings.max_overlap)[:limit]
+        kept.append(replace(span, score=float(best)))
+    return kept
 
 
-def _about(windows: Floats, start: float, end: float) -> NDArray[np.bool_]:
+def _centers(windows: Floats) -> Floats:
+    return (windows[:, 0] + windows[:, 1]) / 2
+
+
+def _about(windows: Floats, centers: Floats, span: ScoredSpan) -> NDArray[np.bool_]:
     """Return which windows (n,) are about a span: their center lies in it, or a quarter of their union is common."""
-    centers = windows[:, :2].mean(axis=1)
-    common = np.minimum(windows[:, 1], end) - np.maximum(windows[:, 0], start)
-    union = np.maximum(windows[:, 1], end) - np.minimum(windows[:, 0], start)
-    return np.asarray(((centers >= start) & (centers <= end)) | (common >= 0.25 * union), bool)
+    common = np.minimum(windows[:, 1], span.end) - np.maximum(windows[:, 0], span.start)
+    union = np.maximum(windows[:, 1], span.end) - np.minimum(windows[:, 0], span.start)
+    return np.asarray(((centers >= span.start) & (centers <= span.end)) | (common >= 0.25 * union), bool)
 
 
 def _peaks(curve: Floats) -> list[int]:
     """Return the local maxima of a curve, one per plateau, the highest first."""
-    rising = np.concatenate([[True], np.diff(curve) > 0])
-    peaks, start = [], 0
-    for index in range(1, len(curve) + 1):
-        if index < len(curve) and curve[index] == curve[start]:
-            continue
-        if rising[start] and (index == len(curve) or curve[index] < curve[start]):
-            peaks.append((start + index - 1) // 2)
-        start = index
-    return sorted(peaks, key=lambda peak: -curve[peak])
-
-
-def suppress(spans: list[ScoredSpan], max_overlap: float) -> list[ScoredSpan]:
-    """Keep the best spans of which no two have a larger temporal IoU; ordered by peak."""
-    kept: list[ScoredSpan] = []
-    for span in sorted(spans, key=lambda span: -span.peak):
-        if all(_tiou(span, other) <= max_overlap for other in kept):
-            kept.append(span)
-    return kept
+    starts = np.flatnonzero(np.concatenate([[True], curve[1:] != curve[:-1]]))
+    rising = np.diff(curve[starts]) > 0
+    highest = np.concatenate([[True], rising]) & np.concatenate([~rising, [True]])
+    middles = (starts + np.concatenate([starts[1:], [len(curve)]]) - 1) // 2
+    peaks = middles[highest]
+    return peaks[np.argsort(-curve[peaks], kind="stable")].tolist()
 
 
 def _tiou(one: ScoredSpan, other: ScoredSpan) -> float:

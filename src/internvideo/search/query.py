@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,14 +86,17 @@ def parse_example(text: str) -> Example:
     return Example(path, seconds)
 
 
-def text_vector(model: VideoModel, text: str, templates: Sequence[str] = TEMPLATES) -> NDArray[np.float32]:
-    """Encode a text (D,), L2-normalized: the mean over the templates.
+def text_vectors(model: VideoModel, queries: Sequence[Query]) -> NDArray[np.float32]:
+    """Encode the texts of queries at once (Q, D), L2-normalized: the means over their templates.
 
     Raises:
-        RecipeError: the model has no text tower. TextError: a blank text.
+        RecipeError: the model has no text tower.
     """
-    vectors = model.encode_text([template.replace("{}", text) for template in templates]).numpy()
-    return unit(vectors.mean(axis=0))
+    lines = [template.replace("{}", query.text) for query in queries for template in query.templates]
+    bounds = np.cumsum([0, *(len(query.templates) for query in queries)])
+    vectors = model.encode_text(lines).numpy()
+    means = [unit(vectors[low:high].mean(axis=0)) for low, high in pairwise(bounds)]
+    return np.array(means, np.float32).reshape(len(queries), -1)
 
 
 def example_vector(model: VideoModel, example: Example, window_seconds: float) -> NDArray[np.float32]:
@@ -110,8 +114,8 @@ def example_vector(model: VideoModel, example: Example, window_seconds: float) -
 
 
 def query_vector(model: VideoModel, query: Query, window_seconds: float) -> NDArray[np.float32]:
-    """Encode a query (D,), L2-normalized. Raises as `text_vector` and `example_vector`."""
-    parts = [text_vector(model, query.text, query.templates)] if query.text.strip() else []
+    """Encode a query (D,), L2-normalized. Raises as `text_vectors` and `example_vector`."""
+    parts = [text_vectors(model, [query])[0]] if query.text.strip() else []
     parts += [example_vector(model, example, window_seconds) for example in query.examples]
     return unit(np.sum(parts, axis=0))
 

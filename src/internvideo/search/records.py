@@ -116,6 +116,9 @@ class Records:
     Args:
         folder: of the collection. create: make the database.
 
+    Attributes:
+        lock: held while the connection is used.
+
     Raises:
         RunError: no collection, one of a later version, a damaged file.
     """
@@ -124,7 +127,7 @@ class Records:
         self.path = folder / FILE
         if not create and not self.path.is_file():
             raise RunError(folder, "is not a collection", f"a folder with {FILE}", "make one: internvideo index")
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
         with self._errors():
             self._connection = sqlite3.connect(self.path, timeout=30, check_same_thread=False, isolation_level=None)
             self._connection.execute("PRAGMA foreign_keys = ON")
@@ -154,7 +157,7 @@ class Records:
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """Commit everything in the block, or nothing of it. Raises RunError."""
-        with self._lock, self._errors():
+        with self.lock, self._errors():
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -166,7 +169,7 @@ class Records:
     @contextmanager
     def snapshot(self) -> Iterator[None]:
         """Read one state in the block, whatever is committed meanwhile."""
-        with self._lock, self._errors():
+        with self.lock, self._errors():
             if self._connection.in_transaction:
                 yield
                 return
@@ -177,14 +180,15 @@ class Records:
                 self._connection.execute("COMMIT")
 
     def _rows(self, query: str, values: Iterable[Any] = ()) -> list[tuple[Any, ...]]:
-        with self._lock, self._errors():
+        with self.lock, self._errors():
             return self._connection.execute(query, tuple(values)).fetchall()
 
     # -------------------------------------------------------------------------------------------------------- facts
 
-    def revision(self) -> int:
-        """Return a number that grows with every change of another connection."""
-        return int(self._rows("PRAGMA data_version")[0][0])
+    def revision(self) -> tuple[int, int]:
+        """Return numbers that change with every change of another connection, and of this one."""
+        with self.lock, self._errors():
+            return int(self._rows("PRAGMA data_version")[0][0]), self._connection.total_changes
 
     def fact(self, key: str, default: Any = None) -> Any:
         """Return a fact as JSON values."""
@@ -286,7 +290,7 @@ class Records:
             self._rows(statement)
         name = os.fsencode(file)
         self._rows("DELETE FROM annotations WHERE file = ?", [name])
-        with self._lock, self._errors():
+        with self.lock, self._errors():
             self._connection.executemany(
                 "INSERT INTO annotations VALUES (?, ?, ?, ?, ?, ?, ?)",
                 ((video, name, kind, one.start, one.end, one.label, one.score) for video, kind, one in rows),

@@ -28,6 +28,9 @@ SEGMENT_BYTES = 2**30
 BLOCK_BYTES = 2**24
 """Bytes of float16 rows that are converted and multiplied at a time."""
 
+BLOCK_SCORES = 256
+"""Scores of which `largest` first takes the largest one."""
+
 
 def segment_path(folder: Path, index: int) -> Path:
     """Return the file of a segment."""
@@ -84,7 +87,7 @@ def dot_products(segments: Sequence[Floats], queries: Floats) -> NDArray[np.floa
     for segment in segments:
         out = products[:, first : first + len(segment)]
         first += len(segment)
-        if segment.dtype == np.float32:  # one product on all threads of BLAS
+        if segment.dtype == np.float32:  # one product on all threads
             _multiply(segment, right, out)
             continue
         # BLAS knows no float16: torch converts blocks on all threads.
@@ -101,8 +104,8 @@ def dot_products(segments: Sequence[Floats], queries: Floats) -> NDArray[np.floa
 def _multiply(rows: Floats, queries: NDArray[np.float32], out: NDArray[np.float32]) -> None:
     if len(queries) == 1:
         np.dot(np.asarray(rows), queries[0], out=out[0])
-    else:
-        out[:] = queries @ rows.T
+    else:  # the library of torch takes 0.8 of the time of NumPy's for many queries, and 1.1 for one
+        torch.mm(torch.from_numpy(queries), torch.from_numpy(np.asarray(rows)).T, out=torch.from_numpy(out))
 
 
 def largest(scores: Floats, count: int) -> NDArray[np.int64]:
@@ -110,8 +113,11 @@ def largest(scores: Floats, count: int) -> NDArray[np.int64]:
     count = min(count, len(scores))
     if count == 0:
         return np.empty(0, np.int64)
-    candidates = np.argpartition(-scores, count - 1)[:count] if count < len(scores) else np.arange(len(scores))
-    # Among equal scores at the border argpartition chooses any: take all of them, so that the answer is determined.
-    border = scores[candidates].min()
-    candidates = np.flatnonzero(scores >= border)
+    whole = len(scores) // BLOCK_SCORES * BLOCK_SCORES
+    # The count-th largest of the maxima of blocks is reached by `count` scores or more, and by few others: one pass
+    # over a million scores, which are not copied.
+    several = scores[:whole].reshape(-1, BLOCK_SCORES).max(axis=1) if whole >= count * BLOCK_SCORES else scores
+    bound = np.partition(several, len(several) - count)[len(several) - count]
+    candidates = np.flatnonzero(scores >= bound)
+    # Equal scores at the border are all candidates, and the sort is stable, so that the answer is determined.
     return candidates[np.argsort(-scores[candidates], kind="stable")][:count]

@@ -19,23 +19,24 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import uvicorn
-from fastapi import Depends, FastAPI, File, Form, HTTPException, Request, UploadFile
+from fastapi import FastAPI, File, Form, HTTPException, Request, UploadFile
 from fastapi import Path as PathParameter
 from fastapi import Query as Parameter
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from fastapi.staticfiles import StaticFiles
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from internvideo import __version__
 from internvideo.errors import InternVideoError, RunError
 from internvideo.features.remote_files import address_of, fetched
+from internvideo.search.batching import BusyError, Limits, QueryBatches
 from internvideo.search.calibration import parse_level
 from internvideo.search.collection import Collection
 from internvideo.search.export import format_list
 from internvideo.search.finding import MAX_TOP, Answer
 from internvideo.search.guard import Guard, is_loopback
 from internvideo.search.preview import MAX_PREVIEW_SECONDS, write_preview
-from internvideo.search.query import MAX_TEXT, Example
+from internvideo.search.query import MAX_TEXT, Example, Query
 from internvideo.search.records import VideoRecord
 from internvideo.search.reranking import MAX_RERANKED
 from internvideo.search.where import MAX_LENGTH
@@ -106,21 +107,27 @@ class VideoDetails(BaseModel):
     captions: list[str]
 
 
-class Asked:
+class Asked(BaseModel, extra="forbid"):
     """The parameters of a search."""
 
-    def __init__(
-        self,
-        q: Annotated[str, Parameter(max_length=MAX_TEXT, description="What to look for.")] = "",
-        like: Annotated[int | None, Parameter(ge=0, le=2**62, description="Id of a video to look for.")] = None,
-        t: Annotated[float | None, Parameter(ge=0, le=1e7, allow_inf_nan=False, description="Time in it, s.")] = None,
-        top: Annotated[int, Parameter(ge=1, le=MAX_TOP)] = 10,
-        where: Annotated[str, Parameter(max_length=MAX_LENGTH, description="Filter: duration > 60.")] = "",
-        threshold: Annotated[str, Parameter(max_length=20, description="1%, 5%; empty for none.")] = "",
-        rerank: Annotated[int, Parameter(ge=0, le=MAX_RERANKED, description="Moments for the caption decoder.")] = 0,
-    ) -> None:
-        self.q, self.like, self.t, self.top, self.where, self.threshold = q, like, t, top, where, threshold
-        self.rerank = rerank
+    q: Annotated[str, Field(max_length=MAX_TEXT, description="What to look for.")] = ""
+    like: Annotated[int | None, Field(ge=0, le=2**62, description="Id of a video to look for.")] = None
+    t: Annotated[float | None, Field(ge=0, le=1e7, allow_inf_nan=False, description="Time in it, s.")] = None
+    top: Annotated[int, Field(ge=1, le=MAX_TOP)] = 10
+    where: Annotated[str, Field(max_length=MAX_LENGTH, description="Filter: duration > 60.")] = ""
+    threshold: Annotated[str, Field(max_length=20, description="1%, 5%; empty for none.")] = ""
+    rerank: Annotated[int, Field(ge=0, le=MAX_RERANKED, description="Moments for the caption decoder.")] = 0
+
+    @property
+    def level(self) -> float | None:
+        """The threshold. Raises RecipeError."""
+        return parse_level(self.threshold) if self.threshold.strip() else None
+
+
+class Listed(Asked):
+    """The parameters of a search whose moments are downloaded."""
+
+    format: Annotated[str, Field(pattern="^(csv|json|edl)$")] = "csv"
 
 
 class Service:
@@ -128,6 +135,7 @@ class Service:
 
     def __init__(self, collection: Collection) -> None:
         self.collection = collection
+        self._batches = QueryBatches(collection)
         self._heavy = threading.BoundedSemaphore(MAX_HEAVY)
         self.listeners = 0
 
@@ -143,9 +151,10 @@ class Service:
 
     def video(self, id_: int) -> VideoRecord:
         """Return a video whose file lies in the roots. Raises HTTPException 404."""
-        record = next((video for video in self.collection.videos if video.id == id_), None)
-        if record is None:
+        snapshot = self.collection.store.snapshot()
+        if id_ not in snapshot.index_of:
             raise HTTPException(404, "no such video in the collection")
+        record = snapshot.videos[snapshot.index_of[id_]]
         real, roots = os.path.realpath(record.path), [os.path.realpath(root) for root in self.collection.roots]
         if address := address_of(record.path):  # it has no links; what is gone is told when it is read
             real, roots = address, [*self.collection.roots]
@@ -154,20 +163,25 @@ class Service:
             raise HTTPException(404, "the file is gone, or not in the folders of the collection")
         return record
 
-    def search(self, asked: Asked, upload: Path | None = None) -> Answer:
-        """Search by parameters, and an uploaded file. Raises InternVideoError, HTTPException."""
+    async def search(self, asked: Asked) -> Answer:
+        """Search by parameters; texts of several users together. Raises InternVideoError, HTTPException."""
+        if asked.like is not None or asked.rerank:
+            return await asyncio.to_thread(self.search_by_video, asked)
+        try:
+            return await self._batches.search(Query(asked.q), Limits(asked.top, asked.where, asked.level))
+        except BusyError as error:
+            raise HTTPException(503, "busy: try again", {"retry-after": "5"}) from error
+
+    def search_by_video(self, asked: Asked, upload: Path | None = None) -> Answer:
+        """Search with what must be decoded, such as an uploaded file. Raises InternVideoError, HTTPException."""
         examples = []
         if asked.like is not None:
             examples.append(Example(self.video(asked.like).path, asked.t))
         if upload is not None:
             examples.append(Example(str(upload)))
-        level = parse_level(asked.threshold) if asked.threshold.strip() else None
-        arguments: dict[str, Any] = {"like": examples, "top": asked.top, "where": asked.where, "threshold": level}
-        arguments["rerank"] = asked.rerank
-        if not examples and not asked.rerank:
-            return self.collection.search(asked.q, **arguments)
+        arguments: dict[str, Any] = {"top": asked.top, "where": asked.where, "threshold": asked.level}
         with self.heavy():
-            return self.collection.search(asked.q, **arguments)
+            return self.collection.search(asked.q, like=examples, rerank=asked.rerank, **arguments)
 
     def details(self, id_: int) -> VideoDetails:
         """Describe a video, with what classifiers say of it."""
@@ -240,10 +254,10 @@ def _search_routes(app: FastAPI, service: Service) -> None:
             raise HTTPException(503, "too many listeners")
         return StreamingResponse(service.events(request), media_type="text/event-stream")
 
-    @app.get("/api/search")
-    def search(asked: Annotated[Asked, Depends()]) -> SearchAnswer:
+    @app.get("/api/search", response_model=SearchAnswer)
+    async def search(asked: Annotated[Asked, Parameter()]) -> JSONResponse:
         """Find the moments that fit a text, a window of a video, or both."""
-        return SearchAnswer(**service.search(asked).to_json())
+        return JSONResponse((await service.search(asked)).to_json())
 
     @app.post("/api/search")
     def search_by_file(
@@ -260,20 +274,17 @@ def _search_routes(app: FastAPI, service: Service) -> None:
                 while block := file.file.read(2**20):
                     target.write(block)
             try:
-                answer = service.search(Asked(q, None, None, top, where, threshold), path)
+                answer = service.search_by_video(Asked(q=q, top=top, where=where, threshold=threshold), path)
             except InternVideoError as error:
                 raise HTTPException(400, str(error).replace(str(path), "the file")) from error
         return SearchAnswer(**answer.to_json())
 
     @app.get("/api/export", response_class=Response)
-    def export(
-        asked: Annotated[Asked, Depends()],
-        format: Annotated[str, Parameter(pattern="^(csv|json|edl)$")] = "csv",
-    ) -> Response:
+    async def export(asked: Annotated[Listed, Parameter()]) -> Response:
         """Download the moments of a search as a list."""
-        text = format_list(format, service.search(asked).moments, asked.q)
-        kind = {"csv": "text/csv", "json": "application/json", "edl": "text/plain"}[format]
-        headers = {"content-disposition": f'attachment; filename="moments.{format}"'}
+        text = format_list(asked.format, (await service.search(asked)).moments, asked.q)
+        kind = {"csv": "text/csv", "json": "application/json", "edl": "text/plain"}[asked.format]
+        headers = {"content-disposition": f'attachment; filename="moments.{asked.format}"'}
         return Response(text, media_type=f"{kind}; charset=utf-8", headers=headers)
 
 

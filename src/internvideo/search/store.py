@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +18,7 @@ from internvideo.search import segments
 from internvideo.search.records import Records, VideoRecord, Windows
 from internvideo.search.segments import Floats, StorageType
 
+Kept = TypeVar("Kept")
 SCALES = (2.0, 8.0, 30.0)
 """Seconds of the windows of each scale."""
 OVERLAP = 0.5
@@ -49,6 +49,11 @@ class Snapshot:
     def num_windows(self) -> int:
         """Number of windows, removed ones aside."""
         return int((self.video_index >= 0).sum())
+
+    @cached_property
+    def index_of(self) -> dict[int, int]:
+        """Index in `videos` by the id of a video."""
+        return {video.id: index for index, video in enumerate(self.videos)}
 
     def rows(self, video: int) -> slice:
         """Return the rows of a video, by its index in `videos`."""
@@ -90,8 +95,9 @@ class Store:
         self.storage: StorageType = self.records.fact("storage")
         self.scales: tuple[float, ...] = tuple(self.records.fact("scales"))
         self.provenance: dict[str, Any] = self.records.fact("provenance")
-        self._lock = threading.Lock()
-        self._state: tuple[int, Snapshot] | None = None
+        self._lock = self.records.lock  # one for both: a transaction may ask for a snapshot
+        self._kept: dict[str, Any] = {}
+        self._revision: tuple[int, int] | None = None
 
     @classmethod
     def create(
@@ -138,20 +144,23 @@ class Store:
                 source = self.provenance.get("source") or self.provenance["model"]
                 raise RunError(self.folder, found, f"the model {source}", "or make another collection")
 
-    def snapshot(self) -> Snapshot:
-        """Return the newest committed state."""
+    def kept(self, name: str, read: Callable[[], Kept]) -> Kept:
+        """Return what `read` reads from the database under this name; it is read again only after a change."""
         with self._lock:
             revision = self.records.revision()
-            if self._state is None or self._state[0] != revision:
-                try:
-                    self._state = (revision, self._read())
-                except RunError:  # a segment was compacted between the database and its file
-                    self._state = (revision, self._read())
-            return self._state[1]
+            if revision != self._revision:
+                self._kept, self._revision = {}, revision
+            if name not in self._kept:
+                self._kept[name] = read()
+            made: Kept = self._kept[name]
+            return made
 
-    def _changed(self) -> None:
-        with self._lock:
-            self._state = None
+    def snapshot(self) -> Snapshot:
+        """Return the newest committed state."""
+        try:
+            return self.kept("snapshot", self._read)
+        except RunError:  # a segment was compacted between the database and its file
+            return self.kept("snapshot", self._read)
 
     def _read(self) -> Snapshot:
         with self.records.snapshot():
@@ -185,7 +194,6 @@ class Store:
             self.records.remove_videos(replaces)
             made = self.records.add_video(replace(video, segment=segment, first_row=first))
             self.records.add_filmstrip(made, filmstrip)
-        self._changed()
         return made
 
     def _place(self, count: int) -> tuple[int, int]:
@@ -200,7 +208,6 @@ class Store:
         if ids:
             with self.records.transaction():
                 self.records.remove_videos(ids)
-            self._changed()
 
     def compact(self, removed_share: float = 0.5) -> int:
         """Write the vectors of segments anew of which more than this share belongs to no video; return their number.
@@ -231,7 +238,6 @@ class Store:
             compacted += 1
         if not self.records.segments():  # their numbers are given again, which an index does not know
             self.records.set_fact("approximate", None)
-        self._changed()
         known = {segments.segment_path(self.folder, index) for index in self.records.segments()}
         for path in set(self.folder.glob("segment-*.bin")) - known:  # of a run that was killed
             path.unlink(missing_ok=True)
