@@ -36,7 +36,9 @@ def window(windows: Floats, scores: Floats) -> list[ScoredSpan]:
     for place in range(len(order)):
         if not overlaps[place, kept].any():
             kept.append(place)
-    return [ScoredSpan(*windows[row, :2].tolist(), scores[row], scores[row]) for row in order[kept]]
+    return [
+        ScoredSpan(float(windows[row, 0]), float(windows[row, 1]), *[float(scores[row])] * 2) for row in order[kept]
+    ]
 
 
 def moment(settings: MomentSettings) -> Answer:
@@ -94,7 +96,7 @@ def main() -> None:
         for number in chosen:
             inside = snapshot.rows(videos[number])
             told = answers[name](snapshot.windows[inside], scores[number, inside]) if name in answers else None
-            lists.append([ScoredSpan(*(prior * lengths[number]), 1, 1)] if told is None else told)
+            lists.append([ScoredSpan(*(prior * lengths[number]).tolist(), 1, 1)] if told is None else told)
         first = np.array([(found[0].start, found[0].end) for found in lists])
         overlap = np.diag(tiou(first, spans[chosen], union="true"))
         told_levels = ", ".join(f"R@1 at {level}: {intervals(overlap >= level, groups)}" for level in LEVELS)

@@ -343,7 +343,8 @@ class Collection:
 
     def encode(self, query: Query) -> NDArray[np.float32]:
         """Encode a query (D,), L2-normalized; texts are cached."""
-        return self._encode([query])[0]
+        vector: NDArray[np.float32] = self._encode([query])[0]
+        return vector
 
     def _encode(self, queries: Sequence[Query]) -> NDArray[np.float32]:
         """Encode queries (Q, D), L2-normalized: all texts that are not cached at once."""
@@ -362,7 +363,8 @@ class Collection:
                 self._texts |= read
             while len(self._texts) > CACHED_TEXTS:
                 del self._texts[next(iter(self._texts))]
-        return np.array([made[query] for query in queries], np.float32).reshape(len(queries), self.store.dim)
+        vectors = [made[query] for query in queries]
+        return np.stack(vectors) if vectors else np.empty((0, self.store.dim), np.float32)
 
     def near_duplicates(self, *, least: float = 0.95, where: str | None = None) -> list[Duplicate]:
         """Find pairs of videos with windows that look alike (`finding.near_duplicates`)."""

@@ -124,7 +124,8 @@ def _peaks(curve: Floats) -> list[int]:
     highest = np.concatenate([[True], rising]) & np.concatenate([~rising, [True]])
     middles = (starts + np.concatenate([starts[1:], [len(curve)]]) - 1) // 2
     peaks = middles[highest]
-    return peaks[np.argsort(-curve[peaks], kind="stable")].tolist()
+    ordered: list[int] = peaks[np.argsort(-curve[peaks], kind="stable")].tolist()
+    return ordered
 
 
 def _tiou(one: ScoredSpan, other: ScoredSpan) -> float:
