@@ -90,10 +90,7 @@ def read_file(source: Path, *, path_column: str = "path", label_column: str = "l
         reject_columns(source, path_column, label_column)
         return Listing(_json_rows(source))
     delimiter = next((mark for mark in "\t;" if mark in head), ",")
-    try:
-        columns = [column.strip() for column in next(untrusted.CsvReader([head], delimiter, strict=False), [])]
-    except csv.Error as error:
-        raise ManifestError(f"{source}:1", f"not csv ({error})") from None
+    columns = header_cells(source, head, delimiter)
     listing = Listing((), untyped=True)
     if path_column in columns:
         listing.rows = _csv_rows(source, delimiter, path_column, label_column, listing.notes)
@@ -341,28 +338,44 @@ def _unquoted(text: str) -> str:
     return text[1:-1] if len(text) >= 2 and text[0] == text[-1] and text[0] in "\"'" else text
 
 
+def csv_cells(
+    path: Path, lines: Iterable[str], delimiter: str, *, quoted: bool = True
+) -> Iterator[tuple[int, list[str]]]:
+    """Yield line number and stripped cells of the csv rows that are not blank. Raises ManifestError: not csv."""
+    reader = untrusted.CsvReader(lines, delimiter, quoted=quoted)
+    try:
+        for row in reader:
+            if any(cells := [cell.strip() for cell in row]):
+                yield reader.line_num, cells
+    except csv.Error as error:
+        raise ManifestError(f"{path}:{reader.line_num}", f"not csv ({error})") from None
+
+
+def header_cells(path: Path, line: str, delimiter: str = ",") -> list[str]:
+    """Return the stripped cells of the first line of a file. Raises ManifestError: not csv."""
+    try:
+        return [cell.strip() for cell in next(untrusted.CsvReader([line], delimiter, strict=False), [])]
+    except csv.Error as error:
+        raise ManifestError(f"{path}:1", f"not csv ({error})") from None
+
+
 def _csv_rows(source: Path, delimiter: str, path_column: str, label_column: str, notes: list[str]) -> Iterator[RawRow]:
     without_path = 0
     with _open(source) as stream:
-        reader = untrusted.CsvReader(untrusted.lines(stream), delimiter)
         columns: CsvColumns | None = None
         try:
-            for cells in reader:
-                if not any(cell.strip() for cell in cells):
-                    continue
-                where = f"{source}:{reader.line_num}"
+            for number, cells in csv_cells(source, untrusted.lines(stream), delimiter):
+                where = f"{source}:{number}"
                 if columns is None:
                     columns = read_columns(where, cells, path_column, label_column)
                     continue
                 if len(cells) != len(columns.names):
                     raise ManifestError(where, f"{len(cells)} cells", f"{len(columns.names)}, as the header has")
-                values = {name: cell.strip() for name, cell in zip(columns.names, cells, strict=True)}
+                values = dict(zip(columns.names, cells, strict=True))
                 if values[path_column]:
-                    yield reader.line_num, columns.fields(values, where)
+                    yield number, columns.fields(values, where)
                 else:
                     without_path += 1
-        except csv.Error as error:
-            raise ManifestError(f"{source}:{reader.line_num}", f"not csv ({error})") from None
         except ValueError:
             raise _not_text(source) from None
     if without_path:

@@ -5,7 +5,6 @@ A byte order mark is ignored, any line ending is accepted, an empty file is an e
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import re
@@ -167,24 +166,16 @@ def csv_records(
 
     Raises ManifestError: a missing column, a wrong number of cells, a cell that does not fit, an empty file.
     """
-    stream = io.StringIO(read_text(path), newline="")
-    reader = untrusted.CsvReader(stream, delimiter, quoted=quoted)
-    names = list(columns)
-    try:
-        for cells in reader:
-            if not any(cell.strip() for cell in cells):
-                continue
-            if not names:
-                names = [cell.strip() for cell in cells]
-                _check_columns(path, names, record)
-                continue
-            where = f"{path}:{reader.line_num}"
-            if len(cells) != len(names):
-                raise ManifestError(where, f"{len(cells)} cells", f"{len(names)}: {', '.join(names)}")
-            cells_by_name = {name: cell.strip() for name, cell in zip(names, cells, strict=True) if cell.strip()}
-            yield reader.line_num, checked(record, cells_by_name, where)
-    except csv.Error as error:
-        raise ManifestError(f"{path}:{reader.line_num}", f"not csv ({error})") from None
+    stream, names = io.StringIO(read_text(path), newline=""), list(columns)
+    for number, cells in lists.csv_cells(path, stream, delimiter, quoted=quoted):
+        if not names:
+            names = cells
+            _check_columns(path, names, record)
+            continue
+        if len(cells) != len(names):
+            raise ManifestError(f"{path}:{number}", f"{len(cells)} cells", f"{len(names)}: {', '.join(names)}")
+        filled = {name: cell for name, cell in zip(names, cells, strict=True) if cell}
+        yield number, checked(record, filled, f"{path}:{number}")
 
 
 def _check_columns(path: Path, names: list[str], record: type[Record]) -> None:
@@ -198,10 +189,7 @@ def _check_columns(path: Path, names: list[str], record: type[Record]) -> None:
 def header_of(path: Path) -> list[str]:
     """Return the cells of the first line. Raises ManifestError as `read_text`."""
     _, line = next(numbered_lines(path))
-    try:
-        return [cell.strip() for cell in next(untrusted.CsvReader([line], ",", strict=False))]
-    except csv.Error as error:
-        raise ManifestError(f"{path}:1", f"not csv ({error})") from None
+    return lists.header_cells(path, line)
 
 
 def checked(record: type[R], content: object, where: str) -> R:
