@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import published_keys as keys
@@ -59,6 +60,12 @@ def untold(state: Mapping[str, Tensor]) -> dict[str, object]:
 
 def small(name: str) -> tuple[dict[str, Tensor], dict[str, object]]:
     """Random weights, and settings that keep the clips small or that the tensors do not tell."""
+    state, settings = _made_once(name)
+    return dict(state), dict(settings)
+
+
+@cache
+def _made_once(name: str) -> tuple[dict[str, Tensor], dict[str, object]]:
     masked = {"image_size": 32, "frames": 4} if name in ("pretrain", "classifier") else {}
     state = keys.numbers(SMALL[name]())
     return state, {**masked, **untold(state)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import cycle, product
 from typing import Any
 
 import published_keys as keys
@@ -21,8 +22,10 @@ from internvideo.models.videomae import VideoMAEClassifier, VideoMAEPretrain
 from internvideo.weights.layouts import layout_of, load_layout, recognize
 
 
-@pytest.mark.parametrize("wrapper", ["module.", "backbone.", "_orig_mod.model."])
-@pytest.mark.parametrize("name", SMALL)
+WRAPPERS = ("module.", "backbone.", "_orig_mod.model.")
+
+
+@pytest.mark.parametrize(("name", "wrapper"), dict.fromkeys([*zip(SMALL, cycle(WRAPPERS)), *product(["mm"], WRAPPERS)]))
 def test_what_programs_put_before_the_keys_changes_nothing(name: str, wrapper: str) -> None:
     state, rest = small(name)
     wrapped = {f"{wrapper}{key}": value for key, value in state.items()}
