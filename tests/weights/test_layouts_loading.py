@@ -21,7 +21,6 @@ from internvideo.models.video_language import VideoLanguage
 from internvideo.models.videomae import VideoMAEClassifier, VideoMAEPretrain
 from internvideo.weights.layouts import layout_of, load_layout, recognize
 
-
 WRAPPERS = ("module.", "backbone.", "_orig_mod.model.")
 
 
