@@ -228,15 +228,12 @@ def seconds_per_step(recipe: Recipe, *, device: str = "auto", steps: int = 4) ->
     return (time.perf_counter() - began) / len(read)
 
 
-def _millions(parameters: float | None) -> str:
-    return "          " if parameters is None else f"{parameters:8.1f} M"
-
-
 def listing(what: str) -> dict[str, str]:
     """List "models", "stages", "tasks", "recipes" or "benchmarks": name -> description. Raises RecipeError."""
-    recipes = shipped_recipes()
+    recipes, millions = shipped_recipes(), {name: entry.parameters for name, entry in CATALOG.models.items()}
+    sizes = {name: "" if count is None else f"{count:.1f} M" for name, count in millions.items()}
     tables: dict[str, dict[str, str]] = {
-        "models": {name: f"{_millions(entry.parameters)}  {entry.about}" for name, entry in CATALOG.models.items()},
+        "models": {name: f"{sizes[name]:>10}  {entry.about}" for name, entry in CATALOG.models.items()},
         "stages": {name: entry.about for name, entry in STAGES.items()},
         "tasks": {task.name: task.about for task in TASKS},
         "recipes": {name: read_recipe(path).about for name, path in recipes.items()},

@@ -45,8 +45,8 @@ def read_hmdb51(source: AnnotationSource) -> Annotations:
                 raise ManifestError(f"{where} split", f"'{line[:80]}'", "'name.avi 1' (train), 2 (test) or 0 (neither)")
             part = _HMDB_CODES[cells[1]]
             if part:
-                video = f"{match['label']}/{cells[0]}"
-                sample = Sample(id=video, path=video, label=label, split=part, group=_source_film(cells[0]))
+                video, movie = f"{match['label']}/{cells[0]}", re.sub(r"_\d+\.\w+$", "", cells[0])
+                sample = Sample(id=video, path=video, label=label, split=part, group=movie)
                 annotations.add(f"{part}{match['split']}", sample, where, video)
     return annotations
 
@@ -58,11 +58,6 @@ def _numbered(source: AnnotationSource, name: re.Pattern[str]) -> list[tuple[Pat
         if match["split"] not in ("1", "2", "3"):
             raise ManifestError(path, f"split {match['split']}", "1, 2 or 3")
     return files
-
-
-def _source_film(name: str) -> str:
-    """Return the movie of a clip: its name without the number at the end. It is the group of the row."""
-    return re.sub(r"_\d+\.\w+$", "", name)
 
 
 def read_ucf101(source: AnnotationSource) -> Annotations:

@@ -68,7 +68,9 @@ def generate_reaches(
             reach = _plan(settings, number)
             rows["hands"].append(_hands_row(reach, boxes[number], settings.fps))
             rows["actions"].append(_action_row(reach, settings.fps))
-            key_frames = {"contact": _contact_frames(reach, settings), "change": _change_frames(reach, settings)}
+            # Of a change: a frame before it, one in its middle (the point of no return) and one after it.
+            change = [reach.contact + round(seconds * settings.fps) for seconds in (-0.25, 0.35, 1.0)]
+            key_frames = {"contact": _contact_frames(reach, settings), "change": change}
             for name, frames in key_frames.items():
                 for frame in frames:
                     row = _frame_row(name, reach, frame, boxes[number], settings)
@@ -169,11 +171,6 @@ def _contact_frames(reach: Reach, settings: WorldSettings) -> list[int]:
     rng = np.random.default_rng((*reach.scene.seed, 2000))
     ahead = (rng.uniform(0.8, 1.5), rng.uniform(0.25, 0.8))
     return [reach.contact - round(seconds * settings.fps) for seconds in ahead]
-
-
-def _change_frames(reach: Reach, settings: WorldSettings) -> list[int]:
-    """Return a frame before the change, one in its middle (the point of no return) and one after it."""
-    return [reach.contact + round(seconds * settings.fps) for seconds in (-0.25, 0.35, 1.0)]
 
 
 def _frame_row(track: str, reach: Reach, frame: int, boxes: Floats, settings: WorldSettings) -> Sample:

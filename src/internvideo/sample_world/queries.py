@@ -7,7 +7,6 @@ different colors. The queries depend only on the video's seed.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -38,7 +37,8 @@ def described_moments(clip: Clip, fps: int, split: str) -> tuple[Sample, ...]:
                 if actor_counts[name] > 1:
                     continue
                 without_actor &= counts[name] == 1
-                text = _sentence(OF_ACTION if without_actor else OF_ACTOR, form, look, name, rng)
+                verb = VERBS[name][int(rng.integers(len(VERBS[name])))]
+                text = (OF_ACTION if without_actor else OF_ACTOR)[form].format(actor=look, action=name, verb=verb)
                 attributes = {"clip_uid": clip.name, "annotation_uid": clip.name, "query_idx": str(len(rows))}
                 attributes |= {"template": "action" if without_actor else "actor", "asks": name}
                 segment = Segment(start=round(part.start / fps, 4), end=round((part.stop + 1) / fps, 4), label=0)
@@ -47,8 +47,3 @@ def described_moments(clip: Clip, fps: int, split: str) -> tuple[Sample, ...]:
                     split=split, group=clip.name, attributes=attributes,
                 ))  # fmt: skip
     return tuple(rows)
-
-
-def _sentence(forms: Sequence[str], form: int, look: str, action: str, rng: np.random.Generator) -> str:
-    verb = VERBS[action][int(rng.integers(len(VERBS[action])))]
-    return forms[form].format(actor=look, action=action, verb=verb)

@@ -226,7 +226,8 @@ def write(
     Returns: name -> type of every tensor, as written.
     """
     wide = settings["float32"] is True
-    types = {name: "F32" if wide and _is_float(tensor) else tensor.dtype for name, tensor in tensors.items()}
+    floats = ("F16", "BF16", "F64")
+    types = {name: "F32" if wide and tensor.dtype in floats else tensor.dtype for name, tensor in tensors.items()}
     order = sorted(tensors, key=lambda name: (-BYTES[types[name]], name))  # so every tensor is aligned
     header: dict[str, object] = {"__metadata__": settings["metadata"]}
     end = 0
@@ -257,10 +258,6 @@ def _header(header: dict[str, object], digests: dict[str, str]) -> bytes:
     metadata = {**dict(header["__metadata__"]), DIGESTS: json.dumps(digests)}  # type: ignore[call-overload]  # a dict
     head = json.dumps({**header, "__metadata__": metadata}, separators=(",", ":")).encode()
     return head + b" " * (-len(head) % 8)
-
-
-def _is_float(tensor: Tensor) -> bool:
-    return tensor.dtype in ("F16", "BF16", "F64")
 
 
 def _bytes(file: BinaryIO, place: int, tensor: Tensor) -> Iterator[bytes | bytearray | memoryview]:

@@ -4,34 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from internvideo.data.sample import MAX_CLASSES, Sample, did_you_mean
 from internvideo.errors import ManifestError, shown
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 NESTED = {"segments", "boxes", "qa", "choices"}
 """Columns of lists of records; tables with one of them are validated row by row, as JSONL."""
 
 
-def forms() -> dict[str, pa.DataType]:
-    """Return column -> its type in a validated table."""
-    import pyarrow as pa
-
-    text = pa.large_string()
-    return {
-        "id": text,
-        "path": text,
-        "span": pa.list_(pa.float64()),
-        "label": pa.int64(),
-        "captions": pa.list_(text),
-        "group": text,
-        "split": text,
-        "fps": pa.float64(),
-        "attributes": pa.map_(pa.string(), pa.string()),
-    }
+TEXT = pa.large_string()
+FORMS = {
+    "id": TEXT,
+    "path": TEXT,
+    "span": pa.list_(pa.float64()),
+    "label": pa.int64(),
+    "captions": pa.list_(TEXT),
+    "group": TEXT,
+    "split": TEXT,
+    "fps": pa.float64(),
+    "attributes": pa.map_(pa.string(), pa.string()),
+}
+"""Column -> its type in a validated table."""
 
 
 def check_columns(source: Path, schema: pa.Schema) -> None:
@@ -49,13 +46,11 @@ def check_columns(source: Path, schema: pa.Schema) -> None:
 
 def as_stored(source: Path, name: str, column: Any, classes: dict[str, int] | None) -> Any:
     """Convert a column to its stored type; class names become indices. Raises ManifestError: another type."""
-    import pyarrow as pa
-
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if name == "label" and _is_text(column.type):
         return _class_indices(source, column, classes)
-    form, number = forms()[name], pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
+    form, number = FORMS[name], pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
     fits = {
         "id": _is_text(column.type) or pa.types.is_integer(column.type),
         "label": number,
@@ -77,21 +72,14 @@ def as_stored(source: Path, name: str, column: Any, classes: dict[str, int] | No
 
 
 def _is_text(form: pa.DataType) -> bool:
-    import pyarrow as pa
-
     return bool(pa.types.is_string(form) or pa.types.is_large_string(form) or pa.types.is_string_view(form))
 
 
 def _is_list(form: pa.DataType) -> bool:
-    import pyarrow as pa
-
     return bool(pa.types.is_list(form) or pa.types.is_large_list(form) or pa.types.is_fixed_size_list(form))
 
 
 def _class_indices(source: Path, column: Any, classes: dict[str, int] | None) -> Any:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     assert classes is not None  # names were collected or given
     index = pc.index_in(column, value_set=pa.array(list(classes), column.type))
     unknown = pc.and_(pc.is_null(index), pc.is_valid(column))
@@ -104,11 +92,9 @@ def _class_indices(source: Path, column: Any, classes: dict[str, int] | None) ->
 
 
 def _attributes(source: Path, column: Any) -> Any:
-    import pyarrow as pa
-
     rows = [row and [pair for pair in row.items() if pair[1] is not None] for row in column.to_pylist()]
     try:
-        return pa.array(rows, forms()["attributes"])
+        return pa.array(rows, FORMS["attributes"])
     except (pa.ArrowInvalid, pa.ArrowTypeError):
         raise ManifestError(f"{source} column attributes", f"values of type {column.type}", "texts") from None
 
@@ -121,9 +107,6 @@ def check_values(source: Path, batch: Any, first_row: int, classes: int | None) 
 
     Raises ManifestError: an invalid value, with the row, counted from 1, and the column.
     """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     try:
         batch.validate(full=True)
     except pa.ArrowInvalid as error:
@@ -156,9 +139,6 @@ def check_values(source: Path, batch: Any, first_row: int, classes: int | None) 
 
 
 def _wrong_spans(column: Any) -> Any:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     two = pc.fill_null(pc.equal(pc.list_value_length(column), 2), True)
     if not pc.all(two).as_py():
         return pc.invert(two)
@@ -170,8 +150,6 @@ def _wrong_spans(column: Any) -> Any:
 
 
 def _blank_captions(column: Any) -> Any:
-    import pyarrow.compute as pc
-
     texts = pc.list_flatten(column)
     blank = pc.fill_null(pc.or_(pc.equal(pc.binary_length(texts), 0), pc.utf8_is_space(texts)), True)
     return _any_in_list(column, blank)
@@ -179,9 +157,6 @@ def _blank_captions(column: Any) -> Any:
 
 def _any_in_list(column: Any, wrong: Any) -> Any:
     """Return which lists have a wrong entry."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     if not pc.any(wrong).as_py():
         return pa.nulls(len(column), pa.bool_())
     parents = pc.list_parent_indices(column).filter(wrong)
@@ -189,7 +164,5 @@ def _any_in_list(column: Any, wrong: Any) -> Any:
 
 
 def _wrong_attributes(column: Any) -> Any:
-    import pyarrow as pa
-
     missing = [row is not None and any(value is None for _, value in row) for row in column.to_pylist()]
     return pa.array(missing, pa.bool_())
