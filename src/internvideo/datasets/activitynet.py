@@ -201,8 +201,8 @@ def _raw_thumos(source: AnnotationSource) -> Annotations:
             annotations.notes.append(f"{path.name} skipped: ambiguous segments are not evaluated")
             continue
         label = known.index_of(match["label"], str(path))
-        for number, line in numbered_lines(path):
-            where, cells = f"{path}:{number}", line.split()
+        for where, line in numbered_lines(path):
+            cells = line.split()
             if len(cells) != 3:
                 raise ManifestError(f"{where} segment", f"{len(cells)} cells", "'video start end'")
             row = checked(_RawSegment, {"video": cells[0], "segment": cells[1:]}, where)
@@ -232,8 +232,8 @@ def read_hacs_clips(source: AnnotationSource) -> Annotations:
     names_file = source.maybe(r"classes\.txt$")
     annotations, known = Annotations(), ClassList(read_names(names_file) if names_file else ())
     invalid = InvalidRows("clips")
-    for line, row in csv_records(path, _HacsClip):
-        where, times = f"{path}:{line}", f"{row.end:g} after start {row.start:g}"
+    for where, row in csv_records(path, _HacsClip):
+        times = f"{row.end:g} after start {row.start:g}"
         if invalid.skip(row.end <= row.start, f"{where} end", times, "start before end"):
             continue
         positive = row.label == 1

@@ -140,12 +140,12 @@ class ClassList:
 
 def read_names(path: Path) -> tuple[str, ...]:
     """Read class names, one per line, without surrounding quotes. Raises ManifestError: a duplicate name."""
-    names: dict[str, int] = {}
-    for line, text in numbered_lines(path):
+    names: dict[str, str] = {}
+    for where, text in numbered_lines(path):
         name = text.strip("\"'")
         if name in names:
-            raise ManifestError(f"{path}:{line} label", f"'{name}', which line {names[name]} has too", "each name once")
-        names[name] = line
+            raise ManifestError(f"{where} label", f"'{name}', which {names[name]} has too", "each name once")
+        names[name] = where
     return tuple(names)
 
 

@@ -148,8 +148,7 @@ def _read_csv(path: Path, annotations: Annotations, excluded: set[tuple[str, flo
     frames: dict[tuple[str, float], _Frame] = {}
     empty = repeated = flat = 0
     invalid = InvalidRows(f"rows of {path.name}")
-    for line, row in csv_records(path, _Row, columns=COLUMNS):
-        where = f"{path}:{line}"
+    for where, row in csv_records(path, _Row, columns=COLUMNS):
         corners = row.corners()
         if corners is None:
             if any(value is not None for value in (row.x1, row.y1, row.x2, row.y2, row.action)):
@@ -299,17 +298,17 @@ def read_person_boxes(
     """
     boxes: defaultdict[tuple[str, float], list[tuple[float, float, float, float, float]]] = defaultdict(list)
     if path.suffix.lower() != ".json":
-        for line, row in csv_records(path, _Person, columns=PERSON_COLUMNS):
-            corners = _check_order(f"{path}:{line}", (row.x1, row.y1, row.x2, row.y2))
+        for where, row in csv_records(path, _Person, columns=PERSON_COLUMNS):
+            corners = _check_order(where, (row.x1, row.y1, row.x2, row.y2))
             boxes[row.video, row.time].append((*corners, row.score))
         return dict(boxes)
-    for line, person in json_records(path, _Detection):
+    for where, person in json_records(path, _Detection):
         video, _, time = person.image_id.rpartition("_")
         width, height = sizes.get(video, (0, 0)) if sizes is not None else (1, 1)
         if not width or not re.fullmatch(r"\d+(\.\d+)?", time) or not video:
             expected = "VIDEO_TIME of a video whose size is known"
-            raise ManifestError(f"{path}:{line} image_id", f"'{person.image_id}'", expected)
-        corners = _clamped(f"{path}:{line} bbox", person.bbox, (width, height))
+            raise ManifestError(f"{where} image_id", f"'{person.image_id}'", expected)
+        corners = _clamped(f"{where} bbox", person.bbox, (width, height))
         boxes[video, float(time)].append((*corners, person.score))
     return dict(boxes)
 

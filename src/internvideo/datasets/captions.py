@@ -102,10 +102,10 @@ class _Vatex(Record):
 def _ids(path: Path) -> dict[str, str]:
     """Read video ids, one per line -> "FILE:LINE". Raises ManifestError: a duplicate id."""
     lines: dict[str, str] = {}
-    for number, line in numbered_lines(path):
+    for where, line in numbered_lines(path):
         if line in lines:
-            raise ManifestError(f"{path}:{number} id", f"'{line}', which {lines[line]} has too", "each video once")
-        lines[line] = f"{path}:{number}"
+            raise ManifestError(f"{where} id", f"'{line}', which {lines[line]} has too", "each video once")
+        lines[line] = where
     return lines
 
 
@@ -126,15 +126,14 @@ def read_msrvtt(source: AnnotationSource) -> Annotations:
         raise ManifestError(source.path, "no annotation file of MSR-VTT 1k-A", expected)
     if train is not None:
         captions = _msrvtt_captions(read_json(source.one(r"msrvtt_data\.json$", "MSRVTT_data.json"), _MsrVtt))
-        for line, row in csv_records(train, _VideoId):
-            where = f"{train}:{line}"
+        for where, row in csv_records(train, _VideoId):
             if row.video_id not in captions:
                 found = f"no sentence for '{row.video_id}'"
                 raise ManifestError(f"{where} video_id", found, "videos of MSRVTT_data.json")
             annotations.add("train", _row(row.video_id, captions[row.video_id], "train"), where, row.video_id)
     if test is not None:
-        for line, pair in csv_records(test, _Pair):
-            annotations.add("test", _row(pair.video_id, (pair.sentence,), "test"), f"{test}:{line}", pair.video_id)
+        for where, pair in csv_records(test, _Pair):
+            annotations.add("test", _row(pair.video_id, (pair.sentence,), "test"), where, pair.video_id)
     return annotations
 
 
@@ -198,10 +197,10 @@ def _msvd_captions(source: AnnotationSource) -> dict[str, list[list[str]]]:
 def mapping(source: AnnotationSource) -> dict[str, str]:
     """Read `ID vidN` lines of `*youtube_mapping.txt` as id -> name; {} without the file. Raises ManifestError."""
     path, names = source.maybe(r"youtube_mapping\.txt$"), dict[str, str]()
-    for number, line in () if path is None else numbered_lines(path):
+    for where, line in () if path is None else numbered_lines(path):
         cells = line.split()
         if len(cells) != 2 or cells[0] in names:
-            raise ManifestError(f"{path}:{number} id", f"'{line[:80]}'", "'ID vidN', each id once")
+            raise ManifestError(f"{where} id", f"'{line[:80]}'", "'ID vidN', each id once")
         names[cells[0]] = cells[1]
     return names
 
@@ -221,10 +220,10 @@ def read_lsmdc(source: AnnotationSource) -> Annotations:
     for split, pattern in patterns.items():
         for path in source.find(pattern):
             columns = ("clip", *LSMDC_TIMES, "sentence")
-            for line, row in csv_records(path, _FilmSentence, columns=columns, delimiter="\t", quoted=False):
+            for where, row in csv_records(path, _FilmSentence, columns=columns, delimiter="\t", quoted=False):
                 times = {name: getattr(row, name) for name in LSMDC_TIMES}
                 sample = _row(row.clip, (row.sentence,), split, row.path, attributes=times)
-                annotations.add(split, sample, f"{path}:{line}", row.clip)
+                annotations.add(split, sample, where, row.clip)
     return annotations.ensure_rows(source.path, "no annotation file of LSMDC", "LSMDC16_annos_training.csv and so on")
 
 
@@ -269,9 +268,9 @@ def read_didemo(source: AnnotationSource) -> Annotations:
         split = split_of(Path(path.name.removesuffix("_data.json"))) or ""
         sentences: dict[str, list[str]] = {}
         first_lines: dict[str, str] = {}
-        for line, moment in json_records(path, _Moment):
+        for where, moment in json_records(path, _Moment):
             sentences.setdefault(moment.video, []).append(moment.description.strip())
-            first_lines.setdefault(moment.video, f"{path}:{line}")
+            first_lines.setdefault(moment.video, where)
         listed = source.maybe(rf"/{split}_list\.txt$")
         for video, where in (_ids(listed) if listed else first_lines).items():
             if video not in sentences:
@@ -294,10 +293,10 @@ def read_vatex(source: AnnotationSource) -> Annotations:
         if path is None:
             continue
         rows = {}
-        for line, entry in json_records(path, _Vatex):
+        for where, entry in json_records(path, _Vatex):
             if entry.video in rows:
-                raise ManifestError(f"{path}:{line} videoID", f"'{entry.video}' a second time", "each video once")
-            rows[entry.video] = (f"{path}:{line}", entry.english)
+                raise ManifestError(f"{where} videoID", f"'{entry.video}' a second time", "each video once")
+            rows[entry.video] = (where, entry.english)
         lists = {name: source.maybe(rf"/{name}_list\.txt$") for name in (("test", "val") if split == "val" else ())}
         split_ids = {name: _ids(listed) for name, listed in lists.items() if listed is not None}
         listed_ids = {video for part in split_ids.values() for video in part}

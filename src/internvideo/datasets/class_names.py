@@ -140,11 +140,11 @@ def _json_pairs(path: Path) -> list[tuple[str, Named, Named]]:
 
 def _text_pairs(path: Path) -> list[tuple[str, Named, Named]]:
     pairs: list[tuple[str, Named, Named]] = []
-    for line, text in numbered_lines(path):
+    for where, text in numbered_lines(path):
         parts = text.split("\t")
         if len(parts) != 2:
-            raise ManifestError(f"{path}:{line}", f"found {len(parts)} columns", "class<TAB>known class")
-        pairs.append((f"{path}:{line}", parts[0].strip(), parts[1].strip()))
+            raise ManifestError(where, f"found {len(parts)} columns", "class<TAB>known class")
+        pairs.append((where, parts[0].strip(), parts[1].strip()))
     return pairs
 
 

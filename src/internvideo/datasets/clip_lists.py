@@ -17,8 +17,7 @@ _LABEL_MAP = r"label_?map[^/]*\.txt$|/classes\.txt$|categories[^/]*\.txt$"
 
 def list_lines(path: Path, classes: ClassList) -> Iterable[tuple[str, str, int]]:
     """Yield ("FILE:LINE", path, class index) per line. Raises ManifestError: a malformed line, an unknown class."""
-    for number, line in numbered_lines(path):
-        where = f"{path}:{number}"
+    for where, line in numbered_lines(path):
         match = _LINE.match(line)
         if match is None:
             raise ManifestError(f"{where} label", f"'{line[:80]}' has no label", "'path label'")

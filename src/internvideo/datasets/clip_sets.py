@@ -39,8 +39,8 @@ def read_hmdb51(source: AnnotationSource) -> Annotations:
     annotations, known = Annotations(names), ClassList(names)
     for path, match in files:
         label = known.index_of(match["label"], path)
-        for number, line in numbered_lines(path):
-            where, cells = f"{path}:{number}", line.split()
+        for where, line in numbered_lines(path):
+            cells = line.split()
             if len(cells) != 2 or cells[1] not in _HMDB_CODES:
                 raise ManifestError(f"{where} split", f"'{line[:80]}'", "'name.avi 1' (train), 2 (test) or 0 (neither)")
             part = _HMDB_CODES[cells[1]]
@@ -73,8 +73,8 @@ def read_ucf101(source: AnnotationSource) -> Annotations:
     annotations, known = Annotations(names), ClassList(names)
     for path, match in files:
         part = match["part"].lower()
-        for number, line in numbered_lines(path):
-            where, (video, _, class_number) = f"{path}:{number}", line.partition(" ")
+        for where, line in numbered_lines(path):
+            video, _, class_number = line.partition(" ")
             label = known.index_of(video.split("/")[0], where, field="path")
             wrong = class_number.strip() != str(label + 1) if class_number else part == "train"
             if wrong:
@@ -88,10 +88,10 @@ def read_ucf101(source: AnnotationSource) -> Annotations:
 
 def _ucf_names(path: Path) -> tuple[str, ...]:
     names: list[str] = []
-    for number, line in numbered_lines(path):
+    for where, line in numbered_lines(path):
         cells = line.split()
         if len(cells) != 2 or cells[0] != str(len(names) + 1):
-            raise ManifestError(f"{path}:{number} label", f"'{line[:80]}'", f"'{len(names) + 1} Name'")
+            raise ManifestError(f"{where} label", f"'{line[:80]}'", f"'{len(names) + 1} Name'")
         names.append(cells[1])
     return tuple(names)
 
@@ -110,8 +110,7 @@ def read_moments(source: AnnotationSource) -> Annotations:
     annotations, known = Annotations(), ClassList(names, len(names) or 305)
     for path in files:
         split = "train" if "training" in path.name.lower() else "val"
-        for line, row in csv_records(path, _Moment, columns=("path", "label", "agree", "disagree")):
-            where = f"{path}:{line}"
+        for where, row in csv_records(path, _Moment, columns=("path", "label", "agree", "disagree")):
             label = known.index_of(row.label, where)
             votes = {"agree": str(row.agree), "disagree": str(row.disagree)}
             sample = Sample(id=row.path, path=row.path, label=label, split=split, attributes=votes)

@@ -44,7 +44,7 @@ def read_webvid(source: AnnotationSource) -> Annotations:
     files = [path for path in source.files if path.suffix == ".csv"]
     for path in files:
         split = split_of(path) or "train"
-        for line, row in csv_records(path, _WebVid):
+        for where, row in csv_records(path, _WebVid):
             if not row.name.strip():
                 blank += 1
                 continue
@@ -52,7 +52,7 @@ def read_webvid(source: AnnotationSource) -> Annotations:
             folder = f"{row.page_dir.strip('/')}/" if row.page_dir.strip("/") else ""
             sample = Sample(id=row.videoid, path=f"{folder}{row.videoid}.mp4", captions=(row.name.strip(),),
                             split=split, attributes=attributes)  # fmt: skip
-            annotations.add(split, sample, f"{path}:{line}", f"{folder}{row.videoid}", row.videoid)
+            annotations.add(split, sample, where, f"{folder}{row.videoid}", row.videoid)
     annotations.note(blank, "rows without a caption were left out")
     expected = "results_2M_train.csv and the like"
     return annotations.ensure_rows(source.path, "no row of WebVid with a caption", expected)
@@ -98,9 +98,9 @@ def read_howto100m(source: AnnotationSource) -> Annotations:
     caption_files = {} if caption_file else {path.stem: path for path in source.files if path != videos_file}
     num_skipped = num_without = 0
     known: set[str] = set()
-    for line, video in csv_records(videos_file, _Video):
+    for where, video in csv_records(videos_file, _Video):
         if video.video_id in known:
-            raise ManifestError(f"{videos_file}:{line} video_id", f"'{video.video_id}' again", "each video once")
+            raise ManifestError(f"{where} video_id", f"'{video.video_id}' again", "each video once")
         known.add(video.video_id)
         listed = captions.get(video.video_id)
         file = caption_files.get(video.video_id)
@@ -118,7 +118,7 @@ def read_howto100m(source: AnnotationSource) -> Annotations:
                 id=f"{video.video_id}_{number:05d}", path=f"{video.video_id}.mp4", span=(caption.start, caption.end),
                 captions=(caption.text.strip(),), group=video.video_id, split="train",
             )  # fmt: skip
-            annotations.add("train", sample, f"{videos_file}:{line}")
+            annotations.add("train", sample, where)
     annotations.note(num_skipped, f"captions without text or shorter than {MIN_CAPTION_SECONDS:g} s were left out")
     annotations.note(num_without, "videos without captions were left out")
     expected = "caption.json, or VIDEO.csv for each video"

@@ -73,15 +73,15 @@ def _official(source: AnnotationSource, files: list[Path], count: int) -> Annota
     rows: list[tuple[str, str, _Row]] = []
     invalid = InvalidRows("clips")
     for path in files:
-        for line, row in csv_records(path, _Row):
+        for where, row in csv_records(path, _Row):
             times = f"{row.time_end:g} after time_start {row.time_start:g}"
             reversed_times = row.time_end <= row.time_start
-            if invalid.skip(reversed_times, f"{path}:{line} time_end", times, "an end after time_start"):
+            if invalid.skip(reversed_times, f"{where} time_end", times, "an end after time_start"):
                 continue
             split = row.split or split_of(path)
             if split is None:
-                raise ManifestError(f"{path}:{line} split", "missing", "train, val or test")
-            rows.append((f"{path}:{line}", split, row))
+                raise ManifestError(f"{where} split", "missing", "train, val or test")
+            rows.append((where, split, row))
     # A class that the training set lacks is an error; without a training set the names of all rows are the classes.
     training_labels = {row.label for _, split, row in rows if split == "train" and row.label}
     names = names_beside(source) or tuple(sorted(training_labels or {row.label for *_, row in rows if row.label}))

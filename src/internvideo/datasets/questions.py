@@ -121,8 +121,8 @@ def read_msrvtt_qa(source: AnnotationSource) -> Annotations:
     annotations = Annotations()
     for path in source.find(r"(train|val|test)\.jsonl$"):
         questions = (
-            (f"{path}:{line}", row.video_id, row.question, row.answer, row.answer_type)
-            for line, row in json_records(path, _OneAQuestion)
+            (where, row.video_id, row.question, row.answer, row.answer_type)
+            for where, row in json_records(path, _OneAQuestion)
         )
         _gather(annotations, split_of(path) or "", questions, ".mp4")
     for path in source.find(r"(train|val|test)_qa\.json$"):
@@ -139,8 +139,7 @@ def read_msrvtt_qa(source: AnnotationSource) -> Annotations:
 
 def _originals(path: Path, prefix: str) -> Iterable[Question]:
     return (
-        (f"{path}:{line}", f"{prefix}{row.video_id}", row.question, row.answer, "")
-        for line, row in json_records(path, _Original)
+        (where, f"{prefix}{row.video_id}", row.question, row.answer, "") for where, row in json_records(path, _Original)
     )
 
 
@@ -167,18 +166,18 @@ def read_tgif_qa(source: AnnotationSource) -> Annotations:
     """
     annotations = Annotations()
     for path in source.find(r"frameqa[^/]*\.jsonl$"):
-        _gather(annotations, split_of(path) or "test", _gifs(path, json_records(path, _Gif)), ".gif")
+        _gather(annotations, split_of(path) or "test", _gifs(json_records(path, _Gif)), ".gif")
     for path in source.find(r"frameqa_question\.csv$"):
         split, rows = split_of(path) or "test", csv_records(path, _Gif, delimiter="\t", quoted=False)
         if split not in annotations.splits:
-            _gather(annotations, split, _gifs(path, rows), ".gif")
+            _gather(annotations, split, _gifs(rows), ".gif")
     annotations.ensure_rows(source.path, "no annotation file of TGIF FrameQA", "frameqa_test.jsonl")
     _answers(annotations, source.maybe(r"frameqa[^/]*ans2label\.json$"), size=1540)
     return annotations
 
 
-def _gifs(path: Path, rows: Iterable[tuple[int, _Gif]]) -> Iterable[Question]:
-    return ((f"{path}:{line}", row.gif_name, row.question, row.answer, row.answer_type) for line, row in rows)
+def _gifs(rows: Iterable[tuple[str, _Gif]]) -> Iterable[Question]:
+    return ((where, row.gif_name, row.question, row.answer, row.answer_type) for where, row in rows)
 
 
 def read_tgif_choice(source: AnnotationSource) -> Annotations:
@@ -190,8 +189,8 @@ def read_tgif_choice(source: AnnotationSource) -> Annotations:
     annotations = Annotations()
     for path in source.find(r"(action|transition)[^/]*\.jsonl$"):
         kind = "action" if "action" in path.name.lower() else "transition"
-        for line, row in json_records(path, _GifChoice):
-            where = f"{path}:{line}"
+        for where, row in json_records(path, _GifChoice):
+            line = where.rpartition(":")[2]
             sample = Sample(
                 id=f"{kind}{line}", path=f"{row.gif_name}.gif", choices=_choice(row.options, row.answer, where),
                 split=split_of(path) or "test", attributes={"question": row.question, "kind": kind},
@@ -212,8 +211,7 @@ def read_msrvtt_choice(source: AnnotationSource) -> Annotations:
     Raises ManifestError: no such file, a malformed line, an answer index out of range, a duplicate clip.
     """
     path, annotations = source.one(r"mc[^/]*\.jsonl$", "msrvtt_mc_test.jsonl"), Annotations()
-    for line, row in json_records(path, _ClipChoice):
-        where = f"{path}:{line}"
+    for where, row in json_records(path, _ClipChoice):
         choices = _choice(row.options, row.answer, where)
         sample = Sample(id=row.clip_name, path=f"{row.clip_name}.mp4", choices=choices, split="test")
         annotations.add("test", sample, where, row.clip_name)
@@ -228,9 +226,9 @@ def read_lsmdc_choice(source: AnnotationSource) -> Annotations:
     """
     path = source.one(r"multiple_choice[^/]*\.csv$", "LSMDC16_multiple_choice_test_randomized.csv")
     annotations, columns = Annotations(), ("clip", *LSMDC_TIMES, *_OPTIONS, "answer")
-    for line, row in csv_records(path, _FilmChoice, columns=columns, delimiter="\t", quoted=False):
+    for where, row in csv_records(path, _FilmChoice, columns=columns, delimiter="\t", quoted=False):
         options = tuple(str(getattr(row, name)) for name in _OPTIONS)
         choices = Choice(options=options, answer=row.answer - 1)
-        sample = Sample(id=f"{row.clip}#{line}", path=row.path, choices=choices, split="test")
-        annotations.add("test", sample, f"{path}:{line}", row.clip)
+        sample = Sample(id=f"{row.clip}#{where.rpartition(':')[2]}", path=row.path, choices=choices, split="test")
+        annotations.add("test", sample, where, row.clip)
     return annotations

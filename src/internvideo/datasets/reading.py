@@ -147,17 +147,17 @@ def read_text(path: Path) -> str:
     return content
 
 
-def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield the lines that are not blank with their line numbers. Raises ManifestError as `read_text`."""
+def numbered_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield "FILE:LINE" and the text of the lines that are not blank. Raises ManifestError as `read_text`."""
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         if line.strip():
-            yield number, line.strip()
+            yield f"{path}:{number}", line.strip()
 
 
 def csv_records(
     path: Path, record: type[R], *, columns: Sequence[str] = (), delimiter: str = ",", quoted: bool = True
-) -> Iterator[tuple[int, R]]:
-    """Yield the rows of a csv file as records with their line numbers. An empty cell is a missing field.
+) -> Iterator[tuple[str, R]]:
+    """Yield "FILE:LINE" and record of the rows of a csv file. An empty cell is a missing field.
 
     Args:
         path: the file. record: its fields are the columns to read.
@@ -172,10 +172,11 @@ def csv_records(
             names = cells
             _check_columns(path, names, record)
             continue
+        where = f"{path}:{number}"
         if len(cells) != len(names):
-            raise ManifestError(f"{path}:{number}", f"{len(cells)} cells", f"{len(names)}: {', '.join(names)}")
+            raise ManifestError(where, f"{len(cells)} cells", f"{len(names)}: {', '.join(names)}")
         filled = {name: cell for name, cell in zip(names, cells, strict=True) if cell}
-        yield number, checked(record, filled, f"{path}:{number}")
+        yield where, checked(record, filled, where)
 
 
 def _check_columns(path: Path, names: list[str], record: type[Record]) -> None:
@@ -209,17 +210,16 @@ def read_json(path: Path, expected: type[T]) -> T:
     return _checked_json(path, expected, _parsed(path, text), text)
 
 
-def json_records(path: Path, record: type[R]) -> Iterator[tuple[int, R]]:
-    """Yield the objects of a JSON list or JSON lines file as records with line numbers. Raises ManifestError."""
+def json_records(path: Path, record: type[R]) -> Iterator[tuple[str, R]]:
+    """Yield "FILE:LINE" and record of the objects of a JSON list or JSON lines file. Raises ManifestError."""
     text = read_text(path)
     if text.lstrip().startswith("["):
         rows: list[Any] = _checked_json(path, list[record], _parsed(path, text), text)  # type: ignore[valid-type]  # at run time
-        starts = list_lines(text)
-        yield from zip(starts, rows, strict=True)
+        yield from zip((f"{path}:{line}" for line in list_lines(text)), rows, strict=True)
         return
     for number, line in enumerate(text.splitlines(), start=1):
         if line.strip():
-            yield number, checked(record, _parsed(path, line, number - 1), f"{path}:{number}")
+            yield f"{path}:{number}", checked(record, _parsed(path, line, number - 1), f"{path}:{number}")
 
 
 def list_lines(text: str) -> list[int]:

@@ -49,8 +49,7 @@ def read_v1(source: AnnotationSource) -> Annotations:
     for path in files:
         split = split_of(path) or ""
         columns = ("id",) if split == "test" and ";" not in next(numbered_lines(path))[1] else ("id", "label")
-        for line, row in csv_records(path, _First, columns=columns, delimiter=";", quoted=False):
-            where = f"{path}:{line}"
+        for where, row in csv_records(path, _First, columns=columns, delimiter=";", quoted=False):
             if row.label is None and split != "test":
                 raise ManifestError(f"{where} label", "missing", "a template")
             label = None if row.label is None else known.index_of(row.label, where)
@@ -66,8 +65,8 @@ def _frame_lists(source: AnnotationSource) -> Annotations:
         raise ManifestError(source.path, "no annotation file of Something-Something V1", "id;label csv files")
     for path in files:
         split = split_of(path) or "val"
-        for number, line in numbered_lines(path):
-            where, match = f"{path}:{number}", _FRAMES.match(line)
+        for where, line in numbered_lines(path):
+            match = _FRAMES.match(line)
             if match is None:
                 raise ManifestError(where, f"'{line[:80]}'", "'folder frames label'")
             label, name = known.check_index(int(match["label"]), where), match["folder"]
@@ -87,8 +86,7 @@ def read_v2(source: AnnotationSource) -> Annotations:
     annotations = Annotations(tuple(known.index))
     for path in source.find(r"(train|validation|test)\.json$"):
         split = split_of(path) or ""
-        for line, row in json_records(path, _Second):
-            where = f"{path}:{line}"
+        for where, row in json_records(path, _Second):
             if row.template is None and split != "test":
                 raise ManifestError(f"{where} template", "missing", "a template of labels.json")
             template = (row.template or "").replace("[", "").replace("]", "")
