@@ -133,7 +133,7 @@ def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
         names: set[str] = set()
         for name, _ in pairs:
             if name in names:
-                raise KeyTwiceError(f"the key '{name}' stands twice in one object")
+                raise KeyTwiceError(f"duplicate key '{name}' in one object")
             names.add(name)
     return made
 
@@ -251,7 +251,7 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
                 if (key.tag, key.value) in keys:
-                    found = f"the key '{key.value}' stands twice"
+                    found = f"duplicate key '{key.value}'"
                     raise yaml.constructor.ConstructorError(None, None, found, key.start_mark)
                 keys.add((key.tag, key.value))
         return super().construct_mapping(node, deep)

@@ -67,7 +67,7 @@ def read_npz(path: PathLike) -> dict[str, Any]:
             with zipfile.ZipFile(stream) as archive:
                 entries = archive.infolist()
                 if len({entry.filename for entry in entries}) != len(entries):
-                    raise ValueError("an entry stands twice")
+                    raise ValueError("a duplicate entry")
                 if sum(entry.file_size for entry in entries) > most:
                     raise ValueError(f"unpacks to more than {most:,} bytes")
                 return {entry.filename.removesuffix(".npy"): _entry(archive, entry) for entry in entries}

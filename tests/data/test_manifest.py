@@ -95,7 +95,7 @@ BAD_ROWS = {
     "unknown key": (row(lable=1), ["lable", "did you mean 'label'"]),
     "unknown key inside": (row(qa=[{"question": "q", "anser": "a", "answer": "b"}]), ["qa.0.anser", "'answer'"]),
     "missing": ('{"id": "a"}', ["path", "missing"]),
-    "a key twice": ('{"id": "a", "path": "x.mp4", "label": 1, "label": 2}', ["the key 'label' stands twice"]),
+    "a key twice": ('{"id": "a", "path": "x.mp4", "label": 1, "label": 2}', ["duplicate key 'label'"]),
     "not JSON": ('{"id": "a", ', ["not JSON"]),
     "not an object": ("[1, 2]", ["object"]),
     "empty id": (row(id=""), [" id:"]),

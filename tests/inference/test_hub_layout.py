@@ -321,7 +321,7 @@ def test_no_licence_is_guessed_from_keys(tmp_path: Path) -> None:
     card = (model.save_pretrained(tmp_path / "saved") / "README.md").read_text()
     assert "license: unknown" in card
     assert "- licence of the weights: unknown (of the published weights of this layout: mit by the README of" in card
-    assert "the tensors do not tell whether these are they" in card
+    assert "the tensors do not determine whether these are they" in card
     again = load(tmp_path / "saved", device="cpu")
     assert again.metadata["licence"] == "unknown"
     fresh = load(tmp_path / "saved", num_classes=3, device="cpu")

@@ -302,7 +302,7 @@ def test_what_the_tokens_do_not_tell_is_asked_for() -> None:
     state = keys.numbers(SMALL["classifier"]() | {"pos_embed": (1, 392, 64)})
     layout = layout_of(state)
     assert layout.unknown == ("image_size", "frames", "heads")
-    with pytest.raises(WeightsError, match="do not tell image_size, frames"):
+    with pytest.raises(WeightsError, match="do not determine image_size, frames"):
         load_layout(layout, state, overrides={"heads": 1})
     told = {"image_size": 112, "frames": 16, "heads": 1}
     model: Any = load_layout(layout, state, overrides=told)

@@ -1,4 +1,4 @@
-"""Folders of numbered pictures read as videos, wherever a video may stand."""
+"""Folders of numbered images read as videos, wherever a video may stand."""
 
 from __future__ import annotations
 
@@ -99,11 +99,11 @@ def test_what_lies_beside_the_frames_is_none(tmp_path: Path) -> None:
     ("names", "told"),
     [
         ([], "is a folder, not a video"),
-        (["cat.jpg", "dog.png"], "2 pictures without numbers"),
-        (["a1.jpg", "a2.jpg", "b1.jpg", "b2.jpg"], r"2 series of numbered pictures: a \(2\), b \(2\)"),
-        (["1.jpg", "01.jpg", "2.jpg"], "two pictures with one number, 01.jpg and 1.jpg"),
-        (["1.jpg", "1.png", "2.jpg"], "two pictures with one number, 1.jpg and 1.png"),
-        (["1.jpg", "6.jpg", "11.jpg"], "3 pictures with numbers from 1 to 11, most of which are missing"),
+        (["cat.jpg", "dog.png"], "2 images without numbers"),
+        (["a1.jpg", "a2.jpg", "b1.jpg", "b2.jpg"], r"2 series of numbered images: a \(2\), b \(2\)"),
+        (["1.jpg", "01.jpg", "2.jpg"], "two images with one number, 01.jpg and 1.jpg"),
+        (["1.jpg", "1.png", "2.jpg"], "two images with one number, 1.jpg and 1.png"),
+        (["1.jpg", "6.jpg", "11.jpg"], "3 images with numbers from 1 to 11, most of which are missing"),
         (["1.jpg", "999999999999999999.jpg"], "most of which are missing"),
     ],
 )
@@ -160,7 +160,7 @@ def test_a_damaged_picture_is_a_damaged_frame(tmp_path: Path, harm: str) -> None
 def test_not_one_sound_picture(tmp_path: Path) -> None:
     for number in range(3):
         (tmp_path / f"{number}.jpg").write_bytes(b"no picture")
-    with pytest.raises(VideoError, match=r"not one of its 3 pictures can be decoded \(.*: neither JPEG nor PNG"):
+    with pytest.raises(VideoError, match=r"not one of its 3 images can be decoded \(.*: neither JPEG nor PNG"):
         read_video_info(tmp_path, fps=12)
 
 

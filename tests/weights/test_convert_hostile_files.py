@@ -115,7 +115,7 @@ def test_a_zip_behind_other_bytes_is_refused(tmp_path: Path) -> None:
     (tmp_path / "c.pth").write_bytes(b"#!/bin/sh\n" + whole)
     assert "no torch checkpoint" in refused(tmp_path / "c.pth")
     (tmp_path / "c.pth").write_bytes(b"PK\x03\x04" + whole)
-    assert "other bytes stand before" in refused(tmp_path / "c.pth")
+    assert "other bytes come before" in refused(tmp_path / "c.pth")
 
 
 # --- no checkpoints, or not whole ------------------------------------------------------------------------------------

@@ -279,7 +279,7 @@ def test_the_layers_that_global_blocks_read_must_be_given_for_other_sizes(depth:
     layout = layout_of(state)
     assert ("global_layers" in layout.unknown) is not told
     if not told:
-        with pytest.raises(WeightsError, match=r"do not tell .*global_layers"):
+        with pytest.raises(WeightsError, match=r"do not determine .*global_layers"):
             load_layout(layout, state, overrides={"heads": 12})
 
 

@@ -176,7 +176,7 @@ def test_heads_that_cannot_be_told_must_be_given() -> None:
     state = keys.numbers(keys.videomae_classifier(48, 1, 96, 3))
     layout = layout_of(state)
     assert layout.unknown == ("heads",)
-    with pytest.raises(WeightsError, match="do not tell heads"):
+    with pytest.raises(WeightsError, match="do not determine heads"):
         load_layout(layout, state)
     model = load_layout(layout, state, overrides={"heads": 3})
     assert isinstance(model, VideoMAEClassifier)
@@ -295,7 +295,7 @@ def test_the_same_picture_changes_nothing(name: str) -> None:
 def test_what_has_no_frames_says_so() -> None:
     assert "no number of frames" in refused("clip", frames=8)
     assert "no number of frames" in refused("caption", frames=8)
-    assert "sees no picture" in refused("caption", image_size=64)
+    assert "has no image size" in refused("caption", image_size=64)
 
 
 def test_clip_is_read_frame_by_frame() -> None:

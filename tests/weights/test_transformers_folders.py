@@ -247,7 +247,7 @@ def test_a_file_is_read_with_the_config_beside_it_and_asks_for_heads_without(tmp
     videomae(transformers.VideoMAEForVideoClassification, tmp_path, num_attention_heads=6)
     assert load(tmp_path / "model.safetensors", device="cpu").module.config.heads == 6  # type: ignore[union-attr]  # a module
     (tmp_path / "config.json").unlink()
-    assert "do not tell heads" in refused(tmp_path)
+    assert "do not determine heads" in refused(tmp_path)
     assert load(tmp_path, device="cpu", overrides={"heads": 3}).class_names == ("0", "1", "2")
 
 

@@ -86,21 +86,21 @@ def frame_names(folder: str, names: Iterable[str]) -> tuple[list[str], NDArray[n
             series[found["series"]].append((int(found["number"]), name))
     frame_series = [name for name in series if not _AUXILIARY_SERIES.match(name)] or list(series)
     if not frame_series:
-        reason = f"is a folder of {num_images} pictures without numbers" if num_images else "is a folder, not a video"
-        raise fail(folder, reason, hint="folders of numbered pictures (00001.jpg, ...) are read as videos")
+        reason = f"is a folder of {num_images} images without numbers" if num_images else "is a folder, not a video"
+        raise fail(folder, reason, hint="folders of numbered images (00001.jpg, ...) are read as videos")
     if len(frame_series) > 1:
         shown = ", ".join(f"{name or '(number)'} ({len(series[name])})" for name in sorted(frame_series)[:4])
-        raise fail(folder, f"holds {len(frame_series)} series of numbered pictures: {shown}", hint="give each a folder")
+        raise fail(folder, f"holds {len(frame_series)} series of numbered images: {shown}", hint="give each a folder")
     frames = sorted(series[frame_series[0]])
     numbers = np.array([number for number, _ in frames], np.int64)
     steps = np.diff(numbers)
     if (steps == 0).any():
         repeated = int(np.argmin(steps))
-        raise fail(folder, f"holds two pictures with one number, {frames[repeated][1]} and {frames[repeated + 1][1]}")
+        raise fail(folder, f"holds two images with one number, {frames[repeated][1]} and {frames[repeated + 1][1]}")
     missing = int(numbers[-1] - numbers[0]) + 1 - len(frames)
     if missing and missing >= len(frames) - 1:
         first, last = numbers[0], numbers[-1]
-        reason = f"holds {len(frames)} pictures with numbers from {first} to {last}, most of which are missing"
+        reason = f"holds {len(frames)} images with numbers from {first} to {last}, most of which are missing"
         raise fail(folder, reason, hint="number the frames one after another")
     return [name for _, name in frames], numbers
 
@@ -154,13 +154,13 @@ class FrameFolder:
             except _CorruptImageError as error:
                 corrupt[index], reason = True, str(error)
         else:
-            found = f"not one of its {len(corrupt)} pictures can be decoded ({self._frames[-1].name}: {reason})"
+            found = f"not one of its {len(corrupt)} images can be decoded ({self._frames[-1].name}: {reason})"
             raise fail(self.path, found)
         after = np.flatnonzero(np.diff(self._numbers) > 1)
         holes = np.stack([times[after] + 1 / self.fps, times[after + 1]], axis=1)
         damaged = [int(corrupt.argmax())] * bool(corrupt.any()) + (after[:1] + 1).tolist()
         num_before_damage = min(damaged, default=2**62)
-        damage_reason = f"a picture is damaged or missing behind frame {num_before_damage - 1}" if damaged else ""
+        damage_reason = f"an image is damaged or missing after frame {num_before_damage - 1}" if damaged else ""
         return Index(
             times, end, 0.0, first, seekable=False, corrupt=corrupt, holes=holes,
             num_before_damage=num_before_damage, damage_reason=damage_reason,
@@ -220,7 +220,7 @@ class FrameFolder:
         except (av.error.FFmpegError, OSError, ValueError) as error:
             raise _CorruptImageError(reason_of(error)) from error
         if not decoded or decoded[0].is_corrupt:
-            raise _CorruptImageError("no sound picture in it")
+            raise _CorruptImageError("no intact image in it")
         self.codec_context = self.codec_context or context
         return decoded[0]
 

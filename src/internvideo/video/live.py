@@ -216,11 +216,11 @@ class LiveVideo:
     def _reconnect_until_timeout(self, reason: str, last: float) -> bool:
         """Reopen the source, retrying until the timeout; return False when abandoned. Raises VideoError."""
         if not self._tries:
-            LOGGER.warning("%s: %s; it is opened again for %g s", shown(self.name), shown(reason), self._reconnect)
+            LOGGER.warning("%s: %s; reconnecting for %g s", shown(self.name), shown(reason), self._reconnect)
         while not self._abandoned.is_set():
             wait = min(MIN_WAIT * 2**self._tries, MAX_WAIT)
             if time.perf_counter() + wait - last > self._reconnect:
-                found = f"broke off, and {self._tries} tries to open it again failed ({reason})"
+                found = f"disconnected, and {self._tries} attempts to reconnect failed ({reason})"
                 raise fail(self.name, found, hint=f"wait longer than {self._reconnect:g} s with reconnect")
             self._abandoned.wait(wait)
             self._tries += 1
@@ -236,7 +236,7 @@ class LiveVideo:
 
     def _log_reconnected(self, pause: float) -> None:
         self.reconnects, self._tries = self.reconnects + 1, 0
-        LOGGER.warning("%s: goes on after %.1f s", shown(self.name), pause)
+        LOGGER.warning("%s: reconnected after %.1f s", shown(self.name), pause)
 
     def _clock(self, first: int | None) -> Clock:
         """Return the clock for a stream whose first frame has this stamp."""
@@ -255,7 +255,7 @@ class LiveVideo:
             except av.error.BlockingIOError:  # some cameras: nothing there yet
                 time.sleep(0.002)
             except (av.error.FFmpegError, OSError) as error:
-                raise fail(self.name, f"broke off: {reason_of(error)}") from error
+                raise fail(self.name, f"disconnected: {reason_of(error)}") from error
         yield None
 
     def _decoded(self, packet: Any) -> list[Any]:

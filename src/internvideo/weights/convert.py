@@ -100,7 +100,7 @@ def convert(
         raise WeightsError(manifest, found, "", "change --output")
     if source.is_dir() and any(source.glob("*.distcp")):
         command = f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {source} FILE.pth"
-        found, hint = "is a distributed checkpoint, whose tensors lie in parts", f"run {command}, and convert that"
+        found, hint = "is a distributed checkpoint, whose tensors are sharded", f"run {command}, and convert that"
         raise WeightsError(source, found, "one file", hint)
     if not source.is_file():
         odd = "is a folder" if source.is_dir() else "is no ordinary file" if source.exists() else "no such file"

@@ -201,7 +201,7 @@ def _download(address: str, target: Path) -> str:
     except (URLError, TimeoutError, ConnectionError, HTTPException) as error:
         raise WeightsError(address, f"cannot be downloaded: {_first_line(error)}", "", "check the network") from error
     if expected is not None and received != expected:
-        raise WeightsError(address, f"broke off after {received} of {expected} bytes", "", "try again")
+        raise WeightsError(address, f"ended after {received} of {expected} bytes", "", "try again")
     return digest.hexdigest()
 
 

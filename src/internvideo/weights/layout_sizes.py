@@ -286,14 +286,14 @@ def siglip(shapes: Shapes, base: SigLIPConfig) -> SigLIPConfig:
     """Infer the sizes of the image encoder."""
     kernel = "embeddings.patch_embedding.weight"
     if kernel in shapes and shapes.state[kernel].dim() == 2:
-        found, do = "SigLIP 2 for pictures of any aspect (NaFlex)", "take siglip2-base-patch16-224 or the like"
-        raise WeightsError(shapes.where, found, "SigLIP or SigLIP 2 of one picture size", do)
+        found, hint = "SigLIP 2 for images of any aspect (NaFlex)", "take siglip2-base-patch16-224 or the like"
+        raise WeightsError(shapes.where, found, "SigLIP or SigLIP 2 of one image size", hint)
     width, _, patch, _ = shapes.of(kernel, 4)
     tokens, _ = shapes.of("embeddings.position_embedding.weight", 2)
     hidden, _ = shapes.of("transformer.resblocks.0.mlp.c_fc.weight", 2)
     side = math.isqrt(tokens)
     if side * side != tokens:
-        raise WeightsError(shapes.where, f"{tokens} positions of patches", "a square", "the picture is not square")
+        raise WeightsError(shapes.where, f"{tokens} positions of patches", "a square", "the image is not square")
     return _trunk(shapes, base, "transformer.resblocks.", width, hidden, image_size=side * patch, patch_size=patch)
 
 

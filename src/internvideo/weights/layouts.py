@@ -199,7 +199,7 @@ def load_layout(
     published, _ = family.read(_unwrapped(state, where))
     lacking = [path for path in layout.unknown if path not in leaves(overrides or {})]
     if lacking:
-        found = f"the tensors do not tell {', '.join(lacking)}, and it is of no published size"
+        found = f"the tensors do not determine {', '.join(lacking)}, and it has no published size"
         hint = "put the publisher's config.json beside it, give them as overrides, or write them into the file: "
         raise WeightsError(where, found, hint=f"{hint}internvideo convert --set {lacking[0]}=...")
     base_settings = merged(layout.overrides, overrides or {})
@@ -266,7 +266,7 @@ def _clip_settings(
         changes["frames"] = frames
     if image_size is not None:
         if not hasattr(config, "image_size"):
-            raise WeightsError(where, f"{layout.name} sees no picture", hint="leave out image_size")
+            raise WeightsError(where, f"{layout.name} has no image size", hint="leave out image_size")
         changes["image_size"] = image_size
     if family.masked and family.head and "position_table" not in base_settings:
         changes["position_table"] = _position_table(layout, configure(layout.model, merged(base_settings, changes)))
@@ -327,7 +327,7 @@ def _unwrapped(state: State, where: object) -> dict[str, Tensor]:
         whole = len(adapters) < len(state)
         found = f"layers with LoRA adapters not merged into them ({adapters[0]})" if whole else "a LoRA adapter alone"
         hint = "merge it where it was trained (peft: merge_and_unload) and save the model that this gives"
-        raise WeightsError(where, found, "a whole model: the tensors do not tell the adapter's scale", hint)
+        raise WeightsError(where, found, "a whole model: the tensors do not determine the adapter's scale", hint)
     bare: dict[str, Tensor] = {}
     for key, value in state.items():
         if key in _COUNTERS:

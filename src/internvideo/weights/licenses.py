@@ -21,7 +21,9 @@ class Licence(NamedTuple):
 _INTERNVIDEO = Licence("apache-2.0", "by the LICENSE of github.com/OpenGVLab/InternVideo, which publishes them")
 _VIDEOMAE = "github.com/MCG-NJU/VideoMAE states CC-BY-NC-4.0"
 _CLIP = Licence("mit", "by the LICENSE of github.com/openai/CLIP, which publishes them")
-_EITHER = Licence(UNKNOWN, f"{_VIDEOMAE}, github.com/OpenGVLab/InternVideo Apache-2.0: the tensors do not tell whose")
+_EITHER = Licence(
+    UNKNOWN, f"{_VIDEOMAE}, github.com/OpenGVLab/InternVideo Apache-2.0: the tensors do not determine whose"
+)
 
 LICENCES: dict[str, Licence] = {
     "VideoMAE pretraining": _EITHER,
@@ -51,5 +53,5 @@ def licence_of(layout: str) -> dict[str, str]:
     """
     name, stated = LICENCES.get(layout, Licence(UNKNOWN, ""))
     statement = f"{name} {stated}" if name != UNKNOWN else stated
-    note = f"of the published weights of this layout: {statement}; the tensors do not tell whether these are they"
+    note = f"of the published weights of this layout: {statement}; the tensors do not determine whether these are they"
     return {"licence": UNKNOWN, **({"licence_stated": note} if stated else {})}

@@ -144,7 +144,7 @@ def _entries(file: BinaryIO, size: int) -> dict[str, tuple[int, int, int]]:
     if len(infos) > MOST_ENTRIES:
         raise RefusedError(f"its zip directory has {len(infos)} entries", f"at most {MOST_ENTRIES}")
     if infos and min(info.header_offset for info in infos) > 0:
-        raise RefusedError("other bytes stand before its first zip entry", "a file as torch.save wrote it")
+        raise RefusedError("other bytes come before its first zip entry", "a file as torch.save wrote it")
     entries: dict[str, tuple[int, int, int]] = {}
     names: set[str] = set()
     free = 0  # where the next entry may begin
@@ -233,5 +233,5 @@ def _legacy(file: BinaryIO, size: int) -> Checkpoint:
         place += 8 + storage.size
         file.seek(place)
     if place != size:
-        damaged(f"{size - place} bytes stand after the last storage")
+        damaged(f"{size - place} bytes after the last storage")
     return found
