@@ -22,7 +22,7 @@ _INTERNVIDEO = Licence("apache-2.0", "by the LICENSE of github.com/OpenGVLab/Int
 _VIDEOMAE = "github.com/MCG-NJU/VideoMAE states CC-BY-NC-4.0"
 _CLIP = Licence("mit", "by the LICENSE of github.com/openai/CLIP, which publishes them")
 _EITHER = Licence(
-    UNKNOWN, f"{_VIDEOMAE}, github.com/OpenGVLab/InternVideo Apache-2.0: the tensors do not determine whose"
+    UNKNOWN, f"{_VIDEOMAE}, github.com/OpenGVLab/InternVideo Apache-2.0: the tensors fit both"
 )
 
 LICENCES: dict[str, Licence] = {
