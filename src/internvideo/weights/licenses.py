@@ -21,9 +21,7 @@ class Licence(NamedTuple):
 _INTERNVIDEO = Licence("apache-2.0", "by the LICENSE of github.com/OpenGVLab/InternVideo, which publishes them")
 _VIDEOMAE = "github.com/MCG-NJU/VideoMAE states CC-BY-NC-4.0"
 _CLIP = Licence("mit", "by the LICENSE of github.com/openai/CLIP, which publishes them")
-_EITHER = Licence(
-    UNKNOWN, f"{_VIDEOMAE}, github.com/OpenGVLab/InternVideo Apache-2.0: the tensors fit both"
-)
+_EITHER = Licence(UNKNOWN, f"{_VIDEOMAE}, github.com/OpenGVLab/InternVideo Apache-2.0: the tensors fit both")
 
 LICENCES: dict[str, Licence] = {
     "VideoMAE pretraining": _EITHER,
