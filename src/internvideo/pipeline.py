@@ -212,10 +212,9 @@ def prepare(recipe: Recipe, *, skipped: Path | None = None) -> Job:
     return recipe.spec.build(with_positions(recipe), skipped)
 
 
-def seconds_per_step(recipe: Recipe, *, device: str = "auto", steps: int = 4) -> float:
+def seconds_per_step(recipe: Recipe, *, device: str = "auto") -> float:
     """Measure the mean time of an optimizer step on batches of a recipe, decoded before; nothing is kept."""
-    here = choose_device(device)
-    job = prepare(recipe)
+    here, job, steps = choose_device(device), prepare(recipe), 4
     settings = TrainingSettings(optimizer=recipe.optimizer, schedule=recipe.schedule, loop=recipe.loop)
     stage = job.stage.to(here).train()
     stepper = TrainStep(stage, settings, steps, here, torch.Generator(here).manual_seed(recipe.loop.seed))

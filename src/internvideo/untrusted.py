@@ -80,10 +80,10 @@ def lines(stream: TextIO) -> Iterator[str]:
         yield line
 
 
-def read_bytes(path: PathLike, max_size: int = MOST_BYTES) -> bytes:
+def read_bytes(path: PathLike) -> bytes:
     """Read the bytes of a regular file. Raises OSError."""
-    with open_regular(path, max_size) as stream:
-        return stream.read(max_size)
+    with open_regular(path, MOST_BYTES) as stream:
+        return stream.read(MOST_BYTES)
 
 
 def read_text(path: PathLike, max_size: int = MOST_BYTES) -> str:

@@ -22,6 +22,7 @@ from internvideo.data.resize import Box, ResizeBackend, channels_first, crop_sta
 
 MULTI_SCALES = (1.0, 0.875, 0.75, 0.66)
 CORNER_SCALES = (1.0, 0.8)
+ERASED_AREA, ERASED_ASPECT = (0.02, 1 / 3), (0.3, 1 / 0.3)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 CLIP_RESIZE = 256 / 224
@@ -76,15 +77,22 @@ def corner_box(height: int, width: int, rng: np.random.RandomState) -> Box:
     return y * down, x * right, side, side
 
 
+def _draw_sides(
+    frame: tuple[int, int], area: tuple[float, float], aspect: tuple[float, float], rng: np.random.RandomState
+) -> tuple[int, int]:
+    """Draw two sides of a box: of an area in a range of fractions of the frame, and of log-uniform aspect."""
+    target = rng.uniform(*area) * frame[0] * frame[1]
+    ratio = math.exp(rng.uniform(math.log(aspect[0]), math.log(aspect[1])))
+    return round(math.sqrt(target / ratio)), round(math.sqrt(target * ratio))
+
+
 def random_resized_box(
     height: int, width: int, area: tuple[float, float], aspect: tuple[float, float], rng: np.random.RandomState
 ) -> Box:
     """Draw a box of random area (fraction of the frame) and aspect (log-uniform); after ten failures the largest
     centered one."""
     for _ in range(10):
-        target = rng.uniform(*area) * height * width
-        ratio = math.exp(rng.uniform(math.log(aspect[0]), math.log(aspect[1])))
-        wide, high = round(math.sqrt(target * ratio)), round(math.sqrt(target / ratio))
+        high, wide = _draw_sides((height, width), area, aspect, rng)
         if 0 < wide <= width and 0 < high <= height:
             return int(rng.randint(height - high + 1)), int(rng.randint(width - wide + 1)), high, wide
     ratio = min(max(width / height, aspect[0]), aspect[1])
@@ -92,13 +100,7 @@ def random_resized_box(
     return (height - high) // 2, (width - wide) // 2, max(high, 1), max(wide, 1)
 
 
-def erase_cube(
-    frames: Tensor,
-    probability: float,
-    rng: np.random.RandomState,
-    area: tuple[float, float] = (0.02, 1 / 3),
-    aspect: tuple[float, float] = (0.3, 1 / 0.3),
-) -> Tensor:
+def erase_cube(frames: Tensor, probability: float, rng: np.random.RandomState) -> Tensor:
     """Erase one box, the same in all frames, with noise that is standard normal after ImageNet normalization.
 
     Args:
@@ -109,9 +111,7 @@ def erase_cube(
         return frames
     height, width = frames.shape[-2:]
     for _ in range(10):
-        target = rng.uniform(*area) * height * width
-        ratio = math.exp(rng.uniform(math.log(aspect[0]), math.log(aspect[1])))
-        high, wide = round(math.sqrt(target * ratio)), round(math.sqrt(target / ratio))
+        wide, high = _draw_sides((height, width), ERASED_AREA, ERASED_ASPECT, rng)
         if 0 < high < height and 0 < wide < width:
             top, left = int(rng.randint(height - high + 1)), int(rng.randint(width - wide + 1))
             generator = torch.Generator().manual_seed(int(rng.randint(2**31 - 1)))

@@ -122,10 +122,10 @@ class ClassList:
             self.index[name] = len(self.index)
         return self.index[name]
 
-    def check_index(self, number: int, where: object, *, field: str = "label") -> int:
+    def check_index(self, number: int, where: object) -> int:
         """Return a class index (from 0) after checking its range. Raises ManifestError: there is no such class."""
         if number < 0 or (self.count and number >= self.count):
-            raise ManifestError(f"{where} {field}", f"unknown class {number}", f"0 to {self.count - 1}")
+            raise ManifestError(f"{where} label", f"unknown class {number}", f"0 to {self.count - 1}")
         return number
 
     def finish(self, annotations: Annotations) -> None:

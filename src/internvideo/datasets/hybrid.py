@@ -85,16 +85,15 @@ def _films(annotations: Annotations, source: AnnotationSource) -> None:
         annotations.notes.append("no training movies in the annotations of AVA")
 
 
-def cut_film(rate: float, frames: int = CLIP_FRAMES) -> Iterator[tuple[float, float]]:
+def cut_film(rate: float) -> Iterator[tuple[float, float]]:
     """Yield (start, end) in seconds of the consecutive clips inside the annotated part; a shorter last one is left out.
 
     Args:
-        rate: frames per second of the movie. frames: frames per clip.
+        rate: frames per second of the movie.
     """
     first, last = FILM_SECONDS
-    count = int((last - first) * rate / frames + 1e-6)
-    for number in range(count):
-        yield first + number * frames / rate, first + (number + 1) * frames / rate
+    for number in range(int((last - first) * rate / CLIP_FRAMES + 1e-6)):
+        yield first + number * CLIP_FRAMES / rate, first + (number + 1) * CLIP_FRAMES / rate
 
 
 def _draw(annotations: Annotations, name: str, source: AnnotationSource, num_sampled: int, seed: int) -> None:

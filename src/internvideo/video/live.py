@@ -32,6 +32,9 @@ CAMERAS = {"linux": ("v4l2", "/dev/video{}"), "darwin": ("avfoundation", "{}"), 
 RECONNECT = 60.0
 """Seconds without a frame after which reconnecting stops."""
 
+TIMEOUT = 10.0
+"""Seconds without data from a camera or URL after which it counts as disconnected."""
+
 MIN_WAIT, MAX_WAIT = 0.5, 8.0
 """Seconds before the first attempt to reconnect, doubled on each attempt up to the maximum."""
 
@@ -55,7 +58,6 @@ class LiveVideo:
             "camera:NAME") or a device file; a regular file; with `allow_urls` a URL (rtsp://, http://).
         allow_urls: accept URLs.
         short_side: `rgb` scales frames down to it.
-        timeout: s without data from a URL after which it counts as disconnected.
         reconnect: s without a frame during which a disconnected camera or URL is reopened; 0 for never. Sources with a
             duration (a file behind a URL) are not reopened: they would start from the beginning.
 
@@ -74,7 +76,6 @@ class LiveVideo:
         *,
         allow_urls: bool = False,
         short_side: int | None = None,
-        timeout: float = 10.0,
         reconnect: float = RECONNECT,
     ) -> None:
         self.name = str(source) if isinstance(source, str | os.PathLike) else getattr(source, "name", "pipe")
@@ -82,7 +83,7 @@ class LiveVideo:
         self.damaged, self.reconnects, self.kind, conversion = 0, 0, "", resolve_conversion()
         self._source, self._allow_urls, self._reconnect = source, allow_urls, reconnect
         self._abandoned, self._tries = threading.Event(), 0
-        self._short_side, self._timeout = short_side, timeout
+        self._short_side = short_side
         self._file: BinaryIO | None = None
         self._orientation: tuple[int, bool] | None = None
         try:
@@ -144,7 +145,7 @@ class LiveVideo:
         return self._opened("pipe", file, format_whitelist=FORMAT_WHITELIST, analyzeduration="1000000")
 
     def _opened(self, kind: str, what: Any, form: str | None = None, **options: str) -> tuple[Any, Any]:
-        self.kind, timeout = kind, None if kind == "pipe" else self._timeout
+        self.kind, timeout = kind, None if kind == "pipe" else TIMEOUT
         try:
             container = av.open(
                 what, format=form, options={"max_pixels": str(MAX_PIXELS), **options}, metadata_errors="replace",

@@ -16,15 +16,12 @@ REORDER_BUFFER = 16
 """Maximum number of frames between the first frame that depends on damaged data and the decoder's error."""
 
 
-def iter_frames(
-    video: Video, indices: Sequence[int] | NDArray[np.integer[Any]], *, budget: float = BUDGET
-) -> Iterator[NDArray[np.uint8]]:
+def iter_frames(video: Video, indices: Sequence[int] | NDArray[np.integer[Any]]) -> Iterator[NDArray[np.uint8]]:
     """Yield frames one at a time; each frame is decoded once.
 
     Args:
         video: open; must not be used for other reads during the iteration.
         indices: strictly increasing, each in [0, info.frames).
-        budget: maximum seconds per frame.
 
     Yields: (H, W, 3) uint8 RGB, upright, equal to those of `Video.frames`.
 
@@ -33,7 +30,7 @@ def iter_frames(
     wanted = np.asarray(indices, dtype=np.int64).reshape(-1)
     if (np.diff(wanted) <= 0).any():
         raise ValueError("indices must be strictly increasing")
-    deadline, num_yielded = Deadline(video.path, budget), 0
+    deadline, num_yielded = Deadline(video.path, BUDGET), 0
     while num_yielded < len(wanted):
         unique, counts = np.unique(video.replace_damaged(wanted[num_yielded:]), return_counts=True)
         intact = unique[: int(np.argmax(np.append(video.is_missing(unique), True)))]
