@@ -11,14 +11,7 @@ from internvideo.distributed import choose_device
 from internvideo.errors import RunError
 from internvideo.pipeline import prepare, training_recipe
 from internvideo.system import free_memory
-from internvideo.training.memory import (
-    GIB,
-    MIB,
-    counted_activations,
-    predict_activations,
-    state_bytes,
-    total,
-)
+from internvideo.training.memory import GIB, MIB, counted_activations, predict_activations, state_bytes, total
 from internvideo.training.recipe import EvaluationRecipe, Job
 from internvideo.training.settings import TrainingSettings
 from internvideo.training.step import TrainStep, checkpoint_activations

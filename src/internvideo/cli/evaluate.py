@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from internvideo.tasks.task import TaskSpec
 
 Weights = Annotated[
-    str,
-    typer.Argument(help="Weights: a run, a folder of save_pretrained, a published or converted file, an address."),
+    str, typer.Argument(help="Weights: a run, a folder of save_pretrained, a published or converted file, an address.")
 ]
 Rows = Annotated[
     Path, typer.Argument(help="What to test on: manifest, list file, folder of folders; features for localization.")

@@ -48,8 +48,7 @@ def extract(
         ),
     ] = 1,
     tiles: Annotated[
-        int,
-        typer.Option(min=1, help="For small actors: encode N x N overlapping crops of larger frames one by one."),
+        int, typer.Option(min=1, help="For small actors: encode N x N overlapping crops of larger frames one by one.")
     ] = 1,
     recursive: Recursive = False,
     batch_size: Annotated[
@@ -58,8 +57,7 @@ def extract(
     workers: Annotated[
         int,
         typer.Option(
-            min=0,
-            help="Decoders: processes, and threads of one video if fewer are left; 0 decodes in a thread.",
+            min=0, help="Decoders: processes, and threads of one video if fewer are left; 0 decodes in a thread."
         ),
     ] = 0,
     ray: Ray = None,

@@ -58,8 +58,7 @@ FrameRate = Annotated[
     ),
 ]
 Inputs = Annotated[
-    list[Path],
-    typer.Argument(help="Video files, folders of them, or manifests; - reads names from standard input."),
+    list[Path], typer.Argument(help="Video files, folders of them, or manifests; - reads names from standard input.")
 ]
 Ray = Annotated[
     str | None,

@@ -30,8 +30,7 @@ def prepare(
         ),
     ] = 0.0,
     frame_rate: Annotated[
-        float | None,
-        typer.Option(help="Frames per second of folders of frames; by default as published."),
+        float | None, typer.Option(help="Frames per second of folders of frames; by default as published.")
     ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads that open videos; by default a few.")] = None,
     as_json: Json = False,
@@ -71,13 +70,11 @@ def pack(
         int | None, typer.Option(min=1, max=10_000, help="Transcode: frames between key frames at most.")
     ] = None,
     crf: Annotated[
-        int | None,
-        typer.Option(min=0, max=51, help="Constant quality of x264 for transcoding, 0 the best; 20."),
+        int | None, typer.Option(min=0, max=51, help="Constant quality of x264 for transcoding, 0 the best; 20.")
     ] = None,
     shard_megabytes: Annotated[float, typer.Option(min=0.001, help="Size at which a shard ends.")] = 512.0,
     address: Annotated[
-        str | None,
-        typer.Option(help="Where the shards will lie if not beside it: s3://bucket/folder."),
+        str | None, typer.Option(help="Where the shards will lie if not beside it: s3://bucket/folder.")
     ] = None,
     workers: Annotated[int, typer.Option(min=1, max=256, help="Threads that read and transcode videos.")] = 2,
     as_json: Json = False,

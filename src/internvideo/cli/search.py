@@ -25,12 +25,10 @@ def search(
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="Number of moments.")] = 10,
     where: Annotated[
-        str | None,
-        typer.Option(help='Filter, such as: folder ~ "beach" and duration > 60 and label = "waving".'),
+        str | None, typer.Option(help='Filter, such as: folder ~ "beach" and duration > 60 and label = "waving".')
     ] = None,
     threshold: Annotated[
-        str | None,
-        typer.Option(help="Only moments that a query which nothing fits would reach this rarely: 1%, 5%."),
+        str | None, typer.Option(help="Only moments that a query which nothing fits would reach this rarely: 1%, 5%.")
     ] = None,
     template: Annotated[
         list[str] | None, typer.Option(help='Sentence with one {}, such as "a video of {}"; several are averaged.')

@@ -56,8 +56,7 @@ def stream(
     reconnect: Annotated[
         float | None,
         typer.Option(
-            min=0.0,
-            help="Seconds without a frame during which a broken camera or address is reopened; by default 60.",
+            min=0.0, help="Seconds without a frame during which a broken camera or address is reopened; by default 60."
         ),
     ] = None,
     as_json: Json = False,

@@ -10,11 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from internvideo.metrics import bootstrap
-from internvideo.metrics.frame_detection import (
-    StaObjects,
-    anticipation_average_precision,
-    anticipation_statistic,
-)
+from internvideo.metrics.frame_detection import StaObjects, anticipation_average_precision, anticipation_statistic
 from internvideo.tasks.anticipation.model import Anticipator
 from internvideo.tasks.spatio_temporal_localization.data import KeyFrameViews
 from internvideo.tasks.spatio_temporal_localization.object_boxes import ObjectFrame, of_results

@@ -210,11 +210,7 @@ class Planner(nn.Module):
         self.cross_layers = nn.ModuleList(CrossLayer(config) for _ in range(config.cross_layers))
         width = config.width
         self.action = Sequential(
-            Linear(width, width),
-            nn.ReLU(),
-            LayerNorm(width, eps=EPS),
-            Dropout(config.dropout),
-            Linear(width, 1),
+            Linear(width, width), nn.ReLU(), LayerNorm(width, eps=EPS), Dropout(config.dropout), Linear(width, 1)
         )
         # 0.02 at the published width; a narrow planner with it hardly attends to anything at first.
         std = 0.02 * math.sqrt(768 / width)

@@ -143,12 +143,7 @@ def rejected(predictions: Ints, uncertainty: Floats, threshold: float, classes: 
     return result
 
 
-def open_macro_f1(
-    known: tuple[Ints, Ints],
-    unknown: tuple[Ints, Ints],
-    classes: int,
-    draws: int = 10,
-) -> float:
+def open_macro_f1(known: tuple[Ints, Ints], unknown: tuple[Ints, Ints], classes: int, draws: int = 10) -> float:
     """Compute the macro-F1 with 1..U unknown classes mixed in, averaged with openness as weight.
 
     Args:

@@ -90,12 +90,7 @@ def predict(
     }
     if prior:
         arrays["commonest"] = np.asarray([prior.get(question_type(pair), prior[""]) for pair in pairs])
-    protocol = {
-        **inputs.describe(),
-        "merge": "softmax mean",
-        "answers": len(answers),
-        "sees_the_video": model.video,
-    }
+    protocol = {**inputs.describe(), "merge": "softmax mean", "answers": len(answers), "sees_the_video": model.video}
     return Predictions(NAME, arrays, protocol, views.coverage)
 
 

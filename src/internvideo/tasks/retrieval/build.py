@@ -23,11 +23,7 @@ def build(recipe: Recipe, skipped: Path | None) -> Job:
         return clip_loader(recipe, manifest, skipped, Tokenizer(context_length=model.config.text.context))
 
     return clip_job(
-        recipe,
-        skipped,
-        lambda model: RetrievalStage(model, settings),
-        make_loader=loader,
-        captions=data.captions,
+        recipe, skipped, lambda model: RetrievalStage(model, settings), make_loader=loader, captions=data.captions
     )
 
 

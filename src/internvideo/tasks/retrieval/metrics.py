@@ -181,10 +181,7 @@ def query_bank(similarity: Floats, log_sum: Floats, active: NDArray[np.bool_], b
 
 
 def directions(
-    similarity: Floats,
-    owner: Ints | None = None,
-    *,
-    dual: Literal["none", "released", "clean"] = "none",
+    similarity: Floats, owner: Ints | None = None, *, dual: Literal["none", "released", "clean"] = "none"
 ) -> tuple[Ints, Ints]:
     """Compute the ranks of text to video (one per text) and video to text (one per video).
 

@@ -322,11 +322,7 @@ class KeyFrameViews:
     """
 
     def __init__(
-        self,
-        manifest: Manifest,
-        frames: Sequence[KeyFrame],
-        form: ClipForm,
-        settings: LoaderSettings,
+        self, manifest: Manifest, frames: Sequence[KeyFrame], form: ClipForm, settings: LoaderSettings
     ) -> None:
         self.frames, self.form = frames, form
         self._unreadable: list[tuple[int, Unreadable]] = []

@@ -92,12 +92,7 @@ def evaluate_rows(trained: Trained, manifest: Manifest, output: Path, settings: 
         model,
         manifest,
         truths,
-        KeyFrameViews(
-            manifest,
-            tested,
-            form,
-            loader,
-        ),
+        KeyFrameViews(manifest, tested, form, loader),
         choose_device(settings.device),
         model_name=trained.recipe.model.name,
         persons="ground truth" if persons is None else persons.name,

@@ -10,12 +10,7 @@ from pydantic import Field
 from internvideo import distributed
 from internvideo.data.settings import DataSettings
 from internvideo.errors import RecipeError
-from internvideo.tasks.temporal_localization.data import (
-    FeatureSet,
-    FeatureSettings,
-    SequenceLoader,
-    read_feature_set,
-)
+from internvideo.tasks.temporal_localization.data import FeatureSet, FeatureSettings, SequenceLoader, read_feature_set
 from internvideo.tasks.temporal_localization.model import ActionFormer
 from internvideo.tasks.temporal_localization.stage import LocalizationSettings, LocalizationStage
 from internvideo.training.loop import BatchSource

@@ -313,13 +313,7 @@ class SequenceLoader:
         RecipeError: interpolated sequences longer than the batch; fewer videos than one batch.
     """
 
-    def __init__(
-        self,
-        features: FeatureSet,
-        settings: FeatureSettings,
-        length: int,
-        loader: LoaderSettings,
-    ) -> None:
+    def __init__(self, features: FeatureSet, settings: FeatureSettings, length: int, loader: LoaderSettings) -> None:
         if settings.resized is not None and settings.resized > length:
             raise RecipeError("data.features.resized", str(settings.resized), f"{length}, the model's length, or less")
         self.features, self.settings, self.length, self.loader = features, settings, length, loader

@@ -25,11 +25,7 @@ class VerbNounStage(Stage[ClipClassifier, VerbNounSettings]):
     """Cross entropy of the verbs and of the nouns, which are outputs of one model: the first `verbs` are verbs."""
 
     def __init__(
-        self,
-        model: ClipClassifier,
-        settings: VerbNounSettings,
-        verbs: int = 1,
-        divisor: Divisor = at_least_one,
+        self, model: ClipClassifier, settings: VerbNounSettings, verbs: int = 1, divisor: Divisor = at_least_one
     ) -> None:
         super().__init__(model, settings, divisor)
         if not 0 < verbs < model.config.num_classes:
