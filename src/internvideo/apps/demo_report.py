@@ -22,22 +22,7 @@ from internvideo.metrics import bootstrap
 from internvideo.metrics.classification import confusion_matrix
 from internvideo.models.videomae import VideoMAEPretrain
 from internvideo.pipeline import load_trained
-from internvideo.plots.report import (
-    ABLATION,
-    AblationRow,
-    Claim,
-    Confusion,
-    Found,
-    Gates,
-    LossCurve,
-    NextStep,
-    Reconstruction,
-    ReportData,
-    Retrieval,
-    ReverseClip,
-    ZeroShot,
-    write_report,
-)
+from internvideo.plots import report
 from internvideo.pretraining.masked import MaskedSettings, MaskedStage
 from internvideo.probing.pixel_ridge import pixel_ridge
 from internvideo.sample_world.actions import TIME_DIRECTED, reverse_class
@@ -64,7 +49,11 @@ ENCODERS = {
 }
 """Row of the ablation -> folder of the step whose weights it measures."""
 
-
+NEXT_STEPS = {
+    "the same on labeled videos of your own": "internvideo demo --data FOLDER --output runs/mine",
+    "every setting of a stage": "internvideo train sample/masked --dry-run data.train=MANIFEST",
+    "these figures again, from the saved tables": "internvideo score {}/tables/masked.npz",
+}
 SHORT = (
     " This is the short profile: it shows that every step runs. A tenth of the clips and a quarter of the epochs are "
     "too few to judge any claim of the paper, so none is judged; `internvideo demo` without --profile short does."
@@ -123,9 +112,9 @@ def write_demo_report(output: Path, data: DemoData, device: str, clock: Clock) -
         "ridge": recognition.difference(tables["masked"], tables["ridge"]),
     }
     zero = _zero_shot(shot, len(test))
-    return write_report(
+    return report.write_report(
         output,
-        ReportData(
+        report.ReportData(
             title="InternVideo: four stages on " + ("the sample world" if data.world else data.test.parent.parent.name),
             introduction="Two encoders are pretrained separately, by reconstructing masked pixels and by matching "
             "clips with sentences. Both are fine-tuned on action labels, then exchange features. All metrics are on "
@@ -145,11 +134,7 @@ def write_demo_report(output: Path, data: DemoData, device: str, clock: Clock) -
             gates=_gates(output / "interaction"),
             protocol=results["interaction"]["protocol"],
             coverage=results["interaction"]["coverage"],
-            next_steps=[
-                NextStep("the same on labeled videos of your own", "internvideo demo --data FOLDER --output runs/mine"),
-                NextStep("every setting of a stage", "internvideo train sample/masked --dry-run data.train=MANIFEST"),
-                NextStep("these figures again, from the saved tables", f"internvideo score {output}/tables/masked.npz"),
-            ],
+            next_steps=[report.NextStep(about, command.format(output)) for about, command in NEXT_STEPS.items()],
             measures=measures,
             written=written_captions(language, test, device),
             seconds_by_step=clock.so_far(),
@@ -195,17 +180,17 @@ def _better(tables: Mapping[str, Predictions]) -> Predictions:
     return max((tables["masked"], tables["multimodal"]), key=lambda table: recognition.score(table)["figures"]["top1"])
 
 
-def _ablation(results: Mapping[str, Result], classes: int) -> list[AblationRow]:
+def _ablation(results: Mapping[str, Result], classes: int) -> list[report.AblationRow]:
     rows = []
-    for name in ABLATION:
+    for name in report.ABLATION:
         if name == "chance":
             directed = 1 / classes if "top1_time_directed" in results["masked"]["figures"] else None
-            rows.append(AblationRow(name, 1 / classes, directed))
+            rows.append(report.AblationRow(name, 1 / classes, directed))
             continue
         figures, intervals = results[name]["figures"], results[name]["intervals"]
         directed = figures.get("top1_time_directed")
         rows.append(
-            AblationRow(
+            report.AblationRow(
                 name, figures["top1"], directed, _bounds(intervals, "top1"), _bounds(intervals, "top1_time_directed")
             )
         )
@@ -216,9 +201,9 @@ def _bounds(intervals: Mapping[str, Sequence[float]], name: str) -> tuple[float,
     return (intervals[name][0], intervals[name][1]) if name in intervals else None
 
 
-def _zero_shot(result: Result, videos: int) -> ZeroShot:
+def _zero_shot(result: Result, videos: int) -> report.ZeroShot:
     figures, intervals = result["figures"], result["intervals"]
-    return ZeroShot(
+    return report.ZeroShot(
         t2v_r1=figures["t2v_r1"],
         v2t_r1=figures["v2t_r1"],
         chance=1 / videos,
@@ -230,7 +215,7 @@ def _zero_shot(result: Result, videos: int) -> ZeroShot:
 
 
 @torch.inference_mode()
-def _reverse(trained: Trained, test: Manifest, settings: RecognitionOptions) -> ReverseClip:
+def _reverse(trained: Trained, test: Manifest, settings: RecognitionOptions) -> report.ReverseClip:
     """Test each time-directed clip forwards and backwards: is its class scored above the reverse class?"""
     pairs = {index: reverse_class(index, test.classes) for index in range(len(test.classes))}
     directed = test.subset(
@@ -248,17 +233,17 @@ def _reverse(trained: Trained, test: Manifest, settings: RecognitionOptions) -> 
     ahead, back = recognition.probabilities(forwards, "fused"), recognition.probabilities(backwards, "fused")
     right = ((ahead[row, own] > ahead[row, other]).astype(float) + (back[row, other] > back[row, own])) / 2
     low, high = bootstrap.interval(bootstrap.mean(right), len(right))
-    return ReverseClip(float(right.mean()), (float(low), float(high)))
+    return report.ReverseClip(float(right.mean()), (float(low), float(high)))
 
 
 def _claims(
-    rows: Sequence[AblationRow],
+    rows: Sequence[report.AblationRow],
     gaps: Mapping[str, Any],
-    zero: ZeroShot,
-    reverse: ReverseClip | None,
+    zero: report.ZeroShot,
+    reverse: report.ReverseClip | None,
     repeated: int,
     clips: int,
-) -> list[Claim]:
+) -> list[report.Claim]:
     top1 = {row.name: row.top1 or 0.0 for row in rows}
 
     def percent(name: str) -> str:
@@ -276,34 +261,34 @@ def _claims(
         return None if low <= 0 <= high else bool(low > 0)
 
     return [
-        Claim(
+        report.Claim(
             "The masked encoder is better than regression on downscaled pixels",
             f"{percent('masked')} against {percent('ridge')} ({gap('ridge')})",
             held("ridge"),
         ),
-        Claim(
+        report.Claim(
             "Pretraining helps the masked encoder",
             f"{percent('masked')} against {percent('masked_scratch')} ({gap('pretraining')})",
             held("pretraining"),
         ),
-        Claim(
+        report.Claim(
             "The two encoders are complementary: their ensemble is above both",
             f"{percent('ensemble')} against {percent('masked')} and {percent('multimodal')} ({gap('ensemble')})",
             held("ensemble"),
         ),
-        Claim(
+        report.Claim(
             "Cross-model interaction is above the ensemble",
             f"{percent('interaction')} against {percent('ensemble')} ({gap('interaction')})",
             held("interaction"),
         ),
-        Claim(
+        report.Claim(
             "Zero-shot retrieval is far above chance",
             f"R@1 {100 * zero.t2v_r1:.1f} % and {100 * zero.v2t_r1:.1f} %, chance {100 * zero.chance:.2f} %"
             + (f"; {repeated} captions fit several clips, of which one counts as right" if repeated else ""),
             # Repeated captions only lower R@1: above chance is above chance, below it is not decided.
             True if min(zero.t2v_r1, zero.v2t_r1) > 5 * zero.chance else (None if repeated else False),
         ),
-        Claim(
+        report.Claim(
             "A clip and its reverse are distinguished",
             "not measured: the classes have no known reverses"
             if reverse is None
@@ -313,22 +298,22 @@ def _claims(
     ]
 
 
-def _losses(output: Path) -> dict[str, LossCurve]:
+def _losses(output: Path) -> dict[str, report.LossCurve]:
     curves = {}
     for path in sorted(output.glob("*/metrics.jsonl"), key=lambda path: path.stat().st_mtime):
         rows = [row for row in read_metrics(path.parent) if "loss" in row]
-        curves[path.parent.name] = LossCurve([row["step"] for row in rows], [row["loss"] for row in rows])
+        curves[path.parent.name] = report.LossCurve([row["step"] for row in rows], [row["loss"] for row in rows])
     return curves
 
 
-def _gates(run: Path) -> Gates:
+def _gates(run: Path) -> report.Gates:
     rows = read_metrics(run)
     names = [name for name in (rows[-1] if rows else {}) if name.startswith(("cma", "fuse"))]
-    return Gates([row["step"] for row in rows], {name: [row[name] for row in rows] for name in names})
+    return report.Gates([row["step"] for row in rows], {name: [row[name] for row in rows] for name in names})
 
 
 @torch.inference_mode()
-def _reconstructions(output: Path, test: Manifest, device: str) -> list[Reconstruction]:
+def _reconstructions(output: Path, test: Manifest, device: str) -> list[report.Reconstruction]:
     """Render two held-out clips: masked input, reconstruction, original."""
     trained = load_trained(output / "masked" / "model.safetensors", device=device)
     model, here = cast(VideoMAEPretrain, trained.model), choose_device(device)
@@ -342,7 +327,7 @@ def _reconstructions(output: Path, test: Manifest, device: str) -> list[Reconstr
             row = next(row for row in chosen.rows if row.id == name)
             caption = row.captions[0] if row.captions else name
             seen, made, true = (_frames(part[index]) for part in (shown, rebuilt, clip))
-            pictures.append(Reconstruction(seen, made, true, caption))
+            pictures.append(report.Reconstruction(seen, made, true, caption))
     return pictures
 
 
@@ -352,7 +337,7 @@ def _frames(clip: torch.Tensor) -> NDArray[np.uint8]:
     return array
 
 
-def _retrievals(table: Predictions, test: Manifest, queries: int = 4, shown: int = 3) -> list[Retrieval]:
+def _retrievals(table: Predictions, test: Manifest, queries: int = 4, shown: int = 3) -> list[report.Retrieval]:
     """List the first sentences of the split with the clips they retrieve."""
     similarity = retrieval.similarity(table)
     place = {row.id: row for row in test.rows}
@@ -360,14 +345,14 @@ def _retrievals(table: Predictions, test: Manifest, queries: int = 4, shown: int
     for query in range(min(queries, len(similarity))):
         best = np.argsort(-similarity[query])[:shown]
         clips = [
-            Found(
+            report.Found(
                 _shown(test, place[str(table["ids"][video])]),
                 bool(video == table["owner"][query]),
                 float(similarity[query, video]),
             )
             for video in best
         ]
-        found.append(Retrieval(str(table["captions"][query]), clips))
+        found.append(report.Retrieval(str(table["captions"][query]), clips))
     return found
 
 
@@ -377,8 +362,8 @@ def _shown(test: Manifest, row: Sample, frames: int = 6) -> NDArray[np.uint8]:
         return video.frames(linspace_frames(video.info.frames, frames).tolist())
 
 
-def _confusion(table: Predictions, test: Manifest) -> Confusion:
+def _confusion(table: Predictions, test: Manifest) -> report.Confusion:
     merged = recognition.probabilities(table, "fused")
-    return Confusion(
+    return report.Confusion(
         confusion_matrix(merged.argmax(axis=1), table["labels"].astype(np.int64), len(test.classes)), test.classes
     )

@@ -6,22 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from internvideo.cli.options import (
-    Damage,
-    Device,
-    Encoder,
-    FrameRate,
-    Inputs,
-    Json,
-    Precision,
-    Recursive,
-    StrideSeconds,
-    Weights,
-    WindowSeconds,
-    clock,
-    for_each,
-    open_model,
-)
+from internvideo.cli import options
 from internvideo.errors import RecipeError
 from internvideo.terminal import tell
 
@@ -30,9 +15,9 @@ if TYPE_CHECKING:
 
 
 def caption(
-    inputs: Inputs,
-    encoder: Encoder,
-    weights: Weights = None,
+    inputs: options.Inputs,
+    encoder: options.Encoder,
+    weights: options.Weights = None,
     num_beams: Annotated[
         int | None, typer.Option(min=1, help="Beam search with this many beams, by default 4; 1 is greedy decoding.")
     ] = None,
@@ -43,14 +28,14 @@ def caption(
     max_length: Annotated[
         int, typer.Option(min=0, help="Maximum tokens, start and end included; 0 is the context length of the model.")
     ] = 0,
-    window_seconds: WindowSeconds = None,
-    stride_seconds: StrideSeconds = None,
-    recursive: Recursive = False,
-    as_json: Json = False,
-    device: Device = "auto",
-    damage: Damage = None,
-    frame_rate: FrameRate = None,
-    precision: Precision = "float32",
+    window_seconds: options.WindowSeconds = None,
+    stride_seconds: options.StrideSeconds = None,
+    recursive: options.Recursive = False,
+    as_json: options.Json = False,
+    device: options.Device = "auto",
+    damage: options.Damage = None,
+    frame_rate: options.FrameRate = None,
+    precision: options.Precision = "float32",
 ) -> None:
     """Generate captions of videos. The model needs a caption decoder, such as internvideo-mm-l14-caption."""
     from internvideo.features.video_files import find_videos
@@ -60,7 +45,7 @@ def caption(
     if seed is not None and not top_p:
         raise RecipeError("--seed", f"{seed} without --top-p, where nothing is sampled", "with --top-p")
     videos = find_videos(inputs, recursive=recursive)
-    model = open_model(encoder, weights, device, precision)
+    model = options.open_model(encoder, weights, device, precision)
     num_beams = num_beams or (1 if top_p else 4)
     # Raises for settings that the model does not support before a video is opened.
     generate = model.caption_generator(num_beams=num_beams, top_p=top_p, seed=seed or 0, max_length=max_length)
@@ -71,6 +56,6 @@ def caption(
         ):
             (text,) = generate(clip[None].to(model.device))
             record = {"path": video.path, "start": start, "end": end, "caption": text}
-            tell(record, f"{video.path}{'' if window_seconds is None else ' ' + clock(start, end)}: {text}")
+            tell(record, f"{video.path}{'' if window_seconds is None else ' ' + options.clock(start, end)}: {text}")
 
-    for_each(videos, show)
+    options.for_each(videos, show)

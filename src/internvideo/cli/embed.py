@@ -7,48 +7,33 @@ from typing import Annotated
 
 import typer
 
-from internvideo.cli.options import (
-    Damage,
-    Device,
-    DryRun,
-    Encoder,
-    FrameRate,
-    Inputs,
-    Json,
-    Overwrite,
-    Precision,
-    Ray,
-    Recursive,
-    StrideSeconds,
-    Weights,
-    open_model,
-)
+from internvideo.cli import options
 from internvideo.terminal import tell
 
 
 def embed(
-    inputs: Inputs,
+    inputs: options.Inputs,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The table: NAME.parquet, NAME.lance, or NAME.npy with NAME.jsonl.")
     ],
-    encoder: Encoder,
-    weights: Weights = None,
+    encoder: options.Encoder,
+    weights: options.Weights = None,
     window_seconds: Annotated[
         float | None, typer.Option(help="Length of a window, one vector per window; without it one per video.")
     ] = None,
-    stride_seconds: StrideSeconds = None,
-    recursive: Recursive = False,
+    stride_seconds: options.StrideSeconds = None,
+    recursive: options.Recursive = False,
     normalize: Annotated[bool, typer.Option(help="L2-normalize the vectors.")] = True,
     batch_size: Annotated[int, typer.Option(min=1, help="Clips per batch.")] = 8,
     workers: Annotated[int, typer.Option(min=0, help="Decoding processes; 0 decodes in a thread.")] = 0,
-    ray: Ray = None,
-    overwrite: Overwrite = False,
-    dry_run: DryRun = False,
-    device: Device = "auto",
-    damage: Damage = None,
-    frame_rate: FrameRate = None,
-    precision: Precision = "float32",
-    as_json: Json = False,
+    ray: options.Ray = None,
+    overwrite: options.Overwrite = False,
+    dry_run: options.DryRun = False,
+    device: options.Device = "auto",
+    damage: options.Damage = None,
+    frame_rate: options.FrameRate = None,
+    precision: options.Precision = "float32",
+    as_json: options.Json = False,
 ) -> None:
     """Write one vector per video, or per window of it.
 
@@ -64,7 +49,7 @@ def embed(
         for line in plan(videos, output, overwrite=overwrite):
             tell({"plan": line}, line)
         return
-    model = open_model(encoder, weights, device, precision)
+    model = options.open_model(encoder, weights, device, precision)
     report = embed(videos, model, output, settings, overwrite=overwrite)
     done = report.requested - len(report.unreadable)
     resumed = f", {report.resumed} of them before" if report.resumed else ""

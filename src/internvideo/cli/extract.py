@@ -7,30 +7,15 @@ from typing import Annotated
 
 import typer
 
-from internvideo.cli.options import (
-    Damage,
-    Device,
-    DryRun,
-    Encoder,
-    FrameRate,
-    Inputs,
-    Json,
-    Overwrite,
-    Precision,
-    Ray,
-    Recursive,
-    Weights,
-    open_model,
-    tell_failures,
-)
+from internvideo.cli import options
 from internvideo.terminal import tell
 
 
 def extract(
-    inputs: Inputs,
+    inputs: options.Inputs,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder: ID.npy of every video, index.json.")],
-    encoder: Encoder,
-    weights: Weights = None,
+    encoder: options.Encoder,
+    weights: options.Weights = None,
     window_frames: Annotated[int, typer.Option(min=1, help="Length of a window.")] = 16,
     stride_frames: Annotated[
         int, typer.Option(min=1, help="From one window to the next: 4 for THUMOS14, 16 for ActivityNet.")
@@ -50,7 +35,7 @@ def extract(
     tiles: Annotated[
         int, typer.Option(min=1, help="For small actors: encode N x N overlapping crops of larger frames one by one.")
     ] = 1,
-    recursive: Recursive = False,
+    recursive: options.Recursive = False,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Windows per batch; 16 on a GPU, 4 on a CPU.", show_default=False)
     ] = None,
@@ -60,14 +45,14 @@ def extract(
             min=0, help="Decoders: processes, and threads of one video if fewer are left; 0 decodes in a thread."
         ),
     ] = 0,
-    ray: Ray = None,
-    overwrite: Overwrite = False,
-    dry_run: DryRun = False,
-    device: Device = "auto",
-    damage: Damage = None,
-    frame_rate: FrameRate = None,
-    precision: Precision = "float32",
-    as_json: Json = False,
+    ray: options.Ray = None,
+    overwrite: options.Overwrite = False,
+    dry_run: options.DryRun = False,
+    device: options.Device = "auto",
+    damage: options.Damage = None,
+    frame_rate: options.FrameRate = None,
+    precision: options.Precision = "float32",
+    as_json: options.Json = False,
 ) -> None:
     """Write one vector per sliding window: OUTPUT/ID.npy (T x C) of each video, and OUTPUT/index.json.
 
@@ -87,11 +72,11 @@ def extract(
         for line in plan(items, output, rule, overwrite=overwrite):
             tell({"plan": line}, line)
         return
-    model = open_model(encoder, weights, device, precision)
+    model = options.open_model(encoder, weights, device, precision)
     report = run(items, model, output, settings, classes=classes, overwrite=overwrite)
     done, elsewhere = report.read + report.resumed, report.other_workers - len(report.unreadable)
     made = f"{output / INDEX}: {done} of {report.requested} videos, {report.resumed} of them before, dim {report.dim}"
-    tell_failures(report)
+    options.tell_failures(report)
     leased = [f"{elsewhere} videos are leased by other processes on the same folder"] if elsewhere > 0 else []
     speed = [f"speed: {report.vectors} vectors, {report.throughput}"] if report.throughput else []
     record = {

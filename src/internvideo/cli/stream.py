@@ -7,22 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from internvideo.cli.options import (
-    Classifier,
-    Damage,
-    Device,
-    Encoder,
-    FrameRate,
-    Json,
-    Labels,
-    LabelsFile,
-    Precision,
-    Weights,
-    clock,
-    one_of,
-    open_model,
-    read_labels,
-)
+from internvideo.cli import options
 from internvideo.errors import RecipeError
 from internvideo.terminal import LOGGER, tell
 
@@ -34,13 +19,13 @@ def stream(
     source: Annotated[
         str, typer.Argument(help="A file, a named pipe, - for standard input, camera, camera:N or a device file.")
     ],
-    encoder: Encoder,
-    weights: Weights = None,
+    encoder: options.Encoder,
+    weights: options.Weights = None,
     window_seconds: Annotated[float, typer.Option(help="Length of a window.")] = 2.0,
     stride_seconds: Annotated[float, typer.Option(help="From one window to the next.")] = 1.0,
-    labels: Labels = None,
-    labels_file: LabelsFile = None,
-    model: Classifier = None,
+    labels: options.Labels = None,
+    labels_file: options.LabelsFile = None,
+    model: options.Classifier = None,
     top: Annotated[
         int | None, typer.Option(min=1, help="Number of labels, the most probable first; by default 3.")
     ] = None,
@@ -59,11 +44,11 @@ def stream(
             min=0.0, help="Seconds without a frame during which a broken camera or address is reopened; by default 60."
         ),
     ] = None,
-    as_json: Json = False,
-    device: Device = "auto",
-    damage: Damage = None,
-    frame_rate: FrameRate = None,
-    precision: Precision = "float32",
+    as_json: options.Json = False,
+    device: options.Device = "auto",
+    damage: options.Damage = None,
+    frame_rate: options.FrameRate = None,
+    precision: options.Precision = "float32",
 ) -> None:
     """Print a line per window of a running video: its labels, or its embedding (with --json).
 
@@ -73,9 +58,9 @@ def stream(
     from internvideo.probing.probe import Probe
     from internvideo.video.live import RECONNECT
 
-    one_of(labels=labels, labels_file=labels_file, model=model)
-    opened = open_model(encoder, weights, device, precision)
-    names = read_labels(labels, labels_file)
+    options.one_of(labels=labels, labels_file=labels_file, model=model)
+    opened = options.open_model(encoder, weights, device, precision)
+    names = options.read_labels(labels, labels_file)
     own = "classes" if opened.class_names else "embedding"
     on = Probe.load(model) if model is not None else own if names is None else names
     if top is not None and on == "embedding":
@@ -128,7 +113,7 @@ def _text(moment: Moment, before: Moment | None, top: int) -> str:
         text = f"embedding of {len(moment.value)} numbers (--json prints them)"
     else:
         text = f"cosine to the window before {float(moment.value @ before.value):.3f}"
-    return f"{clock(moment.start, moment.time)}: {text} ({moment.latency * 1000:.0f} ms)"
+    return f"{options.clock(moment.start, moment.time)}: {text} ({moment.latency * 1000:.0f} ms)"
 
 
 def _summary(running: Stream) -> str:

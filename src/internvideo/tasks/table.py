@@ -67,11 +67,7 @@ class Predictions:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Predictions:
-        """Read saved predictions.
-
-        Raises:
-            RunError: no such file, or a corrupt or foreign one.
-        """
+        """Read saved predictions. Raises RunError: no such file, or a corrupt or foreign one."""
         file = Path(path)
         if not file.is_file():
             raise RunError(file, "no such file", "a table written by `internvideo evaluate`", "check the path")

@@ -25,8 +25,7 @@ from internvideo.training.trained import Trained
 def evaluate(trained: Trained, manifest: Path, output: Path, settings: BoxOptions, split: str | None) -> Result:
     """Write anticipation.npz and .json, predictions.json and anticipation.svg; print the metrics.
 
-    Raises:
-        RecipeError, ManifestError, RunError: weights, data and output folder do not match.
+    Raises RecipeError, ManifestError, RunError.
     """
     model, verbs = cast(Anticipator, trained.model), trained.classes
     stage = trained.recipe.settings_as(AnticipationSettings)

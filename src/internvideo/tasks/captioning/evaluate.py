@@ -26,8 +26,7 @@ class CaptioningOptions(ClipOptions):
 def evaluate(trained: Trained, manifest: Path, output: Path, settings: CaptioningOptions, split: str | None) -> Result:
     """Write captioning.npz and .json, examples.jsonl; print the metrics.
 
-    Raises:
-        RecipeError, ManifestError, RunError: weights, data and output folder do not match.
+    Raises RecipeError, ManifestError, RunError.
     """
     inputs = clip_source(trained, split_rows(manifest, split), settings)
 

@@ -29,8 +29,7 @@ SHOWN = 9
 def evaluate(trained: Trained, manifest: Path, output: Path, settings: ClipOptions, split: str | None) -> Result:
     """Write future_hands.npz and .json, submission.json and hands.svg; print the metrics.
 
-    Raises:
-        RecipeError, ManifestError, RunError: weights, data and output folder do not match.
+    Raises RecipeError, ManifestError, RunError.
     """
     if settings.num_crops != 1:
         raise RecipeError("num_crops", str(settings.num_crops), "1, because clips show the whole frame")

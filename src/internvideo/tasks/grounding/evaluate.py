@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, cast
@@ -34,20 +35,13 @@ class GroundingOptions(EvaluateOptions):
 def evaluate(trained: Trained, manifest: Path, output: Path, settings: GroundingOptions, split: str | None) -> Result:
     """Write grounding.npz and .json, nlq.json (Ego4D's format) and timelines.html; print the metrics.
 
-    Args:
-        trained: a grounder. manifest: the queries. output: folder. split: evaluate only its queries.
-        settings: device, and the features of the videos if they are not those of the recipe.
-
-    Raises:
-        ManifestError, RunError, RecipeError: weights, data and output folder do not match.
+    `manifest` has the queries. Raises ManifestError, RunError, RecipeError.
     """
     distributed.require_one_process("grounding")
     recipe = trained.recipe
-    grounding_settings = cast(GroundingSettings, recipe.settings)
+    grounding_settings = recipe.settings_as(GroundingSettings)
     data = recipe.data_as(QueryData)
-    query_settings = data.queries
-    if settings.features is not None:
-        query_settings = query_settings.model_copy(update={"features": settings.features})
+    query_settings = data.queries.model_copy(update={"features": settings.features or data.queries.features})
     queries = read_query_set(manifest, query_settings, data.features, split=split)
     check_protocol(trained.context["features"], queries.features)
     target = output / f"{grounding.NAME}.npz"
@@ -75,13 +69,12 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: Grounding
 
 def timelines(table: Predictions) -> list[str]:
     """Draw the first queries with predicted spans and answers, one <svg> each."""
-    query_spans, drawings, scores = grounding.spans_of(table), [], table["score"]
+    query_spans, drawings = grounding.spans_of(table), []
     for number, text in enumerate(table["text"].tolist()[:SHOWN]):
-        query_scores = scores[table["query"] == number]
-        scored = zip(query_spans[number].tolist(), query_scores, strict=True)
-        spans = [(*span, "span", float(value)) for span, value in scored]
-        truth = table["truth"][number].tolist()
-        answers = [(truth[0], truth[1], "answer")] if truth[0] == truth[0] else []
+        scored = zip(query_spans[number].tolist(), table["score"][table["query"] == number].tolist(), strict=True)
+        spans = [(*span, "span", value) for span, value in scored]
+        start, end = table["truth"][number].tolist()
+        answers = [] if math.isnan(start) else [(start, end, "answer")]
         name = f"{table['video'][number]}: {text}"
         drawings.append(figures.timeline(float(table["duration"][number]), spans, answers, name))
     return drawings

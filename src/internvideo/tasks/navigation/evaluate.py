@@ -38,11 +38,8 @@ DRAWN = (navigation.AGENT, "teacher")
 def evaluate(trained: Trained, manifest: Path, output: Path, settings: EvaluateOptions, split: str | None) -> Result:
     """Write navigation.npz and .json and walks.svg; print the metrics of the agent and of the baselines.
 
-    Args:
-        trained: an agent. manifest: folder of R2R-CE's files. split: by default val_unseen.
-
-    Raises:
-        RecipeError, ManifestError, RunError, WeightsError: weights, data and output folder do not match.
+    `manifest` is a folder of R2R-CE's files, `split` by default val_unseen.
+    Raises RecipeError, ManifestError, RunError, WeightsError.
     """
     model, navigation_settings = cast(Navigator, trained.model), trained.recipe.settings_as(NavigationSettings)
     distributed.require_one_process("navigation")

@@ -32,8 +32,7 @@ class OpenSetOptions(ClipOptions):
 def evaluate(trained: Trained, manifest: Path, output: Path, settings: OpenSetOptions, split: str | None) -> Result:
     """Write open_set.npz and .json, uncertainty.svg, risk_coverage.svg; print the metrics.
 
-    Raises:
-        RecipeError, ManifestError, RunError: weights, data and output folder do not match.
+    Raises RecipeError, ManifestError, RunError.
     """
     require("fit", "evaluate open_set")
     rows = open_rows(split_rows(manifest, split), trained.classes, settings.unknown_manifest)

@@ -30,11 +30,7 @@ class QuestionData(TrainClipData):
 
 
 def build(recipe: Recipe, skipped: Path | None) -> Job:
-    """Build the job of a recipe; its classes are the answers.
-
-    Raises:
-        RecipeError, ManifestError, WeightsError: recipe, data and weights do not match.
-    """
+    """Build the job of a recipe; its classes are the answers. Raises RecipeError, ManifestError, WeightsError."""
     data, settings = recipe.data_as(QuestionData), recipe.settings_as(AnsweringSettings)
     manifest = training_rows(recipe)
     answers = answer_vocabulary(manifest, data.questions)

@@ -40,8 +40,7 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: Recogniti
     With `settings.restrict` a model of more classes (Kinetics-710 evaluated on Kinetics-400) scores only the manifest's
     classes: the logits of all others are removed before the softmax.
 
-    Raises:
-        RecipeError, ManifestError, RunError: weights, data and output folder do not match.
+    Raises RecipeError, ManifestError, RunError.
     """
     rows = split_rows(manifest, split)
     if not settings.restrict:

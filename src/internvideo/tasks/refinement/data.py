@@ -47,9 +47,7 @@ MIN_STEPS = 0.1
 class ProposalSettings(Settings):
     """Settings of the proposals."""
 
-    files: tuple[Path, ...] = Field(
-        (), description="proposals for the training videos: detections.json files of one detector or several"
-    )
+    files: tuple[Path, ...] = Field((), description="training: detections.json files of one detector or several")
     top_k: int = Field(100, ge=1, description="training: proposals per video, those of the highest score")
     jitter: float = Field(
         0.0, ge=0.0, lt=0.5, description="training: both ends are shifted by up to this fraction of the duration"
@@ -153,11 +151,10 @@ def read_proposals(path: Path, classes: tuple[str, ...]) -> ProposalSet:
         reason = getattr(error, "strerror", None) or ("no JSON" if isinstance(error, json.JSONDecodeError) else error)
         hint = "make it with `internvideo evaluate temporal_localization`"
         raise ManifestError(path, f"cannot be read: {reason}", '{"results": {video: [segments]}}', hint) from error
-    rows = [row for video_rows in content.results.values() for row in video_rows]
-    if not rows:
+    labels = {row.label for rows in content.results.values() for row in rows}
+    if not labels:
         raise ManifestError(path, "no proposal", "segments of at least one video")
-    nameless = NAMELESS not in classes and all(row.label == NAMELESS for row in rows)
-    names = (NAMELESS,) if nameless else classes
+    names = (NAMELESS,) if NAMELESS not in classes and labels == {NAMELESS} else classes
     class_index = {name: index for index, name in enumerate(names)}
     videos = {name: _of_video(f"{path}: {name}", found, class_index) for name, found in content.results.items()}
     return ProposalSet(videos, names, path, content.external_data)
@@ -172,9 +169,11 @@ def _of_video(where: str, rows: list[_Row], class_index: Mapping[str, int]) -> P
         if row.label not in class_index:
             raise ManifestError(where, f"class '{row.label}'", f"the {len(class_index)} classes of the features")
     ordered = sorted(rows, key=lambda row: -row.score)  # stable: equal scores stay in file order
-    spans = np.asarray([row.segment for row in ordered], dtype=np.float64).reshape(-1, 2)
-    scores = np.asarray([row.score for row in ordered], dtype=np.float64)
-    return Proposals(spans, scores, np.asarray([class_index[row.label] for row in ordered], dtype=np.int64))
+    return Proposals(
+        np.asarray([row.segment for row in ordered], dtype=np.float64).reshape(-1, 2),
+        np.asarray([row.score for row in ordered], dtype=np.float64),
+        np.asarray([class_index[row.label] for row in ordered], dtype=np.int64),
+    )
 
 
 def with_proposals(features: FeatureSet, proposals: ProposalSet) -> FeatureSet:
@@ -262,16 +261,15 @@ class ProposalLoader(SequenceLoader):
         return sequence.values, truths, proposals
 
     def _batch(self, k: int, indices: list[int]) -> ProposalBatch:
-        parts = [self._whole(index) for index in indices]
-        values = [values for values, _, _ in parts]
+        values, truths, spans = zip(*(self._whole(index) for index in indices), strict=True)
         proposals = []
-        for index, (_, _, spans) in zip(indices, parts, strict=True):
+        for index, own in zip(indices, spans, strict=True):
             seed = np.random.SeedSequence([self.loader.seed, k, index, 2]).generate_state(4)
-            proposals.append(jittered(spans, self.choice.jitter, np.random.RandomState(seed)))
+            proposals.append(jittered(own, self.choice.jitter, np.random.RandomState(seed)))
         return ProposalBatch(
             *self._padded(indices, values, max(part.shape[1] for part in values)),
             tuple(self.features.videos[index].id for index in indices),
-            tuple(truths for _, truths, _ in parts),
-            tuple(torch.zeros(len(truths), dtype=torch.long) for _, truths, _ in parts),
+            truths,
+            tuple(torch.zeros(len(part), dtype=torch.long) for part in truths),
             proposals=tuple(proposals),
         )

@@ -37,12 +37,8 @@ class RefinementOptions(EvaluateOptions):
 def evaluate(trained: Trained, manifest: Path, output: Path, settings: RefinementOptions, split: str | None) -> Result:
     """Write refinement.npz and .json, detections.json (the refined segments) and timelines; print the metrics.
 
-    Args:
-        trained: a refiner. manifest: folder of features, or its index, with the actions of its videos.
-        output: folder. settings: proposals, device and class scores. split: evaluate only its videos.
-
-    Raises:
-        WeightsError, ManifestError, RunError, RecipeError: weights, data and output folder do not match.
+    `manifest` is a folder of features, or its index, with the actions of its videos.
+    Raises WeightsError, ManifestError, RunError, RecipeError.
     """
     distributed.require_one_process("refinement")
     model, refinement_settings = cast(TCANet, trained.model), trained.recipe.settings_as(RefinementSettings)
@@ -57,9 +53,7 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: Refinemen
         features = features.subset(split)
     proposals = read_proposals(settings.proposals, features.classes)
     with_proposals(features, proposals)  # raises ManifestError if no video has proposals
-    class_scores = None
-    if settings.class_scores is not None:
-        class_scores = localization.read_class_scores(settings.class_scores, features.classes)
+    scores = settings.class_scores
     target = output / f"{refinement.NAME}.npz"
     table = refinement.predict(
         model,
@@ -71,7 +65,7 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: Refinemen
         tiou_thresholds=refinement_settings.tiou_thresholds,
         quality_power=refinement_settings.quality_power,
         model_name=trained.recipe.model.name,
-        class_scores=class_scores,
+        class_scores=None if scores is None else localization.read_class_scores(scores, features.classes),
     )
     check_overwrite(target, table.protocol)
     table.save(target)

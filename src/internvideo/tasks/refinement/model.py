@@ -61,10 +61,9 @@ class TCANetConfig:
 
 def blocked(steps: int, window: int, heads: int, device: torch.device | None = None) -> Tensor:
     """Return the mask (1, H, T, T), True where attention is blocked: half of the heads see a window, the rest all."""
-    place = torch.arange(steps, device=device)
-    outside = (place[None] - place[:, None]).abs() > window // 2
+    step = torch.arange(steps, device=device)
     mask = torch.zeros(1, heads, steps, steps, dtype=torch.bool, device=device)
-    mask[:, : heads // 2] = outside
+    mask[:, : heads // 2] = (step[None] - step[:, None]).abs() > window // 2
     return mask
 
 

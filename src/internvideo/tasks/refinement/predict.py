@@ -105,11 +105,11 @@ def predict(
     for video in features.videos:
         own = proposals.of(video)
         refined = Segments(*soft_nms(*refine(model, video, own, settings, device, quality_power), suppression))
-        for kept, segments in ((before, Segments(own.spans, own.scores, own.labels)), (after, refined)):
+        for found, segments in ((before, Segments(own.spans, own.scores, own.labels)), (after, refined)):
             if class_scores is not None:
-                named = fuse_class_scores(*segments[:2], class_scores[video.id], num_classes=FUSED_CLASSES)
-                segments = Segments(*named)
-            kept.append(segments)
+                scores = class_scores[video.id]
+                segments = Segments(*fuse_class_scores(*segments[:2], scores, num_classes=FUSED_CLASSES))
+            found.append(segments)
     unnamed = nameless and class_scores is None
     classes = proposals.classes if unnamed else features.classes
     without = sum(not len(proposals.of(video)) for video in features.videos)
@@ -159,14 +159,8 @@ def score(table: Predictions) -> Result:
             metrics.add(f"{prefix}mAP@{overlap:g}", precision[level], bounds[:, first + level])
         metrics.add(f"{prefix}reached", float(reached(truth, found).mean()))
     metrics.add("gain", means[1] - means[0], bounds[:, -1])
-    return metrics.result(
-        table,
-        videos=videos,
-        actions=len(truth),
-        proposals_before=len(before),
-        segments_after=len(after),
-        matching=localization.MATCHING,
-    )
+    counts = {"actions": len(truth), "proposals_before": len(before), "segments_after": len(after)}
+    return metrics.result(table, videos=videos, **counts, matching=localization.MATCHING)
 
 
 def reached(truth: Detections, found: Detections) -> NDArray[np.float64]:

@@ -35,15 +35,9 @@ class RefinementSettings(Settings):
     )
 
     def suppression(self, *, per_class: bool) -> SuppressionSettings:
-        """Settings of `soft_nms`; class-agnostic segments are suppressed together."""
-        return SuppressionSettings(
-            sigma=self.alpha,
-            power=self.power,
-            extent=0.0,
-            min_score=self.min_score,
-            max_segments=self.max_segments,
-            per_class=per_class,
-        )
+        """Return the settings of `soft_nms`; class-agnostic segments are suppressed together."""
+        own = self.model_dump(include={"power", "min_score", "max_segments"})
+        return SuppressionSettings(**own, sigma=self.alpha, extent=0.0, per_class=per_class)
 
 
 class RefinementStage(Stage[TCANet, RefinementSettings]):
@@ -65,11 +59,8 @@ class RefinementStage(Stage[TCANet, RefinementSettings]):
         said, _ = self.model(batch.features, video, proposals, batch.mask)
         total: dict[str, Tensor] = {}
         for regressor, threshold in zip(said, self.model.config.thresholds, strict=True):
-            found = [
-                best_truths(own, truths * step)
-                for own, truths in zip(regressor.proposals.split(counts), batch.segments, strict=True)
-            ]
-            truth, overlap = torch.cat([each for each, _ in found]), torch.cat([each for _, each in found])
+            found = map(best_truths, regressor.proposals.split(counts), (truths * step for truths in batch.segments))
+            truth, overlap = map(torch.cat, zip(*found, strict=True))
             losses = refinement_loss(
                 regressor.ends.float(),
                 regressor.center.float(),

@@ -17,16 +17,7 @@ from internvideo import distributed
 from internvideo.data.manifest import Manifest, read_manifest
 from internvideo.data.settings import SampledData
 from internvideo.errors import RecipeError, RunError
-from internvideo.tasks.clip_evaluation import (
-    EnsembleOptions,
-    check_output,
-    clip_source,
-    ensemble_protocol,
-    finish,
-    split_rows,
-    text_tokenizer,
-    with_others,
-)
+from internvideo.tasks import clip_evaluation as evaluation
 from internvideo.tasks.retrieval import predict as retrieval
 from internvideo.tasks.table import Predictions, Result
 from internvideo.tasks.views import run_texts
@@ -38,7 +29,7 @@ CHOSEN_BY = ("t2v_r1", "v2t_r1")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RetrievalOptions(EnsembleOptions):
+class RetrievalOptions(evaluation.EnsembleOptions):
     """Options of retrieval evaluation."""
 
     captions: Annotated[
@@ -72,19 +63,19 @@ class RetrievalOptions(EnsembleOptions):
 def evaluate(trained: Trained, manifest: Path, output: Path, settings: RetrievalOptions, split: str | None) -> Result:
     """Write retrieval.npz and .json; print the metrics, and those of every number of frames that was tried.
 
-    Raises:
-        RecipeError, ManifestError, RunError, WeightsError: weights, data and output folder do not match.
+    Raises RecipeError, ManifestError, RunError, WeightsError.
     """
-    rows = split_rows(manifest, split)
-    models = with_others(trained)
-    extra_protocol = {"captions": _captions(trained, settings), **ensemble_protocol(models)}
+    rows = evaluation.split_rows(manifest, split)
+    models = evaluation.with_others(trained)
+    extra_protocol = {"captions": _captions(trained, settings), **evaluation.ensemble_protocol(models)}
     models_by_frames = {count: [_with_frames(model, count) for model in models] for count in settings.frames or (0,)}
     first_models = [members[0] for members in models_by_frames.values()]
     _check_some(output / f"{retrieval.NAME}.npz", first_models, rows, settings, extra_protocol)
     tables = {count: predict(members, rows, settings) for count, members in models_by_frames.items()}
     best_count, metrics = next(iter(tables)), {}
     if len(tables) > 1:
-        metrics = {count: _selection_metrics(retrieval.score(table)) for count, table in tables.items()}
+        results = {count: retrieval.score(table)["figures"] for count, table in tables.items()}
+        metrics = {count: {name: found[name] for name in CHOSEN_BY} for count, found in results.items()}
         best_count = max(metrics, key=lambda count: (sum(metrics[count].values()), -count))
         _print_search(metrics, best_count)
     table = tables[best_count]
@@ -92,15 +83,17 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: Retrieval
         about = {str(count): found for count, found in metrics.items()}
         chosen = "on this very split: best mean of raw t2v_r1 and v2t_r1, so the figures are a little flattered"
         table = replace(table, protocol={**table.protocol, "frames_tried": about, "frames_chosen": chosen})
-    inputs = clip_source(models_by_frames[best_count][0], rows, settings)
-    return finish(retrieval.NAME, retrieval.score, inputs, output, lambda: table, extra_protocol=extra_protocol)
+    inputs = evaluation.clip_source(models_by_frames[best_count][0], rows, settings)
+    return evaluation.finish(
+        retrieval.NAME, retrieval.score, inputs, output, lambda: table, extra_protocol=extra_protocol
+    )
 
 
 def predict(models: Sequence[Trained], rows: Manifest, settings: RetrievalOptions) -> Predictions:
     """Predict with one model, or with several whose similarities are averaged."""
     texts, tables = _bank(rows, settings, models[0]), []
     for trained in models:
-        inputs, tokenizer = clip_source(trained, rows, settings), text_tokenizer(trained)
+        inputs, tokenizer = evaluation.clip_source(trained, rows, settings), evaluation.text_tokenizer(trained)
         table = retrieval.predict(inputs, tokenizer, captions=_captions(models[0], settings))
         if texts:
             about = {"texts": len(texts), "from": str(settings.querybank)}
@@ -155,29 +148,20 @@ def _check_some(
     path: Path, models: Sequence[Trained], rows: Manifest, settings: RetrievalOptions, extra_protocol: Mapping[str, Any]
 ) -> None:
     """Raise the error of `check_output` before the prediction if no number of frames could be saved."""
-    last: RunError | None = None
-    for trained in models:
+    for number, trained in enumerate(models, 1):
         try:
-            check_output(path, clip_source(trained, rows, settings), extra_protocol)
-        except RunError as error:
-            last = error
-        else:
+            evaluation.check_output(path, evaluation.clip_source(trained, rows, settings), extra_protocol)
             return
-    if last is not None:
-        raise last
-
-
-def _selection_metrics(result: Result) -> dict[str, float]:
-    return {name: result["figures"][name] for name in CHOSEN_BY}
+        except RunError:
+            if number == len(models):
+                raise
 
 
 def _print_search(metrics: Mapping[int, Mapping[str, float]], best: int) -> None:
-    if distributed.rank() != 0:
-        return
     grid = RichTable(title="frames, each measured on this split", title_justify="left")
     for name in ("frames", *CHOSEN_BY, ""):
         grid.add_column(name, justify="right")
     for count, values in metrics.items():
         shown = [f"{100 * value:.2f} %" for value in values.values()]
         grid.add_row(str(count), *shown, "kept, chosen on this split" if count == best else "")
-    Screen().print(grid)
+    distributed.first_alone(lambda: Screen().print(grid))

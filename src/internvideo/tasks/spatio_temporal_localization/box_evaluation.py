@@ -16,15 +16,8 @@ from internvideo.errors import ManifestError, VideoError
 from internvideo.plots import charts as figures
 from internvideo.plots.style import write_picture
 from internvideo.tasks.protocol import weights_hash
+from internvideo.tasks.spatio_temporal_localization import object_boxes
 from internvideo.tasks.spatio_temporal_localization.data import ClipForm, KeyFrameViews
-from internvideo.tasks.spatio_temporal_localization.object_boxes import (
-    ObjectFrame,
-    annotated,
-    detected,
-    object_frames,
-    of_frame,
-    read_detections,
-)
 from internvideo.tasks.task import EvaluateOptions
 from internvideo.training.trained import Trained
 from internvideo.video.pool import borrow
@@ -46,7 +39,7 @@ class BoxOptions(EvaluateOptions):
 class Tested:
     """Rows, their key frames, and the views with the tested boxes, one entry per key frame each."""
 
-    frames: list[ObjectFrame]
+    frames: list[object_boxes.ObjectFrame]
     views: KeyFrameViews
     protocol: Mapping[str, Any]
 
@@ -58,12 +51,12 @@ def boxes_to_test(trained: Trained, rows: Manifest, form: ClipForm, settings: Bo
         RecipeError: several processes. ManifestError: boxes of none of the rows.
     """
     distributed.require_one_process("boxes of objects")
-    frames = object_frames(rows)
+    frames = object_boxes.object_frames(rows)
     if settings.boxes is None:
-        chosen = [annotated(frame) for frame in frames]
+        chosen = [object_boxes.annotated(frame) for frame in frames]
     else:
-        found = read_detections(settings.boxes)
-        chosen = [detected(frame, of_frame(frame, found)) for frame in frames]
+        found = object_boxes.read_detections(settings.boxes)
+        chosen = [object_boxes.detected(frame, object_boxes.of_frame(frame, found)) for frame in frames]
         if not any(len(frame.boxes) for frame in chosen):
             raise ManifestError(settings.boxes, f"no box of a row of {rows.source}", "rows by their id or uid")
     data = trained.recipe.data
@@ -85,7 +78,7 @@ def draw(
     tested: Tested,
     rows: Manifest,
     said: Callable[[int], Sequence[str]],
-    truth: Callable[[ObjectFrame], str],
+    truth: Callable[[object_boxes.ObjectFrame], str],
     target: Path,
 ) -> None:
     """Plot key frames, spread evenly over the split, with every tested box.

@@ -60,13 +60,7 @@ class PersonOptions(EvaluateOptions):
 def evaluate(trained: Trained, manifest: Path, output: Path, settings: PersonOptions, split: str | None) -> Result:
     """Write spatio_temporal_localization.npz and .json, results.csv (AVA's format) and frames.svg; print the metrics.
 
-    Args:
-        trained: an action detector. manifest: rows with boxes at key frames.
-        output: folder. settings: device, workers, and boxes of a person detector (AlphAction); by default the
-            annotated boxes are classified. split: evaluate only its rows.
-
-    Raises:
-        RecipeError, ManifestError, RunError: weights, data and output folder do not match.
+    `manifest` has rows with boxes at key frames. Raises RecipeError, ManifestError, RunError.
     """
     rows = under_classes(split_rows(manifest, split), trained.classes)
     return evaluate_rows(trained, rows, output, settings)
@@ -75,8 +69,7 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: PersonOpt
 def evaluate_rows(trained: Trained, manifest: Manifest, output: Path, settings: PersonOptions) -> Result:
     """Evaluate rows whose labels are indices into the model's classes; see `evaluate`."""
     model, stage = cast(ActionDetector, trained.model), trained.recipe.settings_as(RegionSettings)
-    truths = key_frames(manifest)
-    tested = truths
+    tested = truths = key_frames(manifest)
     persons = settings.persons
     if persons is not None:
         tested = with_persons(truths, read_persons(persons, manifest), stage.min_person)
@@ -144,15 +137,14 @@ def read_persons(path: Path, manifest: Manifest) -> Persons:
 def draw(table: Predictions, manifest: Manifest, tested: list[KeyFrame], target: Path) -> None:
     """Draw key frames, sampled uniformly from the split, with boxes and their top actions. Raises RunError."""
     classes = table["classes"].tolist()
-    actions: defaultdict[tuple[str, float], dict[tuple[float, ...], list[tuple[float, str]]]]
-    actions = defaultdict(lambda: defaultdict(list))
+    actions: dict[tuple[object, ...], list[tuple[float, str]]] = defaultdict(list)
     sampled = [tested[index] for index in np.unique(np.linspace(0, len(tested) - 1, SHOWN).round().astype(int))]
     sampled_keys = {(frame.video, frame.time) for frame in sampled}
     frames = list(zip(table["frame_video"].tolist(), table["frame_time"].tolist(), strict=True))
     shown = np.asarray([key in sampled_keys for key in frames])[table["frame"]]
     for row in np.flatnonzero(shown & (table["score"] >= MIN_SCORE_SHOWN)):
-        key, corners = frames[table["frame"][row]], tuple(table["box"][row].tolist())
-        actions[key][corners].append((float(table["score"][row]), classes[table["label"][row]]))
+        key = (*frames[table["frame"][row]], *table["box"][row].tolist())
+        actions[key].append((float(table["score"][row]), classes[table["label"][row]]))
     panels = []
     for frame in sampled:
         try:
@@ -162,7 +154,7 @@ def draw(table: Predictions, manifest: Manifest, tested: list[KeyFrame], target:
             continue
         boxes = []
         for corners in frame.boxes.tolist():
-            best = sorted(actions[frame.video, frame.time][tuple(corners)], reverse=True)[:MAX_ACTIONS_SHOWN]
+            best = sorted(actions[frame.video, frame.time, *corners], reverse=True)[:MAX_ACTIONS_SHOWN]
             boxes.append((corners, [f"{name} {score:.2f}" for score, name in best]))
         truth = [", ".join(classes[label] for label in labels) for labels in frame.labels]
         panels.append(figures.BoxedFrame(picture, boxes, truth, f"{frame.video}, {frame.time:g} s"))

@@ -22,8 +22,7 @@ from internvideo.training.trained import Trained
 def evaluate(trained: Trained, manifest: Path, output: Path, settings: BoxOptions, split: str | None) -> Result:
     """Write state_change.npz and .json, detections.json and state_change.svg; print the metrics.
 
-    Raises:
-        RecipeError, ManifestError, RunError: weights, data and output folder do not match.
+    Raises RecipeError, ManifestError, RunError.
     """
     model = cast(ActionDetector, trained.model)
     if model.config.num_classes != 1:

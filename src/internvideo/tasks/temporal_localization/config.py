@@ -74,27 +74,16 @@ class ActionFormerConfig:
 
 
 _CLASS_AGNOSTIC = ActionFormerConfig(width=256, windows=(25,) * 5 + (1,), num_classes=1, absolute_positions=True)
+_FINEACTION = replace(_CLASS_AGNOSTIC, windows=(7,) * 5 + (1,), max_length=192)
+_EGO4D = ActionFormerConfig(
+    width=384, windows=(9,), max_length=1024, num_classes=110, branch_layers=7, absolute_positions=True,
+    ranges=(*ActionFormerConfig().ranges[:-1], (64, 128), (128, 256), (256, 10000)),
+)  # fmt: skip
 SIZES: dict[str, tuple[ActionFormerConfig, float | None, str]] = {
     "thumos": (ActionFormerConfig(), 28.072, "20 classes, windows of 19, up to 2304 steps"),
     "activitynet": (replace(_CLASS_AGNOSTIC, max_length=768), 7.533, "one class, windows of 25, up to 768 steps"),
     "hacs": (_CLASS_AGNOSTIC, None, "one class, windows of 25, up to 2304 steps"),
-    "fineaction": (
-        replace(_CLASS_AGNOSTIC, windows=(7,) * 5 + (1,), max_length=192),
-        None,
-        "one class, windows of 7, 192 steps",
-    ),
-    "ego4d-mq": (
-        ActionFormerConfig(
-            width=384,
-            windows=(9,),
-            max_length=1024,
-            num_classes=110,
-            branch_layers=7,
-            absolute_positions=True,
-            ranges=(*ActionFormerConfig().ranges[:-1], (64, 128), (128, 256), (256, 10000)),
-        ),
-        None,
-        "110 classes, 8 levels, windows of 9, up to 1024 steps",
-    ),
+    "fineaction": (_FINEACTION, None, "one class, windows of 7, 192 steps"),
+    "ego4d-mq": (_EGO4D, None, "110 classes, 8 levels, windows of 9, up to 1024 steps"),
 }
 """Benchmark -> config, millions of parameters if published, and description."""

@@ -29,14 +29,7 @@ from internvideo.data.loader import LoaderSettings, check_batches
 from internvideo.data.manifest import read_manifest
 from internvideo.data.settings import Settings
 from internvideo.errors import ManifestError, RecipeError, RunError
-from internvideo.tasks.temporal_localization.feature_index import (
-    Entry,
-    Grid,
-    Index,
-    check_ends,
-    classes_of,
-    drop_invalid_segments,
-)
+from internvideo.tasks.temporal_localization import feature_index
 
 INDEX = "index.json"
 
@@ -165,7 +158,7 @@ def read_feature_set(path: Path, settings: FeatureSettings | None = None) -> Fea
         content = untrusted.read_json(source)
         if not isinstance(content, dict):
             raise ValueError(f"a {type(content).__name__}")
-        checked = Index.model_validate(content)
+        checked = feature_index.Index.model_validate(content)
     except OSError as error:
         hint = "make it with `internvideo extract`"
         raise ManifestError(
@@ -178,8 +171,8 @@ def read_feature_set(path: Path, settings: FeatureSettings | None = None) -> Fea
     except ValueError as error:
         raise ManifestError(source, f"no index of features ({error})", 'JSON with a "database" of videos') from error
     entries = checked.database
-    drop_invalid_segments(entries, checked.classes or (), source)
-    classes = tuple(checked.classes or classes_of(entries))
+    feature_index.drop_invalid_segments(entries, checked.classes or (), source)
+    classes = tuple(checked.classes or feature_index.classes_of(entries))
     folder = settings.folder or source.parent
     videos = [
         _video(name, folder / f"{name}.npy", entry, checked.protocol, classes, settings, source)
@@ -190,7 +183,7 @@ def read_feature_set(path: Path, settings: FeatureSettings | None = None) -> Fea
     present = tuple(video for video in videos if video.file.is_file())
     if not present:
         raise ManifestError(source, f"none of {len(videos)} videos has features in {folder}", "", "extract them")
-    check_ends([(video.spans[:, 0], video.duration) for video in present], source)
+    feature_index.check_ends([(video.spans[:, 0], video.duration) for video in present], source)
     missing = tuple(video.id for video in videos if not video.file.is_file())
     return FeatureSet(present, classes, source, content.get("protocol", {}), missing)
 
@@ -198,26 +191,25 @@ def read_feature_set(path: Path, settings: FeatureSettings | None = None) -> Fea
 def _video(
     name: str,
     file: Path,
-    entry: Entry,
-    protocol: Grid,
+    entry: feature_index.Entry,
+    protocol: feature_index.Grid,
     classes: tuple[str, ...],
     settings: FeatureSettings,
     source: Path,
 ) -> FeatureVideo:
-    values = {}
+    grid = []
     for key in ("fps", "stride", "window"):
-        values[key] = getattr(entry, key) or getattr(protocol, key) or getattr(settings, key)
-        if not values[key]:
+        value = getattr(entry, key) or getattr(protocol, key) or getattr(settings, key)
+        if not value:
             raise ManifestError(f"{source}: {name}", f"no {key}", "a number above 0", f"give data.features.{key}")
+        grid.append(float(value))
     index_of = {label: index for index, label in enumerate(classes)}
-    actions = entry.annotations
-    unknown = [part.label for part in actions if part.label not in index_of]
-    if unknown:
-        raise ManifestError(f"{source}: {name}", f"class '{unknown[0]}'", f"the {len(classes)} classes of the index")
-    spans = np.asarray([part.segment for part in actions], dtype=np.float64).reshape(-1, 2)
-    labels = np.asarray([index_of[part.label] for part in actions], dtype=np.int64)
-    fps, stride, window = (float(values[key]) for key in ("fps", "stride", "window"))
-    return FeatureVideo(name, file, entry.subset, fps, stride, window, entry.duration, spans, labels)
+    unknown = next((part.label for part in entry.annotations if part.label not in index_of), None)
+    if unknown is not None:
+        raise ManifestError(f"{source}: {name}", f"class '{unknown}'", f"the {len(classes)} classes of the index")
+    spans = np.asarray([part.segment for part in entry.annotations], dtype=np.float64).reshape(-1, 2)
+    labels = np.asarray([index_of[part.label] for part in entry.annotations], dtype=np.int64)
+    return FeatureVideo(name, file, entry.subset, *grid, entry.duration, spans, labels)
 
 
 def _annotated(videos: list[FeatureVideo], path: Path) -> tuple[list[FeatureVideo], tuple[str, ...]]:
@@ -282,13 +274,11 @@ def cut(
     Returns:
         values, spans and labels of the crop.
     """
-    full_length = values.shape[1]
-    length = longest
+    full_length, length = values.shape[1], longest
     if full_length <= longest:
-        if settings.shortest is None:
-            return values, spans, labels
-        min_length = max(round(settings.shortest * full_length), 1)
-        length = int(rng.randint(min_length, full_length + 1))
+        length = full_length
+        if settings.shortest is not None:
+            length = int(rng.randint(max(round(settings.shortest * full_length), 1), full_length + 1))
         if length == full_length:
             return values, spans, labels
     sizes = (spans[:, 1] - spans[:, 0]).clamp(min=1e-6)
@@ -336,21 +326,19 @@ class SequenceLoader:
         for number in range(start, len(self)):
             began = time.perf_counter()
             first = (number * self.world_size + self.rank) * size
-            indices = [int(order[(first + offset) % count]) for offset in range(size)]
-            if not self.loader.drop_last and self.world_size == 1:
-                indices = indices[: count - first]
-            batch = self._batch(k, indices)
+            whole = self.loader.drop_last or self.world_size > 1
+            batch = self._batch(k, [int(order[i % count]) for i in range(first, first + size) if whole or i < count])
             self.data_time += time.perf_counter() - began
             yield batch
 
     def _whole(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
-        if index not in self._cache:
-            sample = self._read(index)
-            self._bytes += sample[0].nbytes
-            if self._bytes > self.loader.cache_megabytes * 2**20:
-                return sample
+        if index in self._cache:
+            return self._cache[index]
+        sample = self._read(index)
+        self._bytes += sample[0].nbytes
+        if self._bytes <= self.loader.cache_megabytes * 2**20:
             self._cache[index] = sample
-        return self._cache[index]
+        return sample
 
     def _read(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         video = self.features.videos[index]
@@ -362,12 +350,9 @@ class SequenceLoader:
         for index in indices:
             seed = np.random.SeedSequence([self.loader.seed, k, index, 1]).generate_state(4)
             parts.append(cut(*self._whole(index), self.length, self.settings, np.random.RandomState(seed)))
-        return FeatureBatch(
-            *self._padded(indices, [values for values, _, _ in parts], self.length),
-            tuple(self.features.videos[index].id for index in indices),
-            tuple(spans for _, spans, _ in parts),
-            tuple(labels for _, _, labels in parts),
-        )
+        values, spans, labels = zip(*parts, strict=True)
+        ids = tuple(self.features.videos[index].id for index in indices)
+        return FeatureBatch(*self._padded(indices, values, self.length), ids, spans, labels)
 
     def _padded(self, indices: Sequence[int], parts: Sequence[Tensor], length: int) -> tuple[Tensor, Tensor]:
         """Pad sequences (C, T) with zeros to (B, C, length); return them and the mask (B, length) of real steps."""

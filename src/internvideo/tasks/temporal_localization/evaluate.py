@@ -100,12 +100,8 @@ def under_classes(features: FeatureSet, classes: tuple[str, ...]) -> FeatureSet:
 def evaluate(trained: Trained, manifest: Path, output: Path, settings: DetectionOptions, split: str | None) -> Result:
     """Write temporal_localization.npz and .json, detections.json and timelines.html; print the metrics.
 
-    Args:
-        trained: a detector. manifest: folder of features, or its index, with the actions of its videos.
-        output: folder. settings: device and class scores. split: evaluate only its videos.
-
-    Raises:
-        WeightsError, ManifestError, RunError, RecipeError: weights, data and output folder do not match.
+    `manifest` is a folder of features, or its index, with the actions of its videos.
+    Raises WeightsError, ManifestError, RunError, RecipeError.
     """
     detector = detector_of(trained, "weights")
     recipe = detector.trained.recipe
@@ -114,9 +110,7 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: Detection
     check_protocol(trained.context, features)
     if split is not None:
         features = features.subset(split)
-    class_scores = None
-    if settings.class_scores is not None:
-        class_scores = localization.read_class_scores(settings.class_scores, features.classes)
+    scores = settings.class_scores
     target = output / f"{localization.NAME}.npz"
     table = localization.predict(
         detector.model,
@@ -127,7 +121,7 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: Detection
         tiou_thresholds=detector.settings.tiou_thresholds,
         recall=detector.settings.recall_protocol,
         model_name=recipe.model.name,
-        class_scores=class_scores,
+        class_scores=None if scores is None else localization.read_class_scores(scores, features.classes),
     )
 
     def save() -> None:
@@ -141,16 +135,11 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: Detection
 
     def report() -> None:
         save_result(result, target.with_suffix(".json"))
-        draw(table, output / "timelines.html")
+        write_picture(output / "timelines.html", lambda: page(timelines(table, localization.found_of(table))))
         print_result(result)
 
     distributed.first_alone(report)
     return result
-
-
-def draw(table: Predictions, target: Path) -> None:
-    """Write the timelines of the first videos as an HTML page. Raises RunError."""
-    write_picture(target, lambda: page(timelines(table, localization.found_of(table))))
 
 
 def timelines(table: Predictions, detections: Detections, title: str = "") -> list[str]:
@@ -171,7 +160,5 @@ def timelines(table: Predictions, detections: Detections, title: str = "") -> li
 def page(pictures: Sequence[str]) -> str:
     """Return an HTML page with the drawings one below the other."""
     body = "\n".join(f'<figure style="max-width: 60rem">{picture}</figure>' for picture in pictures)
-    head = (
-        '<!doctype html><meta charset="utf-8"><meta name="color-scheme" content="light dark"><title>Timelines</title>'
-    )
-    return f"{head}\n<body style='font-family: sans-serif'>\n{body}\n</body>\n"
+    head = '<!doctype html><meta charset="utf-8"><meta name="color-scheme" content="light dark">'
+    return f"{head}<title>Timelines</title>\n<body style='font-family: sans-serif'>\n{body}\n</body>\n"

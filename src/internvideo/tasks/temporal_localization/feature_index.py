@@ -53,49 +53,43 @@ class Index(BaseModel):
 
 def drop_invalid_segments(entries: Mapping[str, Entry], classes: Collection[str], source: Path) -> None:
     """Remove what published loaders skip: segments without duration, and ambiguous ones unless that is a class."""
-    odd: Counter[str] = Counter()
+    skipped: Counter[str] = Counter()
     for entry in entries.values():
-        kept = []
+        valid = []
         for part in entry.annotations:
             if part.label.casefold() == AMBIGUOUS and part.label not in classes:
-                odd["ambiguous segments"] += 1
+                skipped["ambiguous segments"] += 1
             elif part.segment[1] <= part.segment[0]:
-                odd["segments that end where they start or before"] += 1
+                skipped["segments that end where they start or before"] += 1
             else:
-                kept.append(part)
-        entry.annotations = kept
-    for what, count in odd.items():
+                valid.append(part)
+        entry.annotations = valid
+    for what, count in skipped.items():
         _warn(source, f"{count:,} {what} skipped")
 
 
 def classes_of(entries: Mapping[str, Entry]) -> list[str]:
     """Return the class names of other annotations, ordered by label id if there are ids, else sorted."""
-    found = {part.label: part.label_id for entry in entries.values() for part in entry.annotations}
-    numbers = [number for number in found.values() if number is not None]
-    if found and len(numbers) == len(found):
-        names = [f"class {number}" for number in range(max(numbers) + 1)]
-        for name, number in found.items():
-            names[number or 0] = name
-        return names
-    return sorted(found)
+    ids = {part.label: part.label_id for entry in entries.values() for part in entry.annotations}
+    name_of = {number: name for name, number in ids.items() if number is not None}
+    if not ids or None in ids.values():
+        return sorted(ids)
+    return [name_of.get(number, f"class {number}") for number in range(max(name_of) + 1)]
 
 
 def check_ends(starts: Sequence[tuple[NDArray[np.float64], float]], source: Path) -> None:
-    """Report actions that start after the end of their video.
-
-    Args:
-        starts: per video the starts of its actions and its duration, s.
+    """Report actions that start after the end of their video; `starts` has starts and duration (s) of each video.
 
     Raises:
         ManifestError: most of them do, so the videos are not those that were annotated, or parts of them.
     """
     late = sum(int((own >= length).sum()) for own, length in starts)
     count = sum(len(own) for own, _ in starts)
+    found = f"{late:,} of {count:,} actions start after the end of their video"
     if late * 2 > count:
-        found = f"{late:,} of {count:,} actions start after the end of their video"
         raise ManifestError(source, found, "times in the videos", "were the videos cut? internvideo prepare --offset")
     if late:
-        _warn(source, f"{late:,} of {count:,} actions start after the end of their video")
+        _warn(source, found)
 
 
 def _warn(source: Path, note: str) -> None:

@@ -47,9 +47,8 @@ class SuppressionSettings:
 
     def __post_init__(self) -> None:
         if self.sigma <= 0 or self.max_segments < 1 or not 0 <= self.voting <= 1:
-            raise ValueError(
-                f"sigma {self.sigma} must be positive, max_segments {self.max_segments} at least 1, voting in 0..1"
-            )
+            limits = f"sigma {self.sigma} must be positive, max_segments {self.max_segments} at least 1"
+            raise ValueError(f"{limits}, voting in 0..1")
 
 
 def _overlap(segment: Floats, others: Floats, extent: float) -> Floats:
@@ -68,13 +67,11 @@ def suppress(segments: Floats, scores: Floats, settings: SuppressionSettings) ->
     hard = settings.decay == "hard"
     left = scores.astype(np.float64).copy()
     kept: list[int] = []
-    final: list[float] = []
     alive = np.flatnonzero(left > settings.min_score) if hard and settings.min_score > 0 else np.arange(len(left))
     while len(alive):
         place = int(left[alive].argmax())
         best = int(alive[place])
         kept.append(best)
-        final.append(float(left[best]))
         if len(kept) == settings.max_segments:  # what follows changes neither these nor their scores
             break
         if hard:
@@ -91,7 +88,7 @@ def suppress(segments: Floats, scores: Floats, settings: SuppressionSettings) ->
         else:
             left[alive] *= np.where(overlap >= settings.overlap, 1 - overlap, 1.0)
         alive = _without(alive, left[alive] >= settings.min_score)
-    return np.asarray(kept, dtype=np.int64), np.asarray(final)
+    return np.asarray(kept, dtype=np.int64), left[kept]
 
 
 def _without(alive: Ints, stays: NDArray[np.bool_]) -> Ints:
@@ -128,20 +125,16 @@ def soft_nms(
         the same three for the kept segments, at most `settings.max_segments`, best first.
     """
     groups = [np.flatnonzero(labels == label) for label in np.unique(labels)] if settings.per_class else None
-    found_segments, found_scores, found_labels = [], [], []
+    parts: list[tuple[Floats, Floats, Ints]] = [(segments[:0], scores[:0].astype(np.float64), labels[:0])]
     for rows in groups if groups is not None else [np.arange(len(labels))]:
         index, decayed = suppress(segments[rows], scores[rows], settings)
         found = segments[rows][index]
         if groups is None and settings.voting > 0 and len(index):
             found = vote(found, segments, scores, settings)
-        found_segments.append(found)
-        found_scores.append(decayed)
-        found_labels.append(labels[rows][index])
-    if not found_segments:
-        return np.zeros((0, 2)), np.zeros(0), np.zeros(0, dtype=np.int64)
-    every = np.concatenate(found_scores)
-    order = np.argsort(-every, kind="stable")[: settings.max_segments]
-    return np.concatenate(found_segments)[order], every[order], np.concatenate(found_labels)[order]
+        parts.append((found, decayed, labels[rows][index]))
+    found_segments, found_scores, found_labels = (np.concatenate(column) for column in zip(*parts, strict=True))
+    order = np.argsort(-found_scores, kind="stable")[: settings.max_segments]
+    return found_segments[order], found_scores[order], found_labels[order]
 
 
 def fuse_class_scores(

@@ -40,14 +40,8 @@ class LocalizationSettings(Settings):
 
     def decoding(self, *, num_classes: int) -> DecodingSettings:
         """Return the settings of `detect` for `num_classes`; a single class is suppressed class-agnostically."""
-        suppression = SuppressionSettings(
-            sigma=self.sigma,
-            min_score=self.min_score,
-            max_segments=self.max_segments,
-            per_class=num_classes > 1,
-            voting=self.voting,
-            voting_weight=self.voting_weight,
-        )
+        own = self.model_dump(include={"sigma", "min_score", "max_segments", "voting", "voting_weight"})
+        suppression = SuppressionSettings(**own, per_class=num_classes > 1)
         return DecodingSettings(min_score=self.min_score, min_length=self.min_length, suppression=suppression)
 
 

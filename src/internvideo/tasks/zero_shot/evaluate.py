@@ -8,15 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 from internvideo.data.manifest import Manifest
-from internvideo.tasks.clip_evaluation import (
-    EnsembleOptions,
-    clip_source,
-    ensemble_protocol,
-    finish,
-    split_rows,
-    text_tokenizer,
-    with_others,
-)
+from internvideo.tasks import clip_evaluation as evaluation
 from internvideo.tasks.table import Predictions, Result
 from internvideo.tasks.task import ClipOptions
 from internvideo.tasks.zero_shot import predict as zero_shot
@@ -25,7 +17,7 @@ from internvideo.training.trained import Trained
 
 
 @dataclass(frozen=True, kw_only=True)
-class ZeroShotOptions(EnsembleOptions):
+class ZeroShotOptions(evaluation.EnsembleOptions):
     """Options of zero-shot evaluation."""
 
     templates: Annotated[
@@ -37,15 +29,15 @@ class ZeroShotOptions(EnsembleOptions):
 
 def evaluate(trained: Trained, manifest: Path, output: Path, settings: ZeroShotOptions, split: str | None) -> Result:
     """Write zero_shot.npz and .json; print the metrics. Raises RecipeError, ManifestError, RunError."""
-    rows = split_rows(manifest, split)
-    models, templates = with_others(trained), templates_of(rows.source, settings.templates)
+    rows = evaluation.split_rows(manifest, split)
+    models, templates = evaluation.with_others(trained), templates_of(rows.source, settings.templates)
 
     def make() -> Predictions:
         return zero_shot.ensemble([predict(one, rows, settings, templates) for one in models])
 
-    extra_protocol = {**ensemble_protocol(models), "templates": list(templates)}
-    inputs = clip_source(trained, rows, settings)
-    return finish(zero_shot.NAME, zero_shot.score, inputs, output, make, extra_protocol=extra_protocol)
+    extra_protocol = {**evaluation.ensemble_protocol(models), "templates": list(templates)}
+    inputs = evaluation.clip_source(trained, rows, settings)
+    return evaluation.finish(zero_shot.NAME, zero_shot.score, inputs, output, make, extra_protocol=extra_protocol)
 
 
 def predict(
@@ -53,5 +45,5 @@ def predict(
 ) -> Predictions:
     """Predict with one model and the prompts `templates`, by default those of the manifest."""
     prompts = templates_of(manifest.source) if templates is None else templates
-    inputs = clip_source(trained, manifest, settings)
-    return zero_shot.predict(inputs, text_tokenizer(trained), templates=prompts)
+    inputs = evaluation.clip_source(trained, manifest, settings)
+    return zero_shot.predict(inputs, evaluation.text_tokenizer(trained), templates=prompts)

@@ -106,11 +106,7 @@ def say(route: Route, rng: np.random.Generator) -> str:
 
 
 def understand(text: str) -> Route:
-    """Parse a sentence to its route.
-
-    Raises:
-        ValueError: not a sentence of this language.
-    """
+    """Parse a sentence to its route. Raises ValueError: not a sentence of this language."""
     legs: list[Leg] = []
     turn: Side = ""
     for piece in _SPLIT.split(text.strip().removesuffix(".").lower()):

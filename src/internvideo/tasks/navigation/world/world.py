@@ -81,11 +81,7 @@ class World(NavEnv):
         return self._houses[scene]
 
     def reset(self, episode: Episode) -> Pose:
-        """Go to the start of an episode.
-
-        Raises:
-            ManifestError: no such scene, or its start is inside something.
-        """
+        """Go to the start of an episode. Raises ManifestError: no such scene, or its start is inside something."""
         self._house = self.enter(episode.scene)
         if not self.free(episode.start.position):
             raise ManifestError(f"episode {episode.id}", f"start is blocked: {episode.start.position[:2]}")
