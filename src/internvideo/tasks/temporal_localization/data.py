@@ -209,7 +209,8 @@ def _video(
         raise ManifestError(f"{source}: {name}", f"class '{unknown}'", f"the {len(classes)} classes of the index")
     spans = np.asarray([part.segment for part in entry.annotations], dtype=np.float64).reshape(-1, 2)
     labels = np.asarray([index_of[part.label] for part in entry.annotations], dtype=np.int64)
-    return FeatureVideo(name, file, entry.subset, *grid, entry.duration, spans, labels)
+    fps, stride, window = grid
+    return FeatureVideo(name, file, entry.subset, fps, stride, window, entry.duration, spans, labels)
 
 
 def _annotated(videos: list[FeatureVideo], path: Path) -> tuple[list[FeatureVideo], tuple[str, ...]]:
