@@ -23,17 +23,13 @@ def under_classes(manifest: Manifest, classes: tuple[str, ...]) -> Manifest:
     names_file = classes_beside(manifest.source) if manifest.source.is_file() else None
     if names_file is None and only_count(names) and not manifest.source.is_dir():
         if used and used[-1] >= len(classes):
-            raise ManifestError(
-                manifest.source, f"class {used[-1]}", f"0 to {len(classes) - 1}, the classes of the model"
-            )
+            expected = f"0 to {len(classes) - 1}, the classes of the model"
+            raise ManifestError(manifest.source, f"class {used[-1]}", expected)
         return replace(manifest, classes=classes)
     index_of = {name: index for index, name in enumerate(classes)}
-    unknown = [names[index] for index in used if names[index] not in index_of]
-    if unknown:
-        raise ManifestError(
-            manifest.source,
-            f"the model was not trained on the class '{unknown[0]}'{did_you_mean(unknown[0], classes)}",
-            f"the {len(classes)} classes of the weights",
-        )
+    unknown = next((names[index] for index in used if names[index] not in index_of), None)
+    if unknown is not None:
+        found = f"the model was not trained on the class '{unknown}'{did_you_mean(unknown, classes)}"
+        raise ManifestError(manifest.source, found, f"the {len(classes)} classes of the weights")
     new_index = {index: index_of[names[index]] for index in used}
     return replace(manifest, rows=tuple(row.with_class_indices(new_index) for row in manifest.rows), classes=classes)

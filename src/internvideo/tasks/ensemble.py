@@ -19,18 +19,8 @@ from internvideo.tasks.table import Predictions, Result
 
 Pool = Literal["views", "models"]
 POOLS: tuple[Pool, ...] = ("views", "models")
-_MEMBER = (
-    "model",
-    "weights_sha256",
-    "frames",
-    "size",
-    "views",
-    "crops",
-    "sampling",
-    "precision",
-    "resizing",
-    "classes_kept",
-)
+_MEMBER = ("model", "weights_sha256", "frames", "size", "views", "crops", "sampling", "precision", "resizing")
+_MEMBER += ("classes_kept",)
 _GAIN = "over_best_member"
 
 
@@ -96,9 +86,7 @@ def combine(members: Sequence[Member], weights: Sequence[float] | None = None) -
         RunError: fewer than two members, the same predictions twice, another split or classes, wrong weights.
     """
     _check(members, weights)
-    tables: dict[str, Predictions] = {
-        pool: join(members, pool, weights if pool == "models" else None) for pool in POOLS
-    }
+    tables: dict[str, Predictions] = {pool: join(members, pool, {"models": weights}.get(pool)) for pool in POOLS}
     ids = _common(members)  # members' figures and the ensembles' are of the same videos
     single = {one.name: join([one], ids=ids) for one in members}
     results = {name: recognition.score(table) for name, table in single.items()}
@@ -114,12 +102,9 @@ def combine(members: Sequence[Member], weights: Sequence[float] | None = None) -
 
 
 def join(
-    members: Sequence[Member],
-    pool: Pool = "models",
-    weights: Sequence[float] | None = None,
-    *,
-    ids: Sequence[str] | None = None,
-) -> Predictions:
+    members: Sequence[Member], pool: Pool = "models", weights: Sequence[float] | None = None,
+    *, ids: Sequence[str] | None = None,
+) -> Predictions:  # fmt: skip
     """Join all members' views in one table for `recognition.score`.
 
     Args:
@@ -152,11 +137,8 @@ def join(
     if len(members) > 1:
         arrays["weight"] = np.concatenate(weight)
     unreadable = {entry["id"]: entry for one in members for entry in one.table.coverage["unreadable"]}
-    coverage = {
-        "asked": first.coverage["asked"],
-        "read": len(ids),
-        "unreadable": [unreadable[name] for name in sorted(unreadable)],
-    }
+    lost = [unreadable[name] for name in sorted(unreadable)]
+    coverage = {"asked": first.coverage["asked"], "read": len(ids), "unreadable": lost}
     return Predictions(recognition.NAME, arrays, _protocol(members, pool, shares), coverage)
 
 
@@ -224,16 +206,16 @@ def _check_splits(members: Sequence[Member]) -> None:
     for one in members[1:]:
         widths = [entry.table[f"logits:{entry.column}"].shape[1] for entry in (first, one)]
         if widths[0] != widths[1]:
+            found = f"{first.name} scores {widths[0]} classes, {one.name} {widths[1]}"
             hint = "of a model of more classes take a table made with --restrict"
-            raise RunError(
-                "ensemble", f"{first.name} scores {widths[0]} classes, {one.name} {widths[1]}", "the same", hint
-            )
+            raise RunError("ensemble", found, "the same", hint)
         if first.table.protocol.get("split_sha256") != one.table.protocol.get("split_sha256"):
             names = [entry.table.arrays.get("classes") for entry in (first, one)]
             other = "split"
             if names[0] is not None and names[1] is not None and not np.array_equal(names[0], names[1]):
                 other = "classes" if set(names[0].tolist()) != set(names[1].tolist()) else "order of classes"
-            found = f"{one.name} is of another {other} than {first.name}"
-            raise RunError(
-                "ensemble", found, "one split, with its classes in one order", "evaluate all on one manifest"
+            found, expected = (
+                f"{one.name} is of another {other} than {first.name}",
+                "one split, its classes in one order",
             )
+            raise RunError("ensemble", found, expected, "evaluate all on one manifest")

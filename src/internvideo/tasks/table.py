@@ -58,11 +58,10 @@ class Predictions:
         if final.suffix != ".npz":
             final = final.with_name(final.name + ".npz")
         about = {"format": FORMAT, "task": self.task, "protocol": self.protocol, "coverage": self.coverage}
-        text = np.frombuffer(
-            json.dumps(about, ensure_ascii=False, sort_keys=True).encode("utf-8", "backslashreplace"), dtype=np.uint8
-        )
+        text = json.dumps(about, ensure_ascii=False, sort_keys=True).encode("utf-8", "backslashreplace")
         with atomic_path(final) as temporary:
-            np.savez(temporary, **{_ABOUT: text}, **self.arrays)  # type: ignore[arg-type]  # its stub takes the bool option
+            arrays = {_ABOUT: np.frombuffer(text, dtype=np.uint8), **self.arrays}
+            np.savez(temporary, **arrays)  # type: ignore[arg-type]  # its stub takes the bool option
         return final
 
     @classmethod
@@ -77,9 +76,8 @@ class Predictions:
             format = about["format"]
             table = cls(EARLIER_NAMES.get(about["task"], about["task"]), arrays, about["protocol"], about["coverage"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RunError(
-                file, f"truncated or corrupt ({error})", "a table written by `internvideo evaluate`", "evaluate again"
-            ) from error
+            expected = "a table written by `internvideo evaluate`"
+            raise RunError(file, f"truncated or corrupt ({error})", expected, "evaluate again") from error
         if format != FORMAT:
             raise RunError(file, f"table format {format}", f"format {FORMAT}", "evaluate again with this version")
         return table
@@ -170,8 +168,7 @@ def print_result(result: Result, console: Screen | None = None) -> None:
     grid.add_column("95 % interval", justify="right")
     for name, value in result["figures"].items():
         bounds = result["intervals"].get(name)
-        shown = "" if bounds is None else f"{_shown(name, bounds[0])} to {_shown(name, bounds[1])}"
-        grid.add_row(escape(name), _shown(name, value), shown)
+        grid.add_row(escape(name), _shown(name, value), _span(name, bounds))
     out.print(grid)
     coverage = result["coverage"]
     out.print(f"videos read: {coverage['read']} of {coverage['asked']}", highlight=False)
@@ -212,14 +209,17 @@ def print_results(title: str, rows: Mapping[str, Result]) -> None:
     for label, result in rows.items():
         figures, bounds = result["figures"], result["intervals"].get(names[0])
         shown = [_shown(name, figures[name]) if name in figures else "" for name in names]
-        span = "" if bounds is None else f"{_shown(names[0], bounds[0])} to {_shown(names[0], bounds[1])}"
         coverage = result["coverage"]
-        lines.append([label, *shown, span, f"{coverage['read']} of {coverage['asked']}"])
+        lines.append([label, *shown, _span(names[0], bounds), f"{coverage['read']} of {coverage['asked']}"])
     lines = [[cell.replace(" %", "") if number else cell for cell in line] for number, line in enumerate(lines)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for label, *cells in lines:
         text = "  ".join([label.ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(cells, widths[1:], strict=True))])
         out.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _span(name: str, bounds: Sequence[float] | None) -> str:
+    return "" if bounds is None else f"{_shown(name, bounds[0])} to {_shown(name, bounds[1])}"
 
 
 def _shown(name: str, value: float) -> str:

@@ -102,13 +102,10 @@ def run_clips(function: Callable[[Batch], Mapping[str, Tensor]], inputs: ClipInp
     where = [rows for part_result in results for rows in part_result.rows]
     if not where or len(unreadable) == len(index_of):
         reason = next(iter(unreadable.values()))["reason"] if unreadable else "the loader gave no clip"
-        raise RunError(
-            manifest.source, f"none of {len(index_of)} videos could be read ({reason})", "", "check the files"
-        )
-    rows, views = (
-        np.concatenate(where),
-        np.concatenate([numbers for part_result in results for numbers in part_result.views]),
-    )
+        found = f"none of {len(index_of)} videos could be read ({reason})"
+        raise RunError(manifest.source, found, "", "check the files")
+    rows = np.concatenate(where)
+    views = np.concatenate([numbers for part_result in results for numbers in part_result.views])
     values = {
         name: np.concatenate([part for part_result in results for part in part_result.values.get(name, [])])
         for name in next(part_result.values for part_result in results if part_result.values)
@@ -132,16 +129,11 @@ def run_clips(function: Callable[[Batch], Mapping[str, Tensor]], inputs: ClipInp
 def _check_shape(batch: Batch, clips: ClipProtocol, index_of: Mapping[str, int]) -> None:
     frames, side = batch.video.shape[2], tuple(batch.video.shape[3:])
     if frames != clips.frames or side != (clips.size, clips.size):
-        raise RunError(
-            "protocol",
-            f"clips of {frames} frames at {side[0]}x{side[1]}",
-            f"{clips.frames} frames at {clips.size}x{clips.size}, as the protocol states",
-        )
-    unknown = [name for name in batch.ids if name not in index_of]
-    if unknown:
-        raise RunError(
-            "loader", f"clip of '{unknown[0]}', which is not in the manifest", "", "use one manifest for both"
-        )
+        expected = f"{clips.frames} frames at {clips.size}x{clips.size}, as the protocol states"
+        raise RunError("protocol", f"clips of {frames} frames at {side[0]}x{side[1]}", expected)
+    unknown = next((name for name in batch.ids if name not in index_of), None)
+    if unknown is not None:
+        raise RunError("loader", f"clip of '{unknown}', which is not in the manifest", "", "use one manifest for both")
 
 
 def _finite(output: Tensor, name: str, batch: Batch) -> Floats:
@@ -155,9 +147,8 @@ def _finite(output: Tensor, name: str, batch: Batch) -> Floats:
 
 def _check_complete(rows: Ints, views: Ints, read: Ints, manifest: Manifest, clips: ClipProtocol) -> None:
     outside = (views < 0) | (views >= clips.num_views)
-    counts = np.bincount(
-        rows * clips.num_views + np.where(outside, 0, views), minlength=len(manifest.rows) * clips.num_views
-    )
+    places = rows * clips.num_views + np.where(outside, 0, views)
+    counts = np.bincount(places, minlength=len(manifest.rows) * clips.num_views)
     wrong = np.flatnonzero((counts.reshape(-1, clips.num_views)[read] != 1).any(axis=1))
     if outside.any() or len(wrong):
         name = manifest.rows[int(rows[outside][0] if outside.any() else read[wrong[0]])].id

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +26,7 @@ from internvideo.training.recipe import Job, Recipe, StageSpec
 
 
 def build(recipe: Recipe, skipped: Path | None) -> Job:
-    """Build the job of a recipe; its classes are the verbs.
-
-    Raises:
-        RecipeError, ManifestError, VideoError, WeightsError: recipe, data and weights do not match.
-    """
+    """Build the job; its classes are the verbs. Raises RecipeError, ManifestError, VideoError, WeightsError."""
     data, settings = recipe.data_as(KeyFrameData), recipe.settings_as(AnticipationSettings)
     manifest = training_rows(recipe)
     verbs = class_list(manifest.root / "verbs.txt", "the verbs, one per line")
@@ -45,21 +42,15 @@ def build(recipe: Recipe, skipped: Path | None) -> Job:
     check_clips(recipe, model)
     head = load_init_weights(model, recipe, verbs)
     stage = AnticipationStage(model, settings, distributed.divisor)
-    loader = KeyFrameLoader(
-        manifest,
-        contact_form(data),
-        data.loader,
-        skipped=skipped,
-        frames=[frame for frame in frames if len(frame.boxes)],
-    )
+    boxed = [frame for frame in frames if len(frame.boxes)]
+    loader = KeyFrameLoader(manifest, contact_form(data), data.loader, skipped=skipped, frames=boxed)
     context = {"nouns": manifest.classes, "guess": prior}
     return Job(recipe, stage, loader, verbs, manifest.fingerprint, context, head)
 
 
 def contact_form(data: KeyFrameData) -> ClipForm:
     """Return how clips that end at a key frame are cut."""
-    form = clip_form(data, 0)
-    return ClipForm(form.frames, form.stride, form.transform, form.num_classes, before=True)
+    return replace(clip_form(data, 0), before=True)
 
 
 def training_prior(frames: list[KeyFrame], verbs: int, source: Path) -> list[float]:

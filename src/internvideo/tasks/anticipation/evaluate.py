@@ -36,14 +36,9 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: BoxOption
     target = output / f"{anticipation.NAME}.npz"
     check_overwrite(target, protocol, CHECKED)
     contacts = anticipation.contacts(model, boxes.views, choose_device(settings.device))
+    names, guess = (nouns, verbs), trained.context.get("guess", ())
     table = anticipation.make_table(
-        boxes.frames,
-        boxes.views,
-        contacts,
-        (nouns, verbs),
-        protocol,
-        guess=trained.context.get("guess", ()),
-        discount=stage.discount,
+        boxes.frames, boxes.views, contacts, names, protocol, guess=guess, discount=stage.discount
     )
     result = anticipation.score(table)
     save_result(result, table.save(target).with_suffix(".json"))

@@ -57,19 +57,18 @@ def make_table(
         discount: times the probability that anything is done to the box.
     """
     read = sorted(found)
-    number = {index: place for place, index in enumerate(read)}
     columns: dict[str, list[Any]] = {name: [] for name in ("frame", "box", "noun", "verb", "seconds", "score")}
     true: dict[str, list[Any]] = {name: [] for name in ("frame", "box", "noun", "contact")}
-    for index in read:
+    for number, index in enumerate(read):
         frame, tested, (verbs, seconds) = frames[index], views.frames[index], found[index]
         scale = np.tile(frame.size, 2)
-        columns["frame"].append(np.full(len(tested.boxes), number[index]))
+        columns["frame"].append(np.full(len(tested.boxes), number))
         columns["box"].append(tested.boxes * scale)
         columns["noun"].append([labels[0] if labels else 0 for labels in tested.labels])
         columns["verb"].append(verbs[:, :-1].argmax(axis=1))
         columns["seconds"].append(seconds)
         columns["score"].append(tested.scores * (1 - verbs[:, -1] if discount else 1))
-        true["frame"].append(np.full(len(frame.boxes), number[index]))
+        true["frame"].append(np.full(len(frame.boxes), number))
         true["box"].append(frame.boxes * scale)
         true["noun"].append([labels[0] if labels else 0 for labels in frame.labels])
         true["contact"].append(frame.contact)
@@ -99,7 +98,7 @@ def _frames(table: Predictions, guess: bool) -> list[tuple[StaObjects, StaObject
         )
         verb, seconds = table["verb"][rows], table["seconds"][rows]
         if guess:
-            verb, seconds = (np.full(int(rows.sum()), value) for value in table["guess"])
+            verb, seconds = (np.full(len(verb), value) for value in table["guess"])
         found = StaObjects(table["box"][rows], table["noun"][rows], verb.astype(np.int64), seconds)
         made.append((truth, found, table["score"][rows]))
     return made

@@ -34,9 +34,7 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: Captionin
         writing = captioning.Writing(settings.num_beams, settings.top_p, settings.seed)
         return captioning.predict(inputs, text_tokenizer(trained), writing=writing)
 
-    return finish(captioning.NAME, captioning.score, inputs, output, make, draw)
+    def write_examples(table: Predictions, folder: Path) -> None:
+        write_text(folder / "examples.jsonl", captioning.examples(table))
 
-
-def draw(table: Predictions, output: Path) -> None:
-    """Write examples.jsonl."""
-    write_text(output / "examples.jsonl", captioning.examples(table))
+    return finish(captioning.NAME, captioning.score, inputs, output, make, write_examples)

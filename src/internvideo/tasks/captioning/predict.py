@@ -67,23 +67,19 @@ def predict(inputs: ClipInputs[VideoLanguage], tokenizer: Tokenizer, *, writing:
         RunError: see `run_clips`.
     """
     writing = writing or Writing()
-    towers, views_a_video = inputs.model, inputs.clips.num_views
+    towers, num_views = inputs.model, inputs.clips.num_views
     inputs.manifest.require("captions")
-    if views_a_video != 1:
-        raise RecipeError("num_clips", str(views_a_video), "1: a caption is of one clip")
+    if num_views != 1:
+        raise RecipeError("num_clips", str(num_views), "1: a caption is of one clip")
     if towers.caption_decoder is None:
         raise RecipeError("weights", "a model without a caption decoder", "one that was trained with captions")
     generator = torch.Generator().manual_seed(writing.seed)
 
     def write(batch: Batch) -> dict[str, Tensor]:
         ids = towers.generate(
-            towers.normalize(batch.video),
-            start=tokenizer.start,
-            end=tokenizer.end,
-            beams=writing.beams,
-            nucleus=writing.nucleus,
-            generator=generator,
-        )
+            towers.normalize(batch.video), start=tokenizer.start, end=tokenizer.end, beams=writing.beams,
+            nucleus=writing.nucleus, generator=generator,
+        )  # fmt: skip
         return {"ids": ids}
 
     views = run_clips(write, inputs, NAME)
@@ -115,14 +111,12 @@ def score(table: Predictions) -> Result:
     for number, text in zip(table["owner"].tolist(), references, strict=True):
         known[str(number)].append(words(text))
     written = {str(number): [words(text) or "nothing"] for number, text in enumerate(table["written"].tolist())}
-    counts = np.unique([words(text) for text in references], return_counts=True)
-    common = str(counts[0][counts[1].argmax()])
+    texts, counts = np.unique([words(text) for text in references], return_counts=True)
+    common = str(texts[counts.argmax()])
     metrics = MetricValues()
     for suffix, given in (("", written), ("_one_for_all", {name: [common] for name in written})):
         for name, (value, each) in judge(known, given).items():
-            spread = None
-            if each is not None:
-                spread = bootstrap.interval(bootstrap.mean(each), count)
+            spread = None if each is None else bootstrap.interval(bootstrap.mean(each), count)
             metrics.add(name + suffix, value, spread)
     protocol = {"one_for_all": common, "captions": len(references), "different": len(set(map(str, table["written"])))}
     return metrics.result(table, **protocol)
@@ -170,11 +164,10 @@ def _array(values: Iterable[float]) -> NDArray[np.float64]:
 
 
 def examples(table: Predictions, count: int = 20) -> str:
-    """JSON lines of the first videos: id, what was written, what people wrote."""
+    """Return JSON lines of the first videos: id, generated caption, reference captions."""
     lines = []
-    for number, (name, text) in enumerate(zip(table["ids"].tolist(), table["written"].tolist(), strict=True)):
-        if number == count:
-            break
-        own = table["references"][table["owner"] == number].tolist()
-        lines.append(json.dumps({"id": name, "written": text, "references": own}, ensure_ascii=False))
+    for number, (name, text) in enumerate(zip(table["ids"][:count], table["written"][:count], strict=True)):
+        references = table["references"][table["owner"] == number].tolist()
+        record = {"id": str(name), "written": str(text), "references": references}
+        lines.append(json.dumps(record, ensure_ascii=False))
     return "\n".join(lines) + "\n"

@@ -28,8 +28,7 @@ class HandData(SampledData):
 def build(recipe: Recipe, skipped: Path | None) -> Job:
     """Build the job of a recipe; its classes are the names of the outputs.
 
-    Raises:
-        RecipeError, ManifestError, VideoError, WeightsError: recipe, data and weights do not match.
+    Raises RecipeError, ManifestError, VideoError, WeightsError.
     """
     data, settings = recipe.data_as(HandData), recipe.settings_as(HandsSettings)
     rows, targets = observed(training_rows(recipe), data.hands)
@@ -53,8 +52,8 @@ def mean_positions(targets: HandTargets) -> list[float]:
     """Return the mean of each output over the training rows, as fractions of the frame: the prior baseline."""
     visible = (targets.positions != 0).any(axis=-1, keepdims=True)
     fractions = targets.positions / targets.size[:, None, None]
-    total, count = (fractions * visible).sum(axis=0), visible.sum(axis=0).clip(min=1)
-    return [float(value) for value in (total / count).reshape(-1)]
+    mean = (fractions * visible).sum(axis=0) / visible.sum(axis=0).clip(min=1)
+    return [float(value) for value in mean.reshape(-1)]
 
 
 STAGE = StageSpec(

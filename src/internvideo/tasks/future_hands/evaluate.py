@@ -33,12 +33,11 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: ClipOptio
     """
     if settings.num_crops != 1:
         raise RecipeError("num_crops", str(settings.num_crops), "1, because clips show the whole frame")
-    rows, targets = observed(split_rows(manifest, split), trained.recipe.data_as(HandData).hands)
-
+    data, mean = trained.recipe.data_as(HandData), trained.context.get("mean")
+    rows, targets = observed(split_rows(manifest, split), data.hands)
     inputs = clip_source(trained, rows, settings)
 
     def predict() -> Predictions:
-        data, mean = trained.recipe.data_as(HandData), trained.context.get("mean")
         sampler = data.preprocessing().frame_sampler(inputs.clips.num_clips)
         loader = LoaderSettings(settings.batch_size, settings.workers, short_side=data.loader.short_side)
         whole = replace(inputs, source=EvalLoader(rows, sampler, whole_frame(data.augment)[1], loader))

@@ -1,7 +1,7 @@
 """Predict positions of both hands at five moments; compute their mean displacement (arXiv 2211.09529).
 
-Where a row tells positions in observed frames, two guesses are scored beside the model: the hands stay where they are,
-or go on as they do. Both know the positions exactly; the model only sees the clip.
+For rows with positions in observed frames two baselines are scored too: last position and constant velocity. Both use
+the exact positions, the model only the clip.
 """
 
 from __future__ import annotations
@@ -93,13 +93,13 @@ def score(table: Predictions) -> Result:
 
 
 def submission(table: Predictions, *, clips: int = SUMMED) -> str:
-    """The predictions as the challenge takes them, JSON: for each row 20 values times the `clips` it divides by.
+    """Format the predictions for the challenge, JSON: 20 values per row, times the `clips` by which it divides.
 
-    Rows go by their "uid", the challenge's CLIP_ID_FRAME, or by their id where none is told; two rows of one name (the
-    same clip annotated twice) give their mean.
+    A row's name is its "uid" (the challenge's CLIP_ID_FRAME), else its id; rows of one name (a clip annotated twice)
+    are averaged.
     """
-    found: dict[str, list[Floats]] = {}
+    predicted: dict[str, list[Floats]] = {}
     for name, values in zip(table.arrays.get("uid", table["id"]).tolist(), table["predicted"], strict=True):
-        found.setdefault(name, []).append(values.reshape(-1))
-    sums = {name: (np.mean(values, axis=0) * clips).round(3).tolist() for name, values in found.items()}
+        predicted.setdefault(name, []).append(values.reshape(-1))
+    sums = {name: (np.mean(values, axis=0) * clips).round(3).tolist() for name, values in predicted.items()}
     return json.dumps(sums) + "\n"

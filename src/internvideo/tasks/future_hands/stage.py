@@ -37,6 +37,5 @@ class HandsStage(Stage[ClipClassifier, HandsSettings]):
     def forward(self, batch: HandBatch, generator: torch.Generator) -> dict[str, Tensor]:
         """Return {"loss"}; 0 for a batch without a visible hand."""
         found = positions(self.model(self.model.normalize(batch.video)), batch.size)
-        seen = batch.visible[..., None].expand_as(found)
-        beta = self.settings.beta
-        return {"loss": masked_smooth_l1(found, batch.positions, seen, beta=beta, divisor=self.divisor)}
+        visible, beta = batch.visible[..., None].expand_as(found), self.settings.beta
+        return {"loss": masked_smooth_l1(found, batch.positions, visible, beta=beta, divisor=self.divisor)}

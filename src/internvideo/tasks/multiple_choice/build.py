@@ -17,8 +17,7 @@ from internvideo.training.recipe import Job, Recipe, StageSpec
 def build(recipe: Recipe, skipped: Path | None) -> Job:
     """Build the job of a recipe; it has no classes, because the model scores pairs of clip and text.
 
-    Raises:
-        RecipeError, ManifestError, WeightsError: recipe, data and weights do not match.
+    Raises RecipeError, ManifestError, WeightsError.
     """
     settings = recipe.settings_as(AnsweringSettings)
     manifest = training_rows(recipe)

@@ -82,12 +82,12 @@ def predict_ranked(inputs: ClipInputs[PairScoringMultipleChoice]) -> Predictions
 
     def choose(batch: Batch) -> dict[str, Tensor]:
         encoded = model.encode_video(model.normalize(batch.video))
-        said = encoded.features.new_zeros(len(batch), most, dtype=torch.float32)
-        for place, name in enumerate(batch.ids):
+        output = encoded.features.new_zeros(len(batch), most, dtype=torch.float32)
+        for index, name in enumerate(batch.ids):
             tokens = question_tokens(choice_texts(rows[name]), context).to(inputs.device)
-            scores = model.forward_head(encoded[place : place + 1], tokens).scores[:, 0]
-            said[place, : len(scores)] = scores.float().softmax(dim=0)
-        return {"probabilities": said}
+            scores = model.forward_head(encoded[index : index + 1], tokens).scores[:, 0]
+            output[index, : len(scores)] = scores.float().softmax(dim=0)
+        return {"probabilities": output}
 
     views = run_clips(choose, inputs, NAME)
     merged = merge_rows(views.values["probabilities"], views.sample, len(views.rows))
@@ -96,7 +96,7 @@ def predict_ranked(inputs: ClipInputs[PairScoringMultipleChoice]) -> Predictions
 
 
 def _kinds(choices: Sequence[Choice]) -> dict[str, np.ndarray]:
-    """(N, most options) what is wrong with each option, "" beyond a row's own; nothing where no row tells."""
+    """Return what is wrong with each option (N, max options), "" beyond a row's own; {} if no row has kinds."""
     if not any(choice.kinds for choice in choices):
         return {}
     most = max(len(choice.options) for choice in choices)
@@ -122,16 +122,14 @@ def scores(table: Predictions) -> np.ndarray:
     if "probabilities" in table.arrays:
         learned = np.mean(of_each(table, "probabilities"), axis=0)[:, : options.max()]
         return np.where(place, learned, -1.0)
-    parts = list(zip(*(of_each(table, name) for name in ("video", "text", "scale")), strict=True))
-    cosines = np.mean([_cosines(video, said, float(scale), place) for video, said, scale in parts], axis=0)
+    cosines, floor = [], -1.0
+    for video, texts, scale in zip(*(of_each(table, name) for name in ("video", "text", "scale")), strict=True):
+        candidates = np.zeros((*place.shape, texts.shape[1]))
+        candidates[place] = texts
+        cosines.append(choice_scores(video, candidates, float(scale)))
+        floor = min(floor, -2 * abs(float(scale)) - 1)
     # A finite floor below every cosine, so that the ranking refuses NaN but takes rows of different length.
-    return np.where(place, cosines, -2 * max(abs(float(scale)) for _, _, scale in parts) - 1)
-
-
-def _cosines(video: np.ndarray, said: np.ndarray, scale: float, place: np.ndarray) -> np.ndarray:
-    text = np.zeros((*place.shape, said.shape[1]))
-    text[place] = said
-    return choice_scores(video, text, scale)
+    return np.where(place, np.mean(cosines, axis=0), floor)
 
 
 def score(table: Predictions) -> Result:

@@ -64,8 +64,10 @@ def open_rows(manifest: Manifest, classes: tuple[str, ...], unknown: Path | None
         unknown_class = not labels_are_indices and row.label is not None and names[row.label] not in classes
         return unknown_class or open_set.is_unknown(row)
 
-    known = replace(manifest, rows=tuple(row for row in manifest.rows if not is_unknown(row)))
-    unknown_rows = replace(manifest, rows=tuple(row for row in manifest.rows if is_unknown(row)))
+    known, unknown_rows = (
+        replace(manifest, rows=tuple(row for row in manifest.rows if is_unknown(row) == wanted))
+        for wanted in (False, True)
+    )
     all_unknown = open_set.strangers(unknown_rows, manifest.root)
     if unknown is not None:
         all_unknown += open_set.strangers(read_manifest(unknown).with_notes_logged(), manifest.root)
@@ -77,12 +79,8 @@ def training_rows(trained: Trained, given: Path | None) -> Manifest:
     data = (trained.run or trained.recipe).data
     path = given or data.train
     if path is None or not path.exists():
-        raise RecipeError(
-            "--train-manifest",
-            f"no such file: {path}",
-            "the training manifest of the model",
-            "give --train-manifest MANIFEST",
-        )
+        hint = "give --train-manifest MANIFEST"
+        raise RecipeError("--train-manifest", f"no such file: {path}", "the training manifest of the model", hint)
     rows = read_manifest(path)
     return under_classes(rows if data.split is None else rows.subset(split=data.split), trained.classes)
 

@@ -190,13 +190,13 @@ def score(table: Predictions) -> Result:
         rejected = doubt > limit
         for suffix, values in (("", doubt), ("_binary", rejected.astype(np.float64))):
             found = metric.binary_figures(values[~unknown], values[unknown])
-            bounds = _interval(metric.weighted_figures(values, unknown), len(values))
+            bounds = bootstrap.interval(metric.weighted_figures(values, unknown), len(values))
             for place, name in enumerate(("auroc", "aupr", "fpr95")):
                 if not suffix or name == "auroc":
                     metrics.add(f"{method}.{name}{suffix}", found[name], bounds[:, place])
         for kind in sorted({*np.unique(table.arrays.get("novelty", ""))} - {""}):
             only = ~unknown | (table["novelty"] == kind)
-            bounds = _interval(metric.weighted_figures(doubt[only], unknown[only]), int(only.sum()))
+            bounds = bootstrap.interval(metric.weighted_figures(doubt[only], unknown[only]), int(only.sum()))
             found = metric.binary_figures(doubt[~unknown], doubt[table["novelty"] == kind])
             metrics.add(f"{method}.auroc_{kind}", found["auroc"], bounds[:, 0])
         metrics.add(f"{method}.accepted", (~rejected[~unknown]).mean())
@@ -206,7 +206,3 @@ def score(table: Predictions) -> Result:
         metrics.add(f"{method}.open_macro_f1", value)
     metrics.add("openness", metric.openness(classes, len(names)))
     return metrics.result(table, thresholds=thresholds, accepted_in_training=ACCEPTED, unknown_classes=len(names))
-
-
-def _interval(statistic: bootstrap.Statistic, samples: int) -> NDArray[np.float64]:
-    return bootstrap.interval(statistic, samples)

@@ -90,11 +90,7 @@ class OpenSetStage(Stage[ClipClassifier, OpenSetSettings]):
             raise ValueError("the open-set stage needs labels that are one class of every clip")
         labels, settings = batch.labels, self.settings
         video = self.model.normalize(batch.video[:, :, :: settings.temporal_stride])
-        grid = None
-        if self.debias is None:
-            logits = self.model(video)
-        else:
-            logits, grid = self.model.logits_and_grid(video)
+        logits, grid = (self.model(video), None) if self.debias is None else self.model.logits_and_grid(video)
         found = evidence(logits.float(), settings.evidence)
         parts = {name: value.mean() for name, value in evidential_loss(found, labels, settings.loss).items()}
         parts |= self._regularisers(found, labels)

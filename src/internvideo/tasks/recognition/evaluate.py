@@ -45,20 +45,16 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: Recogniti
     rows = split_rows(manifest, split)
     if not settings.restrict:
         rows = under_classes(rows, trained.classes)
-
-    def make() -> Predictions:
-        return predict(trained, rows, settings)
-
-    return finish(recognition.NAME, recognition.score, clip_source(trained, rows, settings), output, make)
+    inputs = clip_source(trained, rows, settings)
+    return finish(recognition.NAME, recognition.score, inputs, output, lambda: predict(trained, rows, settings))
 
 
 def predict(trained: Trained, manifest: Manifest, settings: RecognitionOptions) -> Predictions:
     """Predict the scores of all views, with `settings.restrict` only those of the manifest's classes."""
     scores, extra_protocol = scorer(trained), {}
     if settings.restrict:
-        class_match = match_classes(
-            manifest.classes, trained.classes, where=manifest.source, class_map=settings.class_map
-        )
+        where, class_map = manifest.source, settings.class_map
+        class_match = match_classes(manifest.classes, trained.classes, where=where, class_map=class_map)
         scores = recognition.restricted(scores, class_match.rows)
         extra_protocol = {"classes_kept": f"{class_match.about}, before the soft-max"}
     subsets = {}

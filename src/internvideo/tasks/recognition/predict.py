@@ -85,12 +85,9 @@ def predict(
         outputs = scorer(batch.video)
         for name, logits in outputs.items():
             if logits.shape[1:] != (len(manifest.classes),):
-                raise RecipeError(
-                    inputs.model_name or "model",
-                    f"{name} scores {logits.shape[-1]} classes, the manifest has {len(manifest.classes)}",
-                    "",
-                    "use weights trained on these classes, or the manifest's classes.txt of the training",
-                )
+                found = f"{name} scores {logits.shape[-1]} classes, the manifest has {len(manifest.classes)}"
+                hint = "use weights trained on these classes, or the manifest's classes.txt of the training"
+                raise RecipeError(inputs.model_name or "model", found, "", hint)
         return outputs
 
     views = run_clips(checked, inputs, NAME)
@@ -131,8 +128,7 @@ def score(table: Predictions) -> Result:
     names = columns(table)
     labels, several = table["labels"], len(names) > 1
     for name in names:
-        prefix = f"{name}." if several else ""
-        merged = probabilities(table, name)
+        prefix, merged = f"{name}." if several else "", probabilities(table, name)
         _add(metrics, prefix, merged, labels)
         for subset in sorted(key for key in table.arrays if key.startswith("subset:")):
             inside = table[subset]
@@ -141,16 +137,14 @@ def score(table: Predictions) -> Result:
                 metrics.add_mean(f"{prefix}top1_{subset.removeprefix('subset:')}", hits)
         one = _one_view(table, name)
         if one is not None:
-            hits = top_k_hits(one, labels, 1)
-            metrics.add_mean(f"{prefix}top1_one_view", hits)
+            metrics.add_mean(f"{prefix}top1_one_view", top_k_hits(one, labels, 1))
     return metrics.result(table)
 
 
 def _add(metrics: MetricValues, prefix: str, merged: Floats, labels: Ints) -> None:
     for k in (1, 5):
         if k == 1 or merged.shape[1] > k:
-            hits = top_k_hits(merged, labels, k)
-            metrics.add_mean(f"{prefix}top{k}", hits)
+            metrics.add_mean(f"{prefix}top{k}", top_k_hits(merged, labels, k))
     predicted = merged.argmax(axis=1)
     spread = bootstrap.interval(bootstrap.class_mean(predicted == labels, labels), len(labels))
     metrics.add(f"{prefix}mean_class", mean_class_accuracy(predicted, labels), spread)

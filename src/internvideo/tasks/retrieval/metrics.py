@@ -67,11 +67,7 @@ def _settle(bounds: tuple[Ints, Ints], ties: Ties) -> Ints:
         return better
     if ties == "pessimistic":
         return level
-    matches = level - better + 1
-    first = np.repeat(better, matches)
-    within = np.arange(len(first)) - np.repeat(np.cumsum(matches) - matches, matches)
-    ranks: Ints = first + within
-    return ranks
+    return np.concatenate([np.arange(first, last + 1) for first, last in zip(better, level, strict=True)])
 
 
 def row_ranks(similarity: Floats, target: Ints | None = None, ties: Ties = "pessimistic") -> Ints:
@@ -151,17 +147,15 @@ def bank_counts(blocks: Iterable[Floats], beta: float = BANK_BETA) -> tuple[Floa
         (V,) log of the sum over the bank of exp(beta S), and (V,) whether a video is the best one of any bank text.
         ValueError for an empty bank.
     """
-    total: Floats | None = None
-    active: NDArray[np.bool_] | None = None
+    sums: list[Floats] = []
+    best: list[NDArray[np.bool_]] = []
     for block in blocks:
         top = block.max(axis=0)
-        part = beta * top + np.log(np.exp(beta * (block - top)).sum(axis=0))
-        found = np.bincount(block.argmax(axis=1), minlength=block.shape[1]) > 0
-        total = part if total is None else np.logaddexp(total, part)
-        active = found if active is None else active | found
-    if total is None or active is None:
+        sums.append(beta * top + np.log(np.exp(beta * (block - top)).sum(axis=0)))
+        best.append(np.bincount(block.argmax(axis=1), minlength=block.shape[1]) > 0)
+    if not sums:
         raise ValueError("the query bank is empty")
-    return total, active
+    return np.logaddexp.reduce(sums), np.logical_or.reduce(best)
 
 
 def query_bank(similarity: Floats, log_sum: Floats, active: NDArray[np.bool_], beta: float = BANK_BETA) -> Floats:

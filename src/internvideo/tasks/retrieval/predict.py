@@ -73,11 +73,9 @@ def predict(inputs: ClipInputs[VideoTextModel], tokenizer: TextEncoder, *, capti
 
 
 def _queries(captions: list[tuple[str, ...]], which: str) -> tuple[list[str], NDArray[np.int64]]:
-    def chosen(own: tuple[str, ...]) -> tuple[str, ...]:
-        return {"first": own[:1], "all": own, "joined": (" ".join(own),)}[which]
-
-    pairs = [(text, index) for index, own in enumerate(captions) for text in chosen(own)]
-    return [text for text, _ in pairs], np.asarray([index for _, index in pairs], dtype=np.int64)
+    texts = [{"first": own[:1], "all": own, "joined": (" ".join(own),)}[which] for own in captions]
+    owner = np.repeat(np.arange(len(texts), dtype=np.int64), [len(own) for own in texts])
+    return [text for own in texts for text in own], owner
 
 
 def ensemble(tables: Sequence[Predictions]) -> Predictions:
@@ -91,9 +89,8 @@ def ensemble(tables: Sequence[Predictions]) -> Predictions:
 
 def with_bank(table: Predictions, texts: Features, about: Mapping[str, object]) -> Predictions:
     """Add a query bank's text vectors (M, E) to the table, described by `about` in the protocol."""
-    return replace(
-        table, arrays={**table.arrays, "bank": texts}, protocol={**table.protocol, "query_bank": dict(about)}
-    )
+    protocol = {**table.protocol, "query_bank": dict(about)}
+    return replace(table, arrays={**table.arrays, "bank": texts}, protocol=protocol)
 
 
 def with_attributes(
@@ -109,13 +106,11 @@ def with_attributes(
     for name in (*agreement, *within):
         absent = next((row.id for row in manifest.rows if name not in row.attributes), None)
         if absent is not None:
-            raise RecipeError(
-                "agreement", f"row '{absent}' has no attribute '{name}'", ", ".join(rows[absent].attributes)
-            )
+            found = f"row '{absent}' has no attribute '{name}'"
+            raise RecipeError("agreement", found, ", ".join(rows[absent].attributes))
         arrays[f"attribute:{name}"] = np.asarray([rows[str(one)].attributes[name] for one in table["ids"]])
-    return replace(
-        table, arrays=arrays, protocol={**table.protocol, "agreement": list(agreement), "within": list(within)}
-    )
+    protocol = {**table.protocol, "agreement": list(agreement), "within": list(within)}
+    return replace(table, arrays=arrays, protocol=protocol)
 
 
 def _add_agreement(metrics: MetricValues, table: Predictions, matrix: NDArray[np.float64]) -> None:
@@ -185,9 +180,7 @@ def score(table: Predictions) -> Result:
         damped = query_bank(matrix, *bank_counts(_bank(table)))
         _add(metrics, "t2v", "_query_bank", row_ranks(damped, owners), owner)
         bank = "an extra, not in the paper; text to video alone, since the bank has texts and no videos"
-    owned: Counter[str] = Counter()
-    for text, _ in {(str(text), int(index)) for text, index in zip(table["captions"], owner, strict=True)}:
-        owned[text] += 1
+    owned = Counter(text for text, _ in set(zip(table["captions"].tolist(), owner.tolist(), strict=True)))
     return metrics.result(
         table,
         dual_softmax="shown beside the raw figures; it needs all queries at once",

@@ -17,8 +17,7 @@ from internvideo.training.recipe import Job, Recipe, StageSpec
 def build(recipe: Recipe, skipped: Path | None) -> Job:
     """Build the job of a recipe; its classes are all verbs, then all nouns.
 
-    Raises:
-        RecipeError, ManifestError, WeightsError: recipe, data and weights do not match.
+    Raises RecipeError, ManifestError, WeightsError.
     """
     data, settings = recipe.data_as(TrainClipData), recipe.settings_as(VerbNounSettings)
     manifest = training_rows(recipe)
