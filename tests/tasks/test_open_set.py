@@ -305,7 +305,7 @@ def test_classify_says_label_belief_and_uncertainty(
     (tmp_path / "strict.json").write_text(json.dumps(told))
     classify(video, "-e", weights, "--unknown", tmp_path / "strict.json")
     assert f"unknown, nearest {said['label']}, belief" in capsys.readouterr().out
-    with pytest.raises(WeightsError, match="tells of the weights"):
+    with pytest.raises(WeightsError, match="is of the weights"):
         classify(video, "-e", use_world.classifier_folder(), "--unknown", out / "open_set.json")
     (tmp_path / "no.json").write_text("[]")
     with pytest.raises(RunError, match=r"no\.json.*open_set\.json of"):

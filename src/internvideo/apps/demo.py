@@ -67,25 +67,17 @@ class Step:
     init: dict[str, str]
 
 
+_PRETRAINED = {"weights": "multimodal_pretrained"}
+_ENCODERS = {"masked": "supervised_masked", "multimodal": "supervised_multimodal"}
 STEPS = (
     Step("masked", "masked", "1  masked pretraining", {}),
     Step("image_text", "image_text", "2a image-text pretraining", {}),
     Step("multimodal_pretrained", "multimodal", "2b video-language pretraining", {"weights": "image_text"}),
     Step("supervised_masked", "supervised_masked", "3  supervised, masked encoder", {"weights": "masked"}),
     Step("supervised_scratch", "supervised_masked", "   the same without pretraining", {}),
-    Step(
-        "supervised_multimodal",
-        "supervised_multimodal",
-        "3  supervised, multimodal encoder",
-        {"weights": "multimodal_pretrained"},
-    ),
-    Step("single_frame", "single_frame", "   one frame a clip", {"weights": "multimodal_pretrained"}),
-    Step(
-        "interaction",
-        "interaction",
-        "4  cross-model interaction",
-        {"masked": "supervised_masked", "multimodal": "supervised_multimodal"},
-    ),
+    Step("supervised_multimodal", "supervised_multimodal", "3  supervised, multimodal encoder", _PRETRAINED),
+    Step("single_frame", "single_frame", "   one frame a clip", _PRETRAINED),
+    Step("interaction", "interaction", "4  cross-model interaction", _ENCODERS),
 )
 
 
@@ -102,13 +94,9 @@ def run_demo(
     """Run all unfinished steps and write report.html and report.json.
 
     Args:
-        output: folder of this demo.
-        data: labeled videos of the user; None for the sample world.
-        profile: a key of `PROFILES`.
-        columns: of a csv manifest.
-        seed: for world, models and batches.
-        device: auto, cpu, cuda.
-        minutes: time budget on own data, which determines the number of steps.
+        output: folder of this demo. data: labeled videos of the user; None for the sample world.
+        profile: a key of `PROFILES`. columns: of a csv manifest. seed: for world, models and batches.
+        device: auto, cpu, cuda. minutes: time budget on own data, which determines the number of steps.
 
     Returns:
         output/report.html.
@@ -168,14 +156,13 @@ def step_recipe(step: Step, output: Path, data: DemoData, profile: Profile, seed
     # Masked pretraining needs no labels: it uses every video.
     train = data.unlabelled if step.recipe == "masked" and data.unlabelled is not None else data.train
     parts: dict[str, Any] = {"train": train, "loader": loader}
-    return recipe.model_copy(
-        update={
-            "schedule": schedule,
-            "loop": recipe.loop.model_copy(update={"seed": seed}),
-            "data": recipe.data.model_copy(update=parts),
-            "init": {part: output / name / "model.safetensors" for part, name in step.init.items()},
-        }
-    )
+    changed = {
+        "schedule": schedule,
+        "loop": recipe.loop.model_copy(update={"seed": seed}),
+        "data": recipe.data.model_copy(update=parts),
+        "init": {part: output / name / "model.safetensors" for part, name in step.init.items()},
+    }
+    return recipe.model_copy(update=changed)
 
 
 def _world(output: Path, profile: Profile, seed: int) -> DemoData:
@@ -225,9 +212,8 @@ def _claim(file: Path, claim: dict[str, Any]) -> None:
     """Bind the folder to this data, or check that it is. Raises RunError for a folder of other videos or labels."""
     text = json.dumps(claim, indent=1)
     if file.is_file() and file.read_text(encoding="utf-8") != text:
-        raise RunError(
-            file.parent.parent, "holds a demo on other videos, labels or splits", "", "choose another --output"
-        )
+        found = "holds a demo on other videos, labels or splits"
+        raise RunError(file.parent.parent, found, "", "choose another --output")
     write_text(file, text)
 
 
@@ -246,8 +232,7 @@ def _divide(path: Path, rows: list[Sample], columns: Columns) -> tuple[list[Samp
     if held is None or fit is None:
         found = ", ".join(sorted(set(names) - {""}))
         raise ManifestError(path, f"column '{columns.split}' has {found}", "train, and test or validation")
-    train = [row for row, name in zip(rows, names, strict=True) if name == fit]
-    test = [row for row, name in zip(rows, names, strict=True) if name == held]
+    train, test = ([row for row, name in zip(rows, names, strict=True) if name == part] for part in (fit, held))
     return train, test, f"column {columns.split}: {fit}, {held}"
 
 
@@ -288,24 +273,17 @@ def _by_group(rows: list[Sample]) -> tuple[list[Sample], list[Sample]]:
             spare = [group for group in np.flatnonzero(groups_of) if trained[shows[:, group]].min() > 1]
             if spare:
                 held[min(spare, key=size.__getitem__)] = True
-    return (
-        [row for row, group in zip(rows, groups, strict=True) if not held[group]],
-        [row for row, group in zip(rows, groups, strict=True) if held[group]],
-    )
+    train, tested = ([row for row, group in zip(rows, groups, strict=True) if held[group] == part] for part in (0, 1))
+    return train, tested
 
 
 def _next(output: Path, data: DemoData) -> str:
-    weights = output / "interaction" / "model.safetensors"
-    return "\n".join(
-        [
-            "",
-            "What to try next:",
-            f"  open {output / 'report.html'}",
-            f"  internvideo serve {output / 'collection'}",
-            f'  internvideo search {output / "collection"} "a red circle moves to the right"',
-            f"  internvideo evaluate recognition {weights} {data.test}",
-            f"  internvideo evaluate retrieval {output / 'multimodal_pretrained' / 'model.safetensors'} {data.test}",
-            f"  internvideo train sample/masked data.train={data.train} --output runs/mine",
-            "  internvideo demo --data YOUR_FOLDER_OF_CLASS_FOLDERS --output runs/yours",
-        ]
-    )
+    return f"""
+What to try next:
+  open {output / "report.html"}
+  internvideo serve {output / "collection"}
+  internvideo search {output / "collection"} "a red circle moves to the right"
+  internvideo evaluate recognition {output / "interaction" / "model.safetensors"} {data.test}
+  internvideo evaluate retrieval {output / "multimodal_pretrained" / "model.safetensors"} {data.test}
+  internvideo train sample/masked data.train={data.train} --output runs/mine
+  internvideo demo --data YOUR_FOLDER_OF_CLASS_FOLDERS --output runs/yours"""

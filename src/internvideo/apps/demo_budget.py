@@ -67,26 +67,20 @@ class SetFacts:
         Videos with a shorter side above 56 px get twice the pixels per side and the same number of tokens; long ones
         get twice the frames, except in stages on single frames.
         """
-        finer = 2 if self.side > SMALL_SIDE else 1
-        more = 2 if self.seconds > LONG_SECONDS and recipe.data_as(ClipData).sampling.frames > 1 else 1
         data = recipe.data_as(ClipData)
+        finer = 2 if self.side > SMALL_SIDE else 1
+        more = 2 if self.seconds > LONG_SECONDS and data.sampling.frames > 1 else 1
         size = max(2, min(data.loader.batch_size, self.videos // 4))
-        loader = replace(
-            data.loader, batch_size=size, max_unreadable=0.1, short_side=finer * data.augment.size, alike=0, alike_by=()
-        )
+        side = finer * data.augment.size
         flip = self.flip and recipe.stage in ("masked", "supervised", "interaction")
         parts = {
-            "loader": loader,
-            "augment": data.augment.model_copy(update={"size": finer * data.augment.size, "flip": flip}),
+            "loader": replace(data.loader, batch_size=size, max_unreadable=0.1, short_side=side, alike=0, alike_by=()),
+            "augment": data.augment.model_copy(update={"size": side, "flip": flip}),
             "sampling": data.sampling.model_copy(update={"frames": more * data.sampling.frames}),
         }
         overrides = _scaled(recipe.model.overrides, {"image_size": finer, "patch_size": finer, "frames": more})
-        return recipe.model_copy(
-            update={
-                "data": data.model_copy(update=parts),
-                "model": recipe.model.model_copy(update={"overrides": overrides}),
-            }
-        )
+        model = recipe.model.model_copy(update={"overrides": overrides})
+        return recipe.model_copy(update={"data": data.model_copy(update=parts), "model": model})
 
 
 def _scaled(overrides: Mapping[str, Any], factors: Mapping[str, int]) -> dict[str, Any]:

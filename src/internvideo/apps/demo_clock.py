@@ -34,9 +34,8 @@ class Clock:
         finally:
             self.seconds, self.peak_memory_mb = self.so_far(), self.memory()
             self._running = None
-            write_text(
-                self.file, json.dumps({"seconds": self.seconds, "peak_memory_mb": self.peak_memory_mb}, indent=1)
-            )
+            content = {"seconds": self.seconds, "peak_memory_mb": self.peak_memory_mb}
+            write_text(self.file, json.dumps(content, indent=1))
 
     def so_far(self) -> dict[str, float]:
         """Return the seconds by step, including the current one."""
@@ -46,6 +45,6 @@ class Clock:
         return {**self.seconds, name: self.seconds.get(name, 0.0) + time.monotonic() - began}
 
     def memory(self) -> float:
-        """MiB: largest resident memory of any process of any session so far, or of the device where that is larger."""
+        """Return the largest resident memory of any process of any session so far, or of the device if larger, MiB."""
         device = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0.0
         return max(self.peak_memory_mb, peak_memory_mb(), device)

@@ -152,12 +152,8 @@ def _save(output: Path, name: str, table: Predictions) -> Result:
 
 def _only(table: Predictions, column: str) -> Predictions:
     """Return the table with one column of scores."""
-    arrays = {
-        name: values
-        for name, values in table.arrays.items()
-        if not name.startswith("logits:") or name == f"logits:{column}"
-    }
-    return Predictions(table.task, arrays, table.protocol, table.coverage)
+    others = {name for name in table.arrays if name.startswith("logits:")} - {f"logits:{column}"}
+    return replace(table, arrays={name: values for name, values in table.arrays.items() if name not in others})
 
 
 def _ridge(data: DemoData, test: Manifest, like: Predictions) -> Predictions:
@@ -176,7 +172,7 @@ def _ridge(data: DemoData, test: Manifest, like: Predictions) -> Predictions:
 
 
 def _better(tables: Mapping[str, Predictions]) -> Predictions:
-    """Return the name of the better encoder of the ensemble."""
+    """Return the predictions of the better encoder of the ensemble."""
     return max((tables["masked"], tables["multimodal"]), key=lambda table: recognition.score(table)["figures"]["top1"])
 
 
@@ -188,12 +184,8 @@ def _ablation(results: Mapping[str, Result], classes: int) -> list[report.Ablati
             rows.append(report.AblationRow(name, 1 / classes, directed))
             continue
         figures, intervals = results[name]["figures"], results[name]["intervals"]
-        directed = figures.get("top1_time_directed")
-        rows.append(
-            report.AblationRow(
-                name, figures["top1"], directed, _bounds(intervals, "top1"), _bounds(intervals, "top1_time_directed")
-            )
-        )
+        both = [_bounds(intervals, metric) for metric in ("top1", "top1_time_directed")]
+        rows.append(report.AblationRow(name, figures["top1"], figures.get("top1_time_directed"), *both))
     return rows
 
 
@@ -203,12 +195,10 @@ def _bounds(intervals: Mapping[str, Sequence[float]], name: str) -> tuple[float,
 
 def _zero_shot(result: Result, videos: int) -> report.ZeroShot:
     figures, intervals = result["figures"], result["intervals"]
+    names = ("t2v_r1", "v2t_r1", "t2v_r1_dual_softmax", "v2t_r1_dual_softmax")
     return report.ZeroShot(
-        t2v_r1=figures["t2v_r1"],
-        v2t_r1=figures["v2t_r1"],
+        **{name: figures[name] for name in names},
         chance=1 / videos,
-        t2v_r1_dual_softmax=figures["t2v_r1_dual_softmax"],
-        v2t_r1_dual_softmax=figures["v2t_r1_dual_softmax"],
         interval_t2v=_bounds(intervals, "t2v_r1"),
         interval_v2t=_bounds(intervals, "v2t_r1"),
     )
@@ -218,11 +208,8 @@ def _zero_shot(result: Result, videos: int) -> report.ZeroShot:
 def _reverse(trained: Trained, test: Manifest, settings: RecognitionOptions) -> report.ReverseClip:
     """Test each time-directed clip forwards and backwards: is its class scored above the reverse class?"""
     pairs = {index: reverse_class(index, test.classes) for index in range(len(test.classes))}
-    directed = test.subset(
-        where=lambda row: (
-            test.classes[cast(int, row.label)] in TIME_DIRECTED and pairs[cast(int, row.label)] is not None
-        )
-    )
+    usable = {index for index, name in enumerate(test.classes) if name in TIME_DIRECTED and pairs[index] is not None}
+    directed = test.subset(where=lambda row: row.label in usable)
     forwards = predict_recognition(trained, directed, settings)
     play = scorer(trained)
     inputs = clip_source(trained, directed, settings)
@@ -339,19 +326,13 @@ def _frames(clip: torch.Tensor) -> NDArray[np.uint8]:
 
 def _retrievals(table: Predictions, test: Manifest, queries: int = 4, shown: int = 3) -> list[report.Retrieval]:
     """List the first sentences of the split with the clips they retrieve."""
-    similarity = retrieval.similarity(table)
-    place = {row.id: row for row in test.rows}
+    row_of = {row.id: row for row in test.rows}
     found = []
-    for query in range(min(queries, len(similarity))):
-        best = np.argsort(-similarity[query])[:shown]
-        clips = [
-            report.Found(
-                _shown(test, place[str(table["ids"][video])]),
-                bool(video == table["owner"][query]),
-                float(similarity[query, video]),
-            )
-            for video in best
-        ]
+    for query, scores in enumerate(retrieval.similarity(table)[:queries]):
+        clips = []
+        for video in np.argsort(-scores)[:shown]:
+            frames = _shown(test, row_of[str(table["ids"][video])])
+            clips.append(report.Found(frames, bool(video == table["owner"][query]), float(scores[video])))
         found.append(report.Retrieval(str(table["captions"][query]), clips))
     return found
 
@@ -363,7 +344,6 @@ def _shown(test: Manifest, row: Sample, frames: int = 6) -> NDArray[np.uint8]:
 
 
 def _confusion(table: Predictions, test: Manifest) -> report.Confusion:
-    merged = recognition.probabilities(table, "fused")
-    return report.Confusion(
-        confusion_matrix(merged.argmax(axis=1), table["labels"].astype(np.int64), len(test.classes)), test.classes
-    )
+    predicted = recognition.probabilities(table, "fused").argmax(axis=1)
+    matrix = confusion_matrix(predicted, table["labels"].astype(np.int64), len(test.classes))
+    return report.Confusion(matrix, test.classes)

@@ -54,7 +54,7 @@ class Check:
     advice: str = ""
 
     def line(self) -> str:
-        """The result as one line of text."""
+        """Format the result as one line of text."""
         return f"{self.state:<7} {self.name}: {self.found}" + (f" -> {self.advice}" if self.advice else "")
 
 
@@ -95,8 +95,7 @@ def _device() -> Check:
     if power == "DEFAULT":
         return Check("device", "advice", told, "torch uses no vector instructions here; expect it to be slow")
     if getattr(torch.cpu, "_is_amx_tile_supported", bool)():
-        advice = "loop.precision=bfloat16 and --precision bfloat16 are faster"
-        return Check("device", "ok", f"{told}, AMX", advice)
+        return Check("device", "ok", f"{told}, AMX", "loop.precision=bfloat16 and --precision bfloat16 are faster")
     return Check("device", "ok", told)
 
 
@@ -137,21 +136,13 @@ def _shared_memory() -> Iterator[Check]:
 
 
 def _decoders() -> Check:
-    present = [name for name, codec in DECODERS.items() if _has_decoder(codec)]
+    present = [name for name, codec in DECODERS.items() if codec in av.codecs_available]
     absent = [name for name in DECODERS if name not in present]
     told = f"PyAV {av.__version__} (FFmpeg {av.ffmpeg_version_info}) decodes {', '.join(present)}"
     if absent:
         advice = "pip install --force-reinstall av gives a build that has them"
         return Check("decoder", "advice", f"{told}, not {', '.join(absent)}", advice)
     return Check("decoder", "ok", told)
-
-
-def _has_decoder(name: str) -> bool:
-    try:
-        av.codec.Codec(name, "r")
-    except ValueError:  # FFmpeg knows none of that name
-        return False
-    return True
 
 
 # ------------------------------------------------------------------------------------------------------------ speed
@@ -208,10 +199,9 @@ def _speed(name: str, told: str, read: Callable[[Path], int], path: Path, unit: 
         speed = f"{files / spent:.0f} clips/s of {told}, one process"
         return Check(name, "ok", speed, "--workers N decodes in N of them")
     rate = frames / spent
-    slow = rate < 2 * FPS
-    advice = "barely real time: other programs may use the cores" if slow else ""
+    advice = "barely real time: other programs may use the cores" if rate < 2 * FPS else ""
     speed = f"{rate:.0f} frames/s of {told}, {rate / FPS:.1f}x real time, one thread"
-    return Check(name, "advice" if slow else "ok", speed, advice)
+    return Check(name, "advice" if advice else "ok", speed, advice)
 
 
 # ------------------------------------------------------------------------------------------------------- disk, extras
@@ -251,10 +241,8 @@ def _second_decoder(extra: str) -> Check:
 
 
 def _extra(extra: str) -> Check:
-    modules, purpose = EXTRAS[extra].modules, EXTRAS[extra].purpose
-    install = pip_install(extra)
-    versions = []
-    for module in modules:
+    purpose, install, versions = EXTRAS[extra].purpose, pip_install(extra), []
+    for module in EXTRAS[extra].modules:
         try:
             importlib.import_module(module)
             versions.append(f"{module} {importlib.metadata.version(DISTRIBUTIONS.get(module, module))}")

@@ -44,9 +44,8 @@ def describe(
     steps = recipe.schedule.total_steps(per_epoch)
     counts = {kind: sum(p.numel() for p in job.model.parameters() if p.requires_grad == kind) for kind in (True, False)}
     batch = next(iter(job.loader.epoch(0)))
-    bfloat16 = loop.precision == "bfloat16" or (
-        loop.precision == "auto" and (here.type == "cuda" or memory_gib is not None)
-    )
+    gpu = here.type == "cuda" or memory_gib is not None
+    bfloat16 = loop.precision == "bfloat16" or (loop.precision == "auto" and gpu)
     plan = _Plan(job.stage.train(), batch, settings, bfloat16, processes)
     memory, flops = plan.memory(settings)
     room = _free_memory(here) if memory_gib is None else int(memory_gib * GIB)
@@ -124,15 +123,10 @@ class _Plan:
 
 
 def _one_step(
-    job: Job,
-    settings: TrainingSettings,
-    steps: int,
-    device: torch.device,
-    batch: Any,
-    memory: dict[str, int],
+    job: Job, settings: TrainingSettings, steps: int, device: torch.device, batch: Any, memory: dict[str, int],
     flops: int,
-) -> tuple[str, int]:
-    """Make a forward and backward pass; return what is said of it and the bytes of its activations."""
+) -> tuple[str, int]:  # fmt: skip
+    """Make a forward and backward pass; return a line that describes it and the bytes of its activations."""
     free = _free_memory(device)
     if total(memory) > free:
         return f"first batch: not computed here, where {free / MIB:.0f} MiB are free", 0

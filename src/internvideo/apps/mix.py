@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -46,14 +46,9 @@ class Mixture:
 
 
 def mix(
-    tuned: Sequence[Path],
-    output: Path,
-    *,
-    base: Path | None = None,
-    base_weight: float = 0.5,
-    tower: Tower = "both",
+    tuned: Sequence[Path], output: Path, *, base: Path | None = None, base_weight: float = 0.5, tower: Tower = "both",
     recipe: str | None = None,
-) -> Mixture:
+) -> Mixture:  # fmt: skip
     """Average `tuned`, interpolate with `base`, and write a file that `internvideo evaluate` reads.
 
     Args:
@@ -90,19 +85,15 @@ def mix(
         found = _under_our_names(model, base)
         for name, value in found.items():
             if value.shape != state[name].shape:
-                raise WeightsError(
-                    base, f"{name} {tuple(value.shape)}", f"{tuple(state[name].shape)}, as in {tuned[0]}"
-                )
+                expected = f"{tuple(state[name].shape)}, as in {tuned[0]}"
+                raise WeightsError(base, f"{name} {tuple(value.shape)}", expected)
         chosen = {name: value for name, value in found.items() if re.fullmatch(TOWERS[tower], name)}
         mixed = [name for name in chosen if state[name].is_floating_point() and not re.fullmatch(SCALE, name)]
         if not mixed:
             raise WeightsError(base, f"no tensor of the tower '{tower}'", f"weights that {tuned[0]} can be mixed with")
         state = interpolate_weights(chosen, state, base_weight, SCALE)
-        about |= {
-            "base": {"file": str(base), "sha256": weights_hash(found)},
-            "share_of_base": base_weight,
-            "tower": tower,
-        }
+        origin = {"file": str(base), "sha256": weights_hash(found)}
+        about |= {"base": origin, "share_of_base": base_weight, "tower": tower}
     load_state(model, state, where=output)  # strict: what is written is a whole model
     save_model(output, state, {**metadata, "mixed": json.dumps(about)})
     return Mixture(output, len(mixed), len(state) - len(mixed))
@@ -115,10 +106,10 @@ def _mean(paths: Sequence[Path]) -> tuple[nn.Module, State, dict[str, str], dict
     total = {name: value.double() if value.is_floating_point() else value for name, value in first.items()}
     for path in paths[1:]:
         _, other, _ = _read(path)
-        different = set(first) ^ set(other)
-        different |= {name for name in set(first) & set(other) if first[name].shape != other[name].shape}
-        if different:
-            raise WeightsError(path, f"{min(different)} differs from {paths[0]}", "weights of the same model")
+        shapes = [{(name, value.shape) for name, value in state.items()} for state in (first, other)]
+        if shapes[0] != shapes[1]:
+            name = min(shapes[0] ^ shapes[1])[0]
+            raise WeightsError(path, f"{name} differs from {paths[0]}", "weights of the same model")
         files.append({"file": str(path), "sha256": weights_hash(other)})
         for name, value in other.items():
             if value.is_floating_point():
@@ -143,18 +134,13 @@ def _read(path: Path) -> tuple[nn.Module, State, dict[str, str]]:
 def _under_our_names(model: nn.Module, base: Path) -> State:
     """Return the tensors of `base` that the model has too, under the model's names."""
     state, metadata = read_model(base)
-    own = model.state_dict()
     if "recipe" in metadata:
-        return _common(state, own, base)
+        found = {name: value for name, value in state.items() if name in model.state_dict()}
+        if not found:
+            raise WeightsError(base, "no tensor that the tuned model has", "weights of the same model")
+        return found
     if ("clip",) not in initial_sources(model):
         raise WeightsError(base, "carries no recipe", "a model.safetensors written by `internvideo train`")
     with torch.no_grad():
         filled = from_clip(model, state, where=base).filled
     return {name: value.clone() for name, value in model.state_dict().items() if name in filled}
-
-
-def _common(state: Mapping[str, Tensor], own: Mapping[str, Tensor], base: Path) -> State:
-    found = {name: value for name, value in state.items() if name in own}
-    if not found:
-        raise WeightsError(base, "no tensor that the tuned model has", "weights of the same model")
-    return found

@@ -58,8 +58,7 @@ class OpenSetRule:
             told = untrusted.read_json(file)
             if told["task"] != open_set.NAME:
                 raise RunError(file, f"figures of {told['task']}", wanted)
-            protocol = told["protocol"]
-            kind = protocol["evidence"]
+            protocol, kind = told["protocol"], told["protocol"]["evidence"]
             if kind not in ("softmax", *get_args(Evidence)):
                 raise ValueError(f"evidence {kind}")
             evidence = None if kind == "softmax" else cast(Evidence, kind)
@@ -71,12 +70,9 @@ class OpenSetRule:
         """Raise WeightsError if another classifier was evaluated, RecipeError if `model` is no classifier."""
         model.label_names(None)
         if model_hash(model) != self.weights_sha256:
-            raise WeightsError(
-                self.source,
-                f"tells of the weights {self.weights_sha256[:12]}, not {model_hash(model)[:12]}",
-                "the evaluation of this model",
-                "run `internvideo evaluate open_set` on it",
-            )
+            found = f"is of the weights {self.weights_sha256[:12]}, not {model_hash(model)[:12]}"
+            hint = "run `internvideo evaluate open_set` on it"
+            raise WeightsError(self.source, found, "the evaluation of this model", hint)
 
     def __call__(self, model: VideoModel, clips: Tensor) -> list[Answer]:
         """Predict clips (B, 3, T, S, S) of the model's preprocessing."""
@@ -93,7 +89,6 @@ class OpenSetRule:
             uncertainty = opinion(found)[1]
             beliefs = found / (found.sum(dim=1, keepdim=True) + found.shape[1])
         best = beliefs.max(dim=1)
-        rows = zip(best.values.tolist(), best.indices.tolist(), uncertainty.tolist(), strict=True)
-        return [
-            Answer(model.class_names[place], belief, doubt, doubt <= self.threshold) for belief, place, doubt in rows
-        ]
+        names = [model.class_names[index] for index in best.indices.tolist()]
+        rows = zip(names, best.values.tolist(), uncertainty.tolist(), strict=True)
+        return [Answer(name, belief, doubt, doubt <= self.threshold) for name, belief, doubt in rows]

@@ -77,15 +77,14 @@ class PersonDetector:
 
     @torch.inference_mode()
     def find(self, frames: Tensor) -> list[Floats]:
-        """Frames (N, H, W, 3) uint8 of one size -> of each (K, 5): x1, y1, x2, y2 as fractions, score; best first."""
+        """Detect persons in frames (N, H, W, 3) uint8: per frame (K, 5) x1, y1, x2, y2 (fractions), score; best first."""
         pixels = self.form.prepare(frames.to(self.device))
         output = self.model(pixel_values=pixels)
         logits, boxes = output.logits.float(), output.pred_boxes.float()
         scores = logits.softmax(-1) if self.family in SOFT_MAX else logits.sigmoid()
-        person = scores[..., self.person]
-        half = boxes[..., 2:] / 2
-        corners = torch.cat([boxes[..., :2] - half, boxes[..., :2] + half], dim=-1).clamp(0.0, 1.0)
-        rows = torch.cat([corners, person[..., None]], dim=-1).double().cpu().numpy()
+        center, half = boxes[..., :2], boxes[..., 2:] / 2
+        corners = torch.cat([center - half, center + half], dim=-1).clamp(0.0, 1.0)
+        rows = torch.cat([corners, scores[..., self.person, None]], dim=-1).double().cpu().numpy()
         return [own[np.argsort(-own[:, 4], kind="stable")] for own in rows]
 
 
@@ -117,17 +116,17 @@ def _form(folder: Path) -> _Form:
     if not path.is_file():
         return _Form()
     try:
-        told = untrusted.read_json(path, untrusted.MOST_SETTINGS)
-        size = told.get("size", {})
-        fixed = (int(size["height"]), int(size["width"])) if "height" in size else None
-        plain = not told.get("do_normalize", True)
+        config = untrusted.read_json(path, untrusted.MOST_SETTINGS)
+        size = config.get("size", {})
+        if not config.get("do_normalize", True):
+            config = {**config, "image_mean": (0.0,) * 3, "image_std": (1.0,) * 3}
         return _Form(
             int(size.get("shortest_edge", 800)),
             int(size.get("longest_edge", 1333)),
-            fixed,
-            float(told.get("rescale_factor", 1 / 255)),
-            (0.0, 0.0, 0.0) if plain else tuple(map(float, told.get("image_mean", _Form.mean))),
-            (1.0, 1.0, 1.0) if plain else tuple(map(float, told.get("image_std", _Form.std))),
+            (int(size["height"]), int(size["width"])) if "height" in size else None,
+            float(config.get("rescale_factor", 1 / 255)),
+            tuple(map(float, config.get("image_mean", _Form.mean))),
+            tuple(map(float, config.get("image_std", _Form.std))),
         )
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise WeightsError(path, f"cannot be read: {error}", "a preprocessor_config.json of transformers") from error
@@ -141,8 +140,8 @@ def _downloaded(name: str) -> Path:
 
 @dataclass
 class Persons:
-    """What was found: rows (video, time, x1, y1, x2, y2, score); key frames read, and what could not be; spans that end
-    behind their video."""
+    """Detected boxes (video, time, x1, y1, x2, y2, score), number of key frames read, unreadable videos with reasons,
+    and spans that end after their video."""
 
     rows: list[tuple[str, float, float, float, float, float, float]] = field(default_factory=list)
     read: int = 0

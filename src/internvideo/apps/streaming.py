@@ -113,16 +113,9 @@ class Stream:
     """
 
     def __init__(
-        self,
-        source: Source,
-        model: VideoModel,
-        window_seconds: float,
-        stride_seconds: float,
-        scorer: Scorer | None,
-        live: bool | None,
-        allow_urls: bool,
-        reconnect: float,
-    ) -> None:
+        self, source: Source, model: VideoModel, window_seconds: float, stride_seconds: float, scorer: Scorer | None,
+        live: bool | None, allow_urls: bool, reconnect: float,
+    ) -> None:  # fmt: skip
         self.model, self.window_seconds, self.stride_seconds = model, window_seconds, stride_seconds
         self.dropped = self.damaged = self.reconnects = 0
         self.latencies = array("d")
@@ -165,10 +158,9 @@ class Stream:
     def _clip(self, video: LiveVideo, pictures: list[Any]) -> Tensor:
         """Preprocess a window's frames to a clip; only the sampled frames are converted."""
         (chosen,) = self.model.preprocessing.indices(len(pictures))
-        squares = {
-            i: self.model.preprocessing.transform_frames(video.rgb(pictures[i])[None]) for i in set(chosen.tolist())
-        }
-        return torch.cat([squares[i] for i in chosen.tolist()], dim=1)
+        transform = self.model.preprocessing.transform_frames
+        squares = {index: transform(video.rgb(pictures[index])[None]) for index in set(chosen.tolist())}
+        return torch.cat([squares[index] for index in chosen.tolist()], dim=1)
 
     def _newest(self, video: LiveVideo, plan: Plan) -> Iterator[Turn]:
         """Yield the newest complete window of a live source, while another thread reads it."""

@@ -43,12 +43,8 @@ def export(
     from internvideo.inference.loading import load
 
     settings: Any = {"format": format, "what": what, "opset": opset, "tolerance": tolerance, "int8": int8}
-    settings |= {
-        "batch": _number(batch, "batch", ("dynamic",)),
-        "frames": _number(frames, "frames", ("auto", "dynamic")),
-    }
-    if settings["batch"] == "dynamic":
-        settings["batch"] = None
+    settings["batch"] = None if batch == "dynamic" else _number(batch, "batch", ("dynamic",))
+    settings["frames"] = _number(frames, "frames", ("auto", "dynamic"))
     made = write(load(model, weights=weights, device="cpu"), output, ExportSettings(**settings), video=video)
     checks = [
         f"{check.input} {' x '.join(map(str, check.shape))}: largest difference {check.error:.3g}, output up to "

@@ -60,14 +60,9 @@ def fit(
     require("fit", "internvideo fit")
     settings = fitting.FitSettings(
         head=head,  # type: ignore[arg-type]  # checked there
-        folds=folds,
-        group_pattern=group_pattern,
-        accept_known=accept_known,
-        use_splits=splits,
-        seed=seed,
-        batch_size=batch_size,
-        workers=workers,
-    )
+        folds=folds, group_pattern=group_pattern, accept_known=accept_known, use_splits=splits, seed=seed,
+        batch_size=batch_size, workers=workers,
+    )  # fmt: skip
     fitting.read_labeled_manifest(source, settings)  # before a large model is opened
     torch.manual_seed(seed)  # of an untrained model
     model = open_model(encoder, weights, device, precision)

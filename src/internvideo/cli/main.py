@@ -99,15 +99,8 @@ def demo(
 
     if data is None:
         unread(context, "--data", "label", "video", "split", "minutes")
-    report = run_demo(
-        output,
-        data=data,
-        profile=profile,
-        columns=Columns(label, video, split),
-        seed=seed,
-        device=device,
-        minutes=minutes,
-    )
+    columns = Columns(label, video, split)
+    report = run_demo(output, data=data, profile=profile, columns=columns, seed=seed, device=device, minutes=minutes)
     tell({"report": report}, f"report: {report}")
 
 

@@ -46,16 +46,9 @@ def prepare(
         unread(context, "--videos", "check_videos", "workers")
     folder = output or Path("runs/prepare") / benchmark
     report = prepare_benchmark(
-        benchmark,
-        annotations,
-        folder,
-        videos=videos,
-        check_videos=check_videos,
-        offset=offset,
-        frame_rate=frame_rate,
-        workers=workers,
-        log=say,
-    )
+        benchmark, annotations, folder, videos=videos, check_videos=check_videos, offset=offset,
+        frame_rate=frame_rate, workers=workers, log=say,
+    )  # fmt: skip
     tell({"manifests": folder, **asdict(report)}, f"manifests: {folder}")
 
 

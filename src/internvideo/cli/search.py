@@ -120,13 +120,10 @@ def serve(
             return
         from internvideo.search.server import run_server
 
-        run_server(
-            opened,
-            host=host,
-            port=port,
-            token=token,
-            started=lambda address: tell({"address": address}, f"open {address}"),
-        )
+        def started(address: str) -> None:
+            tell({"address": address}, f"open {address}")
+
+        run_server(opened, host=host, port=port, token=token, started=started)
 
 
 def _line(moment: Moment) -> str:

@@ -68,15 +68,9 @@ def stream(
     if reconnect is not None and os.path.isfile(source):
         raise RecipeError("--reconnect", f"given for {source}, which ends", "with a camera or an address")
     running = look(
-        source,
-        opened,
-        window_seconds=window_seconds,
-        stride_seconds=stride_seconds,
-        on=on,
-        live=live,
-        allow_urls=allow_urls,
-        reconnect=RECONNECT if reconnect is None else reconnect,
-    )
+        source, opened, window_seconds=window_seconds, stride_seconds=stride_seconds, on=on, live=live,
+        allow_urls=allow_urls, reconnect=RECONNECT if reconnect is None else reconnect,
+    )  # fmt: skip
     try:
         _follow(running, seconds, top or 3)
     except KeyboardInterrupt:

@@ -19,8 +19,9 @@ from internvideo.tasks.table import Predictions, Result
 
 Pool = Literal["views", "models"]
 POOLS: tuple[Pool, ...] = ("views", "models")
-_MEMBER = ("model", "weights_sha256", "frames", "size", "views", "crops", "sampling", "precision", "resizing")
-_MEMBER += ("classes_kept",)
+_MEMBER = (
+    "model", "weights_sha256", "frames", "size", "views", "crops", "sampling", "precision", "resizing", "classes_kept",
+)  # fmt: skip
 _GAIN = "over_best_member"
 
 
