@@ -77,7 +77,7 @@ class PersonDetector:
 
     @torch.inference_mode()
     def find(self, frames: Tensor) -> list[Floats]:
-        """Detect persons in frames (N, H, W, 3) uint8: per frame (K, 5) x1, y1, x2, y2 (fractions), score; best first."""
+        """Detect persons in frames (N, H, W, 3) uint8 -> (K, 5) each: x1, y1, x2, y2 (fractions), score; best first."""
         pixels = self.form.prepare(frames.to(self.device))
         output = self.model(pixel_values=pixels)
         logits, boxes = output.logits.float(), output.pred_boxes.float()
