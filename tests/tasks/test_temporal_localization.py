@@ -248,7 +248,7 @@ def test_features_made_otherwise_are_refused(learned: Path, tmp_path: Path) -> N
 def test_a_class_agnostic_detector_gets_classes_from_scores(tmp_path: Path) -> None:
     folder = world(tmp_path / "f")
     data = {"train": str(folder), "features": {"class_agnostic": True}, "loader": {"batch_size": 4}}
-    run_recipe(recipe(folder, data=data, schedule={"steps": 30}), tmp_path / "run", device="cpu")
+    run_recipe(recipe(folder, data=data, schedule={"steps": 3}), tmp_path / "run", device="cpu")
     weights = tmp_path / "run" / "model.safetensors"
     assert load_detector(weights, CATALOG, device="cpu").model.config.num_classes == 1
     nameless = evaluate_task("temporal_localization", weights, folder, tmp_path / "a", {"device": "cpu"})
