@@ -12,31 +12,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from internvideo.cli.options import (
-    Classifier,
-    Damage,
-    Device,
-    Encoder,
-    FrameRate,
-    Inputs,
-    Json,
-    Labels,
-    LabelsFile,
-    Overwrite,
-    Precision,
-    Ray,
-    Recursive,
-    StrideSeconds,
-    Weights,
-    WindowSeconds,
-    clock,
-    for_each,
-    one_of,
-    open_model,
-    read_labels,
-    tell_failures,
-    unread,
-)
+from internvideo.cli import options
 from internvideo.errors import VideoError
 from internvideo.storage import write_text
 from internvideo.terminal import tell
@@ -63,14 +39,14 @@ class Classification(NamedTuple):
 
 def classify(
     context: typer.Context,
-    inputs: Inputs,
-    encoder: Encoder,
-    weights: Weights = None,
-    labels: Labels = None,
-    labels_file: LabelsFile = None,
-    model: Classifier = None,
-    window_seconds: WindowSeconds = None,
-    stride_seconds: StrideSeconds = None,
+    inputs: options.Inputs,
+    encoder: options.Encoder,
+    weights: options.Weights = None,
+    labels: options.Labels = None,
+    labels_file: options.LabelsFile = None,
+    model: options.Classifier = None,
+    window_seconds: options.WindowSeconds = None,
+    stride_seconds: options.StrideSeconds = None,
     unknown: Annotated[
         Path | None,
         typer.Option(
@@ -79,20 +55,20 @@ def classify(
         ),
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="Number of labels, the most probable first.")] = 5,
-    recursive: Recursive = False,
+    recursive: options.Recursive = False,
     output: Annotated[
         Path | None,
         typer.Option(
             "--output", "-o", help="NAME.jsonl: write the results there instead; an interrupted command resumes."
         ),
     ] = None,
-    ray: Ray = None,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
-    device: Device = "auto",
-    damage: Damage = None,
-    frame_rate: FrameRate = None,
-    precision: Precision = "float32",
+    ray: options.Ray = None,
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
+    device: options.Device = "auto",
+    damage: options.Damage = None,
+    frame_rate: options.FrameRate = None,
+    precision: options.Precision = "float32",
 ) -> None:
     """Classify videos and print probabilities.
 
@@ -104,17 +80,17 @@ def classify(
     from internvideo.features.video_files import find_videos
     from internvideo.features.windows import windows
 
-    one_of(labels=labels, labels_file=labels_file, model=model, unknown=unknown)
+    options.one_of(labels=labels, labels_file=labels_file, model=model, unknown=unknown)
     settings = EmbeddingSettings(window_seconds, stride_seconds, ray=ray)
     if overwrite and output is None:
-        unread(context, "--output", "overwrite")
+        options.unread(context, "--output", "overwrite")
     videos = find_videos(inputs, recursive=recursive)
-    opened = open_model(encoder, weights, device, precision)
+    opened = options.open_model(encoder, weights, device, precision)
     if unknown is not None:
-        unread(context, "several labels (--unknown names one)", "top")
+        options.unread(context, "several labels (--unknown names one)", "top")
         classification = _open_set(opened, unknown)
     else:
-        classification = _closed_set(opened, read_labels(labels, labels_file), model, top)
+        classification = _closed_set(opened, options.read_labels(labels, labels_file), model, top)
     if output is not None or ray is not None:
         _classify_all(videos, opened, classification, output, settings, overwrite)
         return
@@ -125,10 +101,10 @@ def classify(
             video.source, opened.preprocessing, window_seconds=window_seconds, stride_seconds=stride_seconds
         ):
             result, text = classification.result(encode(clip[None]))
-            piece = "" if window_seconds is None else f" {clock(start, end)}"
+            piece = "" if window_seconds is None else f" {options.clock(start, end)}"
             tell({"path": video.path, "start": start, "end": end, **result}, f"{video.path}{piece}: {text}")
 
-    for_each(videos, answer)
+    options.for_each(videos, answer)
 
 
 def _classify_all(
@@ -153,13 +129,13 @@ def _classify_all(
             for (start, end), values in zip(part.spans.tolist(), torch.from_numpy(part.values), strict=True):
                 found, text = result(values[None])
                 record = {"path": part.path, "start": start, "end": end, **found}
-                piece = "" if settings.window_seconds is None else f" {clock(start, end)}"
+                piece = "" if settings.window_seconds is None else f" {options.clock(start, end)}"
                 if output is None:
                     tell(record, f"{part.path}{piece}: {text}")
                 else:
                     lines.append(json.dumps(record, ensure_ascii=False) + "\n")
     report = writer.report
-    tell_failures(report)
+    options.tell_failures(report)
     if output is not None:
         write_text(output, "".join(lines))
         done = report.requested - len(report.unreadable)

@@ -8,25 +8,12 @@ from typing import Annotated, Literal
 
 import typer
 
-from internvideo.cli.options import (
-    Damage,
-    Device,
-    FrameRate,
-    Inputs,
-    Json,
-    Precision,
-    Ray,
-    Weights,
-    named_files,
-    open_model,
-    tell_failures,
-    text_lines,
-)
+from internvideo.cli import options
 from internvideo.terminal import tell
 
 
 def index(
-    inputs: Inputs,
+    inputs: options.Inputs,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the collection; made when absent.")],
     encoder: Annotated[
         str | None,
@@ -37,7 +24,7 @@ def index(
             "`internvideo list models` with --weights; by default that of the collection.",
         ),
     ] = None,
-    weights: Weights = None,
+    weights: options.Weights = None,
     recursive: Annotated[bool, typer.Option("--recursive/--no-recursive", "-r", help="Search subfolders too.")] = True,
     scales: Annotated[
         str, typer.Option(help="Of a new collection: lengths of its windows in seconds, comma-separated.")
@@ -70,12 +57,12 @@ def index(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Clips per batch.")] = 8,
     workers: Annotated[int, typer.Option(min=0, help="Decoding processes; 0 decodes in a thread.")] = 0,
-    ray: Ray = None,
-    device: Device = "auto",
-    damage: Damage = None,
-    frame_rate: FrameRate = None,
-    precision: Precision = "float32",
-    as_json: Json = False,
+    ray: options.Ray = None,
+    device: options.Device = "auto",
+    damage: options.Damage = None,
+    frame_rate: options.FrameRate = None,
+    precision: options.Precision = "float32",
+    as_json: options.Json = False,
 ) -> None:
     """Index videos by windows of 2, 8 and 30 seconds, for `internvideo search` and `internvideo serve`.
 
@@ -87,18 +74,18 @@ def index(
     from internvideo.search.records import FILE
 
     settings = IndexSettings(batch_size, workers, recursive, ray=ray)
-    texts = None if null_texts is None else text_lines(null_texts)
+    texts = None if null_texts is None else options.text_lines(null_texts)
     if encoder is None:
         collection = Collection.open(output, device=device)
     else:
-        model = open_model(encoder, weights, device, precision)
+        model = options.open_model(encoder, weights, device, precision)
         found = (output / FILE).is_file()
         lengths = _seconds(scales) if not found else Collection.open(output).store.scales
         kind = storage if not found else Collection.open(output).store.storage
         collection = Collection.create(output, model, scales=lengths, storage=kind)  # type: ignore[arg-type]  # checked there
         source = {"source": _absolute(encoder), **({} if weights is None else {"weights": _absolute(weights)})}
         collection.store.records.set_fact("encoder", source)
-    report = collection.add(named_files(inputs), settings, null_texts=texts)
+    report = collection.add(options.named_files(inputs), settings, null_texts=texts)
     labeled = [(path, collection.label(path)) for path in classifier or ()]
     annotated = [(path, collection.annotate(path)) for path in annotations or ()]
     if kind_of_index == "ivf":
@@ -110,7 +97,7 @@ def index(
     counts = {"new": report.read - len(report.changed), "changed": len(report.changed), "as before": report.resumed}
     counts |= {"removed": len(report.removed), "read in part": len(report.truncated)}
     told = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
-    tell_failures(report)
+    options.tell_failures(report)
     query = (
         '"what you look for"' if "text" in collection.model.capabilities else "--like FILE, as the model reads no texts"
     )

@@ -9,35 +9,21 @@ from typing import Annotated
 
 import typer
 
-from internvideo.cli.options import (
-    Damage,
-    Device,
-    Encoder,
-    FrameRate,
-    Inputs,
-    Json,
-    Precision,
-    Ray,
-    Weights,
-    clock,
-    for_each,
-    open_model,
-    tell_failures,
-)
+from internvideo.cli import options
 from internvideo.errors import VideoError
 from internvideo.terminal import say, tell
 
 
 def localize(
-    videos: Inputs,
-    encoder: Encoder,
+    videos: options.Inputs,
+    encoder: options.Encoder,
     detector: Annotated[
         Path,
         typer.Option(
             "--detector", "-d", help="model.safetensors of a detector that was trained on the encoder's features."
         ),
     ],
-    weights: Weights = None,
+    weights: options.Weights = None,
     score_threshold: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Leave out segments below this score.")
     ] = 0.2,
@@ -53,12 +39,12 @@ def localize(
             help="Folder that keeps the features: an interrupted command resumes, a later one reads what is new."
         ),
     ] = None,
-    ray: Ray = None,
-    as_json: Json = False,
-    device: Device = "auto",
-    damage: Damage = None,
-    frame_rate: FrameRate = None,
-    precision: Precision = "float32",
+    ray: options.Ray = None,
+    as_json: options.Json = False,
+    device: options.Device = "auto",
+    damage: options.Damage = None,
+    frame_rate: options.FrameRate = None,
+    precision: options.Precision = "float32",
 ) -> None:
     """Print the actions of a video with start, end and score, and plot them on a timeline.
 
@@ -77,7 +63,7 @@ def localize(
     found_videos = find_videos(videos)
     names = dict(zip(found_videos, file_names(found_videos), strict=True))
     trained = load_detector(detector, CATALOG, device=device)
-    model = open_model(encoder, weights, device, precision)
+    model = options.open_model(encoder, weights, device, precision)
     extraction_settings(model, trained)  # raises for another encoder
 
     def show(video: VideoFile, found: Localization) -> None:
@@ -87,7 +73,7 @@ def localize(
             record,
             f"{found.path}: {len(shown)} actions in {found.duration:.1f} s",
             *(
-                f"  {clock(action.start, action.end)}  {action.score:.2f}  {action.label}"
+                f"  {options.clock(action.start, action.end)}  {action.score:.2f}  {action.label}"
                 for action in sorted(shown, key=lambda action: action.start)
             ),
         )
@@ -97,7 +83,7 @@ def localize(
             say(f"  timeline: {target}")
 
     if features is None and ray is None:
-        for_each(found_videos, lambda video: show(video, run(video, model, trained, batch_size=batch_size)))
+        options.for_each(found_videos, lambda video: show(video, run(video, model, trained, batch_size=batch_size)))
         return
     with TemporaryDirectory(prefix="internvideo-") as folder:
         report, results = localize_all(
@@ -105,6 +91,6 @@ def localize(
         )
         for video, found in results:
             show(video, found)
-    tell_failures(report)
+    options.tell_failures(report)
     if report.unreadable:
         raise VideoError("videos", f"{len(report.unreadable)} of {report.requested} could not be read")
