@@ -110,7 +110,6 @@ def test_every_reference_model_is_recognised_and_gives_its_outputs(name: str, wr
     layout = recognize(state)
     assert layout is not None
     assert layout.name == FAMILY[max((start for start in FAMILY if name.startswith(start)), key=len)]
-    assert layout.prefix == wrapper
     assert layout.left_out == ()
     assert json.loads(json.dumps(layout.overrides)) == layout.overrides
     frames = size = None

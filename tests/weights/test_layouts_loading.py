@@ -29,7 +29,6 @@ def test_what_programs_put_before_the_keys_changes_nothing(name: str, wrapper: s
     state, rest = small(name)
     wrapped = {f"{wrapper}{key}": value for key, value in state.items()}
     layout = layout_of(wrapped)
-    assert layout.prefix == wrapper
     assert same(load_layout(layout, wrapped, overrides=rest), load(name))
 
 

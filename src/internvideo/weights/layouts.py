@@ -50,7 +50,6 @@ class Layout:
         name: display name of the layout.
         model: key of BACKBONES, the nearest published size.
         overrides: differences from that size for `create_model`, as JSON values.
-        prefix: common prefix of the keys.
         left_out: keys that the model has no part for; they are not read (Multi-Modalities-Pretraining).
         unknown: settings (dotted) that follow neither from the tensors nor from a published size; `load_layout` needs
             them as arguments.
@@ -60,7 +59,6 @@ class Layout:
     name: str
     model: str
     overrides: dict[str, object]
-    prefix: str
     left_out: tuple[str, ...]
     unknown: tuple[str, ...]
     family: Family = field(repr=False)
@@ -82,9 +80,7 @@ def recognize(state: State, where: object = "state dict") -> Layout | None:
     model = min(changes, key=lambda name: (_width_distance(family, name, changes[name]), len(leaves(changes[name]))))
     unknown = tuple(path for path, value in leaves(changes[model]).items() if _is_unknown(path, value))
     left_out += tuple(key for key in state if key in _COUNTERS)
-    anchor = next(key for key in state if key.endswith(family.anchors[0]))
-    prefix = anchor.removesuffix(family.anchors[0])
-    return Layout(family.name, model, _known_settings(changes[model]), prefix, left_out, unknown, family)
+    return Layout(family.name, model, _known_settings(changes[model]), left_out, unknown, family)
 
 
 def _width_distance(family: Family, name: str, changes: Overrides) -> float:
