@@ -122,9 +122,11 @@ def test_every_setting_of_pretraining_is_honoured(change: dict[str, Any], tmp_pa
     assert (ours(video, mask) - expected).abs().max() < TOLERANCE
 
 
-@pytest.mark.parametrize("change", CHANGES, ids=str)
+@pytest.mark.parametrize(
+    "change", [c for c in CHANGES if not c or c.keys() & {"use_mean_pooling", "qkv_bias"}], ids=str
+)
 @torch.no_grad()
-def test_every_setting_of_an_encoder_alone_is_honoured(change: dict[str, Any], tmp_path: Path) -> None:
+def test_settings_of_an_encoder_alone_are_honoured(change: dict[str, Any], tmp_path: Path) -> None:
     theirs = videomae(transformers.VideoMAEModel, tmp_path, **change)
     ours, video = load(tmp_path, device="cpu"), clip_of(theirs)
     tokens = theirs.double()(video.transpose(1, 2)).last_hidden_state
