@@ -72,7 +72,7 @@ YAML = {
     "no boolean": ("!!bool x", "x"),
     "a list as a key": ("? [1]\n: 2", "unhashable"),
     "many values": ("[" + "a," * 100_000 + "]", "20,000 values"),
-    "long": ("a" * (untrusted.MOST_YAML + 1), "limit"),
+    "long": ("a" * (untrusted.MAX_YAML_LENGTH + 1), "limit"),
     "NUL": ("a: \0", "special characters"),
 }
 
@@ -140,7 +140,7 @@ def test_devices_are_not_read() -> None:
 
 
 def test_a_line_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(untrusted, "MOST_LINE", 100)
+    monkeypatch.setattr(untrusted, "MAX_LINE_LENGTH", 100)
     assert list(untrusted.lines(io.StringIO("a\n" * 200))) == ["a\n"] * 200
     with pytest.raises(ValueError, match="a line of 100"):
         list(untrusted.lines(io.StringIO("a" * 200)))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-LONGEST = 500
+MAX_LENGTH = 500
 """Maximum length of a message in characters; the longest parts of a longer one are shortened."""
 _UNSHOWN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -48,7 +48,7 @@ class InternVideoError(Exception):
     def __init__(self, where: object, found: str, expected: str = "", hint: str = "") -> None:
         self.where, self.found, self.expected, self.hint = str(where), found, expected, hint
         texts = [shown(" ".join(text.split())) for text in (self.where, found, expected, hint)]
-        start, reason, accepted, advice = _shortened(texts, LONGEST - len(": ; expected: ; "))
+        start, reason, accepted, advice = _shortened(texts, MAX_LENGTH - len(": ; expected: ; "))
         parts = [f"{start}: {reason}", f"expected: {accepted}" if accepted else "", advice]
         super().__init__("; ".join(part for part in parts if part))
 

@@ -33,7 +33,7 @@ from internvideo.training.recipe_files import RECIPE_FILE
 from internvideo.training.settings import TrainingSettings
 from internvideo.training.step import TrainStep
 from internvideo.training.trained import Trained
-from internvideo.untrusted import MOST_SETTINGS, parse_json, read_json
+from internvideo.untrusted import MAX_SETTINGS_BYTES, parse_json, read_json
 from internvideo.weights.state import load_state, save_model
 
 MAY_DIFFER = (
@@ -171,7 +171,7 @@ def _is_of(target: Path, recipe: Recipe, ignore_keys: Collection[str]) -> bool:
     beside = target.with_name(RECIPE_FILE)
     try:
         inside = parse_json(read_metadata(target)["recipe"])  # the whole recipe in weights of earlier versions
-        written = read_json(beside, MOST_SETTINGS) if beside.is_file() else inside
+        written = read_json(beside, MAX_SETTINGS_BYTES) if beside.is_file() else inside
     except (WeightsError, OSError, KeyError, ValueError):
         return False
     return not run_folder.differences(_of_today(written), recipe.resolved(), ignore_keys)

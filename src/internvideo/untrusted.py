@@ -21,18 +21,18 @@ import yaml
 
 from internvideo.errors import InternVideoError
 
-MOST_BYTES = 2**33
+MAX_BYTES = 2**33
 """Maximum size of an annotation file; larger ones would not fit in memory as Python objects."""
-MOST_SETTINGS = 2**24
+MAX_SETTINGS_BYTES = 2**24
 """Maximum size of a settings file (JSON), bytes."""
-MOST_YAML = 2**20
-MOST_LINE = 2**26
-MOST_VALUES = 2**26
-MOST_NODES = 20_000
+MAX_YAML_LENGTH = 2**20
+MAX_LINE_LENGTH = 2**26
+MAX_VALUES = 2**26
+MAX_NODES = 20_000
 """Maximum number of values of a YAML file, with aliases expanded."""
-MOST_DEPTH = 64
-MOST_COLUMNS = 10_000
-MOST_DIGITS = 20
+MAX_DEPTH = 64
+MAX_COLUMNS = 10_000
+MAX_DIGITS = 20
 INFLATED = (2**26, 100)
 """Maximum decompressed size: bytes, and multiple of the compressed size."""
 _BLOCK = 2**24
@@ -67,26 +67,26 @@ def open_regular(path: PathLike, max_size: int | None = None) -> BinaryIO:
 
 def open_text(path: PathLike) -> TextIO:
     """Open a UTF-8 file, with or without a byte order mark; line ends stay as they are. Raises OSError."""
-    return io.TextIOWrapper(open_regular(path, MOST_BYTES), encoding="utf-8-sig", newline="")
+    return io.TextIOWrapper(open_regular(path, MAX_BYTES), encoding="utf-8-sig", newline="")
 
 
 def lines(stream: TextIO) -> Iterator[str]:
     """Yield the lines of an open text. Raises ValueError: a line without end, a NUL, not UTF-8."""
-    while line := stream.readline(MOST_LINE):
+    while line := stream.readline(MAX_LINE_LENGTH):
         if "\0" in line:
             raise ValueError("a NUL character, so it is no text")
-        if len(line) == MOST_LINE:
-            raise ValueError(f"a line of {MOST_LINE:,} characters or more")
+        if len(line) == MAX_LINE_LENGTH:
+            raise ValueError(f"a line of {MAX_LINE_LENGTH:,} characters or more")
         yield line
 
 
 def read_bytes(path: PathLike) -> bytes:
     """Read the bytes of a regular file. Raises OSError."""
-    with open_regular(path, MOST_BYTES) as stream:
-        return stream.read(MOST_BYTES)
+    with open_regular(path, MAX_BYTES) as stream:
+        return stream.read(MAX_BYTES)
 
 
-def read_text(path: PathLike, max_size: int = MOST_BYTES) -> str:
+def read_text(path: PathLike, max_size: int = MAX_BYTES) -> str:
     """Read a UTF-8 file, decompressed if its name ends in .gz. Raises OSError, ValueError."""
     with open_regular(path, max_size) as stream:
         return _text(_inflated(stream) if str(path).endswith(".gz") else _whole(stream, max_size))
@@ -114,7 +114,7 @@ def _inflated(stream: BinaryIO) -> bytes:
 
 def most_inflated(packed: int) -> int:
     """Return the maximum decompressed size of a file of `packed` bytes."""
-    return min(INFLATED[0] + INFLATED[1] * packed, MOST_BYTES)
+    return min(INFLATED[0] + INFLATED[1] * packed, MAX_BYTES)
 
 
 def _text(content: bytes) -> str:
@@ -139,7 +139,7 @@ def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _integer(text: str) -> int:
-    if len(text) > MOST_DIGITS:
+    if len(text) > MAX_DIGITS:
         raise ValueError(f"a number of {len(text) if len(text) < 2000 else 'thousands of'} digits")
     return int(text)
 
@@ -171,8 +171,8 @@ def parse_json(text: str | bytes, *, finite: bool = True) -> Any:
             or that is not finite, too deeply nested, too many values.
     """
     text = _text(text) if isinstance(text, bytes) else text
-    if text.count(",") + text.count("[") + text.count("{") > MOST_VALUES:
-        raise ValueError(f"more than {MOST_VALUES:,} values")
+    if text.count(",") + text.count("[") + text.count("{") > MAX_VALUES:
+        raise ValueError(f"more than {MAX_VALUES:,} values")
     try:
         made = (_STRICT if finite else _LOG).decode(text)
     except (RecursionError, MemoryError):
@@ -184,7 +184,7 @@ def parse_json(text: str | bytes, *, finite: bool = True) -> Any:
 def _check_depth(made: object) -> None:
     """Raise ValueError if values are nested so deeply that recursive functions would fail."""
     level = [made] if isinstance(made, dict | list) else []
-    for _ in range(MOST_DEPTH):
+    for _ in range(MAX_DEPTH):
         if not level:
             return
         level = [
@@ -193,10 +193,10 @@ def _check_depth(made: object) -> None:
             for inner in (outer.values() if type(outer) is dict else outer)
             if type(inner) is dict or type(inner) is list
         ]
-    raise ValueError(f"nested more than {MOST_DEPTH} deep")
+    raise ValueError(f"nested more than {MAX_DEPTH} deep")
 
 
-def read_json(path: PathLike, max_size: int = MOST_BYTES, *, finite: bool = True) -> Any:
+def read_json(path: PathLike, max_size: int = MAX_BYTES, *, finite: bool = True) -> Any:
     """Read a JSON file to plain values. Raises OSError, ValueError."""
     return parse_json(read_text(path, max_size), finite=finite)
 
@@ -235,10 +235,10 @@ class _Loader(yaml.SafeLoader):
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]  # PyYAML leaves it so
         before, anchor = self._made, event.anchor
         # An alias inside its own anchor has no size yet: its expansion would be infinite.
-        self._made += self._sizes.get(anchor, MOST_NODES) if isinstance(event, yaml.AliasEvent) else 1
+        self._made += self._sizes.get(anchor, MAX_NODES) if isinstance(event, yaml.AliasEvent) else 1
         self._deep += 1
-        if self._made > MOST_NODES or self._deep > MOST_DEPTH:
-            what = f"nested more than {MOST_DEPTH} deep" if self._made <= MOST_NODES else f"over {MOST_NODES:,} values"
+        if self._made > MAX_NODES or self._deep > MAX_DEPTH:
+            what = f"nested more than {MAX_DEPTH} deep" if self._made <= MAX_NODES else f"over {MAX_NODES:,} values"
             raise yaml.composer.ComposerError(None, None, f"{what}, aliases unfolded", event.start_mark)
         node = super().compose_node(parent, index)
         self._deep -= 1
@@ -257,7 +257,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def construct_scalar(self, node: Any) -> Any:
-        if node.tag == "tag:yaml.org,2002:int" and len(node.value) > 2 * MOST_DIGITS:
+        if node.tag == "tag:yaml.org,2002:int" and len(node.value) > 2 * MAX_DIGITS:
             found = f"a number of {len(node.value):,} digits"
             raise yaml.constructor.ConstructorError(None, None, found, node.start_mark)
         return super().construct_scalar(node)
@@ -275,8 +275,8 @@ _Loader.add_constructor("tag:yaml.org,2002:float", _finite)
 
 def parse_yaml(text: str) -> Any:
     """Parse YAML to plain values. Raises ValueError: no YAML, a duplicate key, too deep, too many values."""
-    if len(text) > MOST_YAML:
-        raise ValueError(f"{len(text):,} characters, {MOST_YAML:,} is the limit")
+    if len(text) > MAX_YAML_LENGTH:
+        raise ValueError(f"{len(text):,} characters, {MAX_YAML_LENGTH:,} is the limit")
     try:
         return _Loader(text).get_single_data()
     except yaml.MarkedYAMLError as error:
@@ -289,11 +289,11 @@ def parse_yaml(text: str) -> Any:
 
 def read_yaml(path: PathLike) -> Any:
     """Read a YAML file to plain values. Raises OSError, ValueError."""
-    return parse_yaml(read_text(path, MOST_YAML))
+    return parse_yaml(read_text(path, MAX_YAML_LENGTH))
 
 
 class CsvReader:
-    """Iterate over rows as `csv.reader`, with at most `MOST_COLUMNS` cells per row.
+    """Iterate over rows as `csv.reader`, with at most `MAX_COLUMNS` cells per row.
 
     Args:
         text: lines. delimiter: between cells. quoted: whether cells may be enclosed in ". strict: refuse stray quotes.
@@ -316,6 +316,6 @@ class CsvReader:
 
     def __next__(self) -> list[str]:
         cells = next(self._reader)
-        if len(cells) > MOST_COLUMNS:
-            raise csv.Error(f"{len(cells):,} cells in a row, {MOST_COLUMNS:,} is the limit")
+        if len(cells) > MAX_COLUMNS:
+            raise csv.Error(f"{len(cells):,} cells in a row, {MAX_COLUMNS:,} is the limit")
         return cells

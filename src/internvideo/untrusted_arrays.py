@@ -16,9 +16,9 @@ from typing import IO, Any
 import numpy as np
 from numpy.lib import format as npy
 
-from internvideo.untrusted import MOST_BYTES, PathLike, most_inflated, open_regular, parse_json
+from internvideo.untrusted import MAX_BYTES, PathLike, most_inflated, open_regular, parse_json
 
-MOST_HEADER = 10_000
+MAX_HEADER_BYTES = 10_000
 """Bytes before the numbers of a .npy file, as numpy has it."""
 
 
@@ -37,8 +37,8 @@ def _array(stream: IO[bytes], size: int) -> Any:
             raise ValueError(f".npy version {version}; 1.0 and 2.0 are read")
         length = stream.read(form[0])
         header_size = int.from_bytes(length, "little")
-        if header_size > MOST_HEADER:
-            raise ValueError(f"a header of {header_size:,} bytes, {MOST_HEADER:,} is the limit")
+        if header_size > MAX_HEADER_BYTES:
+            raise ValueError(f"a header of {header_size:,} bytes, {MAX_HEADER_BYTES:,} is the limit")
         shape, fortran, dtype = form[1](io.BytesIO(length + stream.read(header_size)))
     except Exception as error:  # numpy evaluates the header as Python: tokens, syntax, recursion, types
         raise ValueError(f"no .npy header ({' '.join(str(error).split())[:120]})") from None
@@ -49,8 +49,8 @@ def _array(stream: IO[bytes], size: int) -> Any:
     expected, actual = math.prod(shape) * dtype.itemsize, size - stream.tell()
     if expected != actual:
         raise ValueError(f"{actual:,} bytes of numbers, its header tells of {expected:,} ({shape} {dtype})")
-    if expected > MOST_BYTES:
-        raise ValueError(f"{expected:,} bytes, {MOST_BYTES:,} is the limit")
+    if expected > MAX_BYTES:
+        raise ValueError(f"{expected:,} bytes, {MAX_BYTES:,} is the limit")
     content = bytearray(expected)
     stream.readinto(content)  # type: ignore[attr-defined]  # every stream here is buffered
     values = np.ndarray(shape, dtype, content, order="F" if fortran else "C")

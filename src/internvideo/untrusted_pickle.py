@@ -71,7 +71,7 @@ CONSTANTS = {"INT", "LONG", "STRING", "UNICODE", "FLOAT", "BININT", "BININT1", "
 CONSTANTS |= {"BINSTRING", "SHORT_BINSTRING", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"}
 CONSTANTS |= {"BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"}
 """Instructions that only carry a value."""
-MOST_DIMENSIONS = 64
+MAX_DIMENSIONS = 64
 
 
 class RefusedError(Exception):
@@ -146,9 +146,9 @@ def tensor(storage: object, offset: object, shape: object, strides: object, dtyp
     """Build a tensor record and check that it stays inside its storage. Raises RefusedError."""
     if not (isinstance(storage, Storage) and isinstance(shape, tuple) and isinstance(strides, tuple)):
         raise RefusedError("a tensor is not built from a storage, a shape and strides", ALLOWED)
-    if len(shape) != len(strides) or len(shape) > MOST_DIMENSIONS:
+    if len(shape) != len(strides) or len(shape) > MAX_DIMENSIONS:
         found = f"a tensor has {len(shape)} dimensions and {len(strides)} strides"
-        raise RefusedError(found, f"at most {MOST_DIMENSIONS} of each")
+        raise RefusedError(found, f"at most {MAX_DIMENSIONS} of each")
     if not (isinstance(offset, int) and whole(offset) and all(map(whole, shape)) and all(map(whole, strides))):
         raise RefusedError("a tensor's offset, shape or strides are negative, too large or no integers", "0 or more")
     made = Tensor(storage, dtype or storage.dtype, offset, shape, strides)

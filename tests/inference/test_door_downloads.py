@@ -140,7 +140,7 @@ def test_a_file_that_is_too_large_is_refused(
     query: str, server: Server, weights: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.files["/model.safetensors"] = weights
-    monkeypatch.setattr(fetch, "LARGEST", len(weights) - 1)
+    monkeypatch.setattr(fetch, "MAX_DOWNLOAD_BYTES", len(weights) - 1)
     with pytest.raises(WeightsError, match="at most"):
         load(f"{server.address}/model.safetensors{query}", device="cpu")
     assert kept(tmp_path) == []

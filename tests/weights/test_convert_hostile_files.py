@@ -103,7 +103,7 @@ def test_repeated_entries_and_many_pickles_are_refused(tmp_path: Path) -> None:
 def test_a_zip_of_very_many_entries_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from internvideo.weights import torch_archive
 
-    monkeypatch.setattr(torch_archive, "MOST_ENTRIES", 50)
+    monkeypatch.setattr(torch_archive, "MAX_ENTRIES", 50)
     write_zip(tmp_path / "c.pth", {f"a/data/{n}": b"" for n in range(60)})
     with (tmp_path / "c.pth").open("rb") as file, pytest.raises(torch_archive.RefusedError, match="has 60 entries"):
         torch_archive.read_checkpoint(file, 10**6)

@@ -116,7 +116,7 @@ def _form(folder: Path) -> _Form:
     if not path.is_file():
         return _Form()
     try:
-        config = untrusted.read_json(path, untrusted.MOST_SETTINGS)
+        config = untrusted.read_json(path, untrusted.MAX_SETTINGS_BYTES)
         size = config.get("size", {})
         if not config.get("do_normalize", True):
             config = {**config, "image_mean": (0.0,) * 3, "image_std": (1.0,) * 3}

@@ -62,7 +62,7 @@ class ShardRows(Sequence[Sample]):
         entry_info = shard.entries[entry]
         attributes = {"shard": str(number), "entry": str(entry)}
         try:
-            if entry_info.caption[2] > untrusted.MOST_SETTINGS:
+            if entry_info.caption[2] > untrusted.MAX_SETTINGS_BYTES:
                 raise ValueError(f"a caption of {entry_info.caption[2]:,} bytes")
             caption = _caption(self._contents.read(address, entry_info.caption), entry_info.caption[0])
         except (ManifestError, ValueError) as error:

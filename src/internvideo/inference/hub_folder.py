@@ -185,7 +185,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise WeightsError(folder, f"has no {CONFIG}", "a folder of save_pretrained")
     try:
-        config = untrusted.read_json(path, untrusted.MOST_SETTINGS)
+        config = untrusted.read_json(path, untrusted.MAX_SETTINGS_BYTES)
     except (OSError, ValueError) as error:
         raise WeightsError(path, f"cannot be read: {error}", "JSON") from error
     if not isinstance(config, dict) or config.get("library_name") != "internvideo":

@@ -159,7 +159,7 @@ def _open(path: Path, options: LoadOptions) -> VideoModel:
 def _is_hub_folder(folder: Path) -> bool:
     """Return whether a folder has a config.json of `save_pretrained`."""
     try:
-        config = untrusted.read_json(folder / hub_folder.CONFIG, untrusted.MOST_SETTINGS)
+        config = untrusted.read_json(folder / hub_folder.CONFIG, untrusted.MAX_SETTINGS_BYTES)
     except (OSError, ValueError):
         return False
     return isinstance(config, dict) and config.get("library_name") == hub_folder.KEY

@@ -109,7 +109,7 @@ RECIPE_FILE = "recipe.json"
 def recipe_beside(weights: Path, catalog: Catalog) -> Recipe | None:
     """Read the recipe file next to a run's weights; None if absent."""
     try:
-        tree = untrusted.read_json(weights.with_name(RECIPE_FILE), untrusted.MOST_SETTINGS)
+        tree = untrusted.read_json(weights.with_name(RECIPE_FILE), untrusted.MAX_SETTINGS_BYTES)
         recipe = saved_recipe(tree, weights.with_name(RECIPE_FILE), catalog)
     except (OSError, ValueError, AttributeError, TypeError, RecipeError):
         return None

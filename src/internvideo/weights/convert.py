@@ -162,7 +162,7 @@ def _with_more(source: Path, output: Path, metadata: dict[str, str], add: Path |
 def _is_manifest(path: Path) -> bool:
     """Return whether a file is the manifest of an earlier conversion."""
     try:
-        content = untrusted.read_json(path, untrusted.MOST_SETTINGS)
+        content = untrusted.read_json(path, untrusted.MAX_SETTINGS_BYTES)
     except (OSError, ValueError):
         return False
     return isinstance(content, dict) and {"source_sha256", "output_sha256"} <= content.keys()

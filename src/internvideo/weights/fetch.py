@@ -21,9 +21,9 @@ from internvideo.errors import WeightsError
 from internvideo.storage import atomic_path
 
 SCHEMES = ("https",)
-LARGEST = 64 * 2**30
+MAX_DOWNLOAD_BYTES = 64 * 2**30
 """Maximum size (bytes) of a download; the largest published file has 7 GB."""
-SECONDS = 30.0
+TIMEOUT_S = 30.0
 """Timeout of a download without data."""
 PIECE = 1 << 20
 ENDING = ".safetensors"
@@ -185,7 +185,7 @@ def _download(address: str, target: Path) -> str:
     opener = urllib.request.build_opener(_SameSchemes)
     digest, received = hashlib.sha256(), 0
     try:
-        with opener.open(request, timeout=SECONDS) as answer:
+        with opener.open(request, timeout=TIMEOUT_S) as answer:
             length = answer.headers.get("Content-Length", "")
             expected = int(length) if length.isdecimal() else None
             _check_size(address, expected or 0)
@@ -206,8 +206,8 @@ def _download(address: str, target: Path) -> str:
 
 
 def _check_size(address: str, size: int) -> None:
-    if size > LARGEST:
-        raise WeightsError(address, f"{size / 2**30:.1f} GB", f"at most {LARGEST / 2**30:.0f} GB")
+    if size > MAX_DOWNLOAD_BYTES:
+        raise WeightsError(address, f"{size / 2**30:.1f} GB", f"at most {MAX_DOWNLOAD_BYTES / 2**30:.0f} GB")
 
 
 def _check_hash(address: str, found: str, wanted: str, *, hint: str) -> None:

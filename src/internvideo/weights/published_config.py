@@ -274,7 +274,7 @@ def read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        found = untrusted.read_json(path, untrusted.MOST_SETTINGS)
+        found = untrusted.read_json(path, untrusted.MAX_SETTINGS_BYTES)
     except (OSError, ValueError) as error:
         raise WeightsError(path, f"cannot be read: {error}", "JSON") from error
     if not isinstance(found, dict):

@@ -28,8 +28,8 @@ from internvideo.untrusted_pickle import (
 )
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-MOST_ENTRIES = 200_000
-LARGEST_RATIO = 200
+MAX_ENTRIES = 200_000
+MAX_INFLATION = 200
 CHUNK = 1 << 22
 
 
@@ -141,8 +141,8 @@ def _entries(file: BinaryIO, size: int) -> dict[str, tuple[int, int, int]]:
     # NotImplementedError: features of zip that Python's zipfile lacks, as versions above 6.3.
     except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, struct.error) as error:
         damaged(f"its zip directory is damaged ({printable(str(error))})")
-    if len(infos) > MOST_ENTRIES:
-        raise RefusedError(f"its zip directory has {len(infos)} entries", f"at most {MOST_ENTRIES}")
+    if len(infos) > MAX_ENTRIES:
+        raise RefusedError(f"its zip directory has {len(infos)} entries", f"at most {MAX_ENTRIES}")
     if infos and min(info.header_offset for info in infos) > 0:
         raise RefusedError("other bytes come before its first zip entry", "a file as torch.save wrote it")
     entries: dict[str, tuple[int, int, int]] = {}
@@ -158,7 +158,7 @@ def _entries(file: BinaryIO, size: int) -> dict[str, tuple[int, int, int]]:
         if info.header_offset < free or start + info.compress_size > min(size, directory):
             raise RefusedError(f"its zip entry {shown} overlaps another one or lies about its size")
         free = start + info.compress_size
-        if info.file_size > LARGEST_RATIO * info.compress_size:
+        if info.file_size > MAX_INFLATION * info.compress_size:
             found = f"its zip entry {shown} unpacks to {info.file_size} bytes from {info.compress_size}: a bomb"
             raise RefusedError(found)
         if info.compress_type == zipfile.ZIP_STORED:

@@ -37,12 +37,12 @@ NO_MODEL = re.compile(r"optim|sched|scaler|^amp$|rng|loops?$|callback|hyper|^arg
 """Keys of averaged weights, and keys of content that is no model although it may hold tensors."""
 ZERO = "run zero_to_fp32.py, which DeepSpeed wrote into the folder above, and convert the file that it makes"
 MODULE_FLAGS = ("training", "_is_full_backward_hook")
-MOST_MODULES, DEEPEST, MAX_LISTED = 100_000, 64, 200
+MAX_MODULES, MAX_DEPTH, MAX_LISTED = 100_000, 64, 200
 OUT_OF_MEMORY = b'{"memory": true}'  # allocated before reading: after a MemoryError there is no room for it
 DIGESTS, REST = "internvideo_sha256", "__metadata__"
 """As in `storage`, which this process does not import."""
 TORCH = {ours: theirs for theirs, ours in DTYPES.items()}
-LARGEST_HEADER = 100_000_000
+MAX_HEADER_BYTES = 100_000_000
 """Largest JSON header that the safetensors library reads, in bytes."""
 
 
@@ -137,7 +137,7 @@ def _followed(content: object, key: str) -> tuple[object, str]:
 def _opened(content: object, path: str) -> tuple[object, str, list[str]]:
     """Unwrap a trainer's checkpoint: (state dict, its path, the remaining content)."""
     dropped: list[str] = []
-    for _ in range(DEEPEST):
+    for _ in range(MAX_DEPTH):
         if not isinstance(content, dict):
             break
         inner = next((key for key in WRAPPERS if isinstance(content.get(key), dict)), None)
@@ -185,7 +185,7 @@ def _module_tensors(content: object) -> tuple[dict[str, Tensor], list[str]]:
         if not ahead:
             return found, dropped
         prefix, module, depth = ahead.pop()
-        if not isinstance(module, Holder) or count > MOST_MODULES or depth > DEEPEST:
+        if not isinstance(module, Holder) or count > MAX_MODULES or depth > MAX_DEPTH:
             raise RefusedError("its module tree is missing, endless or too deep", "the archive of a TorchScript module")
         for key, value in module.fields.items():
             if isinstance(value, Tensor):
@@ -237,8 +237,8 @@ def write(
     digests = dict.fromkeys((REST, *order), "0" * 64)
     digests[REST] = hashlib.sha256(json.dumps(settings["metadata"], sort_keys=True).encode()).hexdigest()
     head = _header(header, digests)
-    if len(head) > LARGEST_HEADER:
-        raise RefusedError(f"its names and shapes take {len(head)} bytes", f"at most {LARGEST_HEADER}")
+    if len(head) > MAX_HEADER_BYTES:
+        raise RefusedError(f"its names and shapes take {len(head)} bytes", f"at most {MAX_HEADER_BYTES}")
     output.write(struct.pack("<Q", len(head)) + head)
     for name in order:
         digest = hashlib.sha256(f"{TORCH[types[name]]} {list(tensors[name].shape)} ".encode())

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from internvideo.datasets.reading import read_text
 from internvideo.errors import ManifestError
-from internvideo.untrusted import MOST_DIGITS, CsvReader
+from internvideo.untrusted import MAX_DIGITS, CsvReader
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def _number(where: str, field: str, cell: str) -> float:
 
 def _action(where: str, cell: str) -> int:
     """Parse an action id, at least 1. Raises ManifestError."""
-    if not cell.strip().isdecimal() or len(cell) > MOST_DIGITS or int(cell) < 1:
+    if not cell.strip().isdecimal() or len(cell) > MAX_DIGITS or int(cell) < 1:
         raise ManifestError(f"{where} action_id", f"'{cell[:80]}'", "an id, from 1")
     return int(cell)
 
