@@ -34,17 +34,17 @@ class TaskGroup(Group):
     others = "Tasks"
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        """Examples."""
+        """Write examples."""
         write_examples(formatter, EXAMPLES["evaluate"])
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Names of all tasks."""
+        """List the names of all tasks."""
         from internvideo.tasks import TASKS
 
         return [task.name for task in TASKS]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command of a task. Raises RecipeError: no such task."""
+        """Return the command of a task. Raises RecipeError: no such task."""
         from internvideo.evaluation import find_task
 
         return task_command(find_task(cmd_name))
@@ -64,7 +64,7 @@ def task_command(task: TaskSpec) -> Any:
             refuse_option(task, option)
 
         def examples(self) -> tuple[str, ...]:
-            """The one of the task."""
+            """Return the example of the task."""
             model = "runs/mine/model.safetensors"
             return (f"internvideo evaluate {task.name} {model} {EVALUATED[task.name]} -o runs/mine",)
 
@@ -112,7 +112,7 @@ def task_function(task: TaskSpec) -> Callable[..., None]:
 
 
 def _option(annotation: Any, default: Any) -> tuple[Any, Any]:
-    """A field of the options as typer takes it: sequences of paths are repeated, numbers come between commas."""
+    """Convert a field of the options for typer: paths are repeated, numbers are comma-separated."""
     kind, about = get_args(annotation)[:2]
     if get_origin(kind) is tuple:
         repeated = get_args(kind)[0] is Path

@@ -61,7 +61,7 @@ def export(
 
 
 def _number(text: str, where: str, words: tuple[str, ...]) -> int | str:
-    """A number or one of the words. Raises RecipeError for anything else."""
+    """Parse a number or one of the words. Raises RecipeError for anything else."""
     from internvideo.errors import RecipeError
 
     if text in words:

@@ -133,7 +133,7 @@ class Command(TyperCommand):
         """Raise a more exact error for an option that does not exist, where there is one."""
 
     def examples(self) -> tuple[str, ...]:
-        """Lines that end the help."""
+        """Return the example lines at the end of the help."""
         return EXAMPLES.get(self.name or "", ())
 
     def _missing(self, ctx: Any, args: list[str]) -> list[str]:
@@ -150,7 +150,7 @@ class Command(TyperCommand):
         return found
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        """Examples, a line each; a long one goes on in the next line."""
+        """Write the examples, one per line; long ones are wrapped."""
         write_examples(formatter, self.examples())
 
 
@@ -172,13 +172,13 @@ class Group(TyperGroup):
 
 
 def summary(command: Any) -> str:
-    """The first sentence of a command's help."""
+    """Return the first sentence of a command's help."""
     first = " ".join(str(command.help or "").split("\n\n")[0].split())
     return re.split(r"(?<=[.!?]) (?=[A-Z])", first)[0].rstrip(".")
 
 
 def write_examples(formatter: Any, lines: tuple[str, ...]) -> None:
-    """Example commands as a section of a help page."""
+    """Write example commands as a section of a help page."""
     if not lines:
         return
     with formatter.section("Examples"):

@@ -75,20 +75,20 @@ class ClipSource(Protocol):
         """(id, path, reason) of every video of this process that gave no clip; complete after the iteration."""
 
     def __iter__(self) -> Iterator[tuple[Batch, NDArray[Any]]]:
-        """Batches with the (B,) number 0..num_views-1 of each clip."""
+        """Yield batches with the (B,) view index 0..num_views-1 of each clip."""
 
 
 class VideoTextModel(Protocol):
     """A dual encoder of videos and texts; features need not be L2-normalized."""
 
     def normalize(self, video: Tensor) -> Tensor:
-        """uint8 (B, 3, T, S, S) -> float."""
+        """Normalize uint8 (B, 3, T, S, S) to float."""
 
     def encode_video(self, video: Tensor, frame_mask: Tensor | None = None, /) -> Tensor:
-        """Normalised (B, 3, T, S, S), (B, T) bool where frames are real, or None -> (B, E)."""
+        """Encode normalized (B, 3, T, S, S), with (B, T) bool where frames are real or None, to (B, E)."""
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        """Ids (B, L) -> (B, E)."""
+        """Encode ids (B, L) to (B, E)."""
 
     @property
     def scale(self) -> Tensor:

@@ -123,7 +123,7 @@ def score(table: Predictions) -> Result:
 
 
 def judge(known: Mapping[str, Sequence[str]], written: Mapping[str, Sequence[str]]) -> dict[str, tuple[float, Any]]:
-    """Name -> (figure, values of the videos (N,) or None) of sentences in `words`' form.
+    """Score sentences in the form of `words`: name -> (metric, values of the videos (N,) or None).
 
     Raises:
         ExtraError: the packages are not installed.

@@ -167,12 +167,12 @@ class Grounder(nn.Module):
         return x
 
     def look(self, features: Tensor, mask: Tensor) -> Tensor:
-        """Features (B, C, T) padded at the end, mask (B, T) -> what is seen (B, T, D), before any query."""
+        """Encode features (B, C, T), padded at the end, with mask (B, T) to (B, T, D), before any query."""
         x = self.video(self.norm((features * mask[:, None]).transpose(1, 2)))
         return self._encode(self.dropout(x), self.steps, mask)
 
     def ask(self, seen: Tensor, mask: Tensor, words: Tensor) -> Grounding:
-        """What `look` saw (B, T, D), mask (B, T), words (B, L) int64 with 0 behind the query -> logits."""
+        """Ground words (B, L) int64, padded with 0, in the output of `look` (B, T, D) with mask (B, T)."""
         read = words > 0
         query = self._encode(self.dropout(self.word(words)), self.places, read)
         x = self.attention(seen, query, mask, read)
@@ -187,7 +187,7 @@ class Grounder(nn.Module):
         return Grounding(first, last, highlight)
 
     def forward(self, features: Tensor, mask: Tensor, words: Tensor) -> Grounding:
-        """Features (B, C, T), mask (B, T) bool, words (B, L) -> logits of every step."""
+        """Map features (B, C, T), mask (B, T) bool and words (B, L) to the logits of every step."""
         return self.ask(self.look(features, mask), mask, words)
 
     def no_weight_decay(self, name: str, parameter: Tensor) -> bool:

@@ -44,22 +44,22 @@ class Walked:
 
 
 def navigation_error(walked: Walked) -> float:
-    """NE: geodesic distance from the end to the goal, m."""
+    """Return NE: geodesic distance from the end to the goal, m."""
     return float(walked.decisions[-1])
 
 
 def success(walked: Walked, radius: float = SUCCESS) -> float:
-    """SR: 1 if the agent stopped within the radius (inclusive)."""
+    """Return SR: 1 if the agent stopped within the radius (inclusive)."""
     return float(walked.stopped and navigation_error(walked) <= radius)
 
 
 def oracle_success(walked: Walked, radius: float = SUCCESS) -> float:
-    """OSR: 1 if any decision was made within the radius (inclusive)."""
+    """Return OSR: 1 if any decision was made within the radius (inclusive)."""
     return float((walked.decisions <= radius).any())
 
 
 def oracle_success_of_steps(walked: Walked, radius: float = SUCCESS) -> float:
-    """VLN-CE's OSR: 1 if any step, not only a decision, ended strictly inside the radius.
+    """Return VLN-CE's OSR: 1 if any step, not only a decision, ended strictly inside the radius.
 
     Raises:
         ValueError: the steps were not measured.
@@ -70,12 +70,12 @@ def oracle_success_of_steps(walked: Walked, radius: float = SUCCESS) -> float:
 
 
 def path_length(walked: Walked) -> float:
-    """PL, also called TL: length of the walk including height, m."""
+    """Compute PL, also called TL: length of the walk including height, m."""
     return float(np.linalg.norm(np.diff(walked.path, axis=0), axis=1).sum())
 
 
 def success_by_path_length(walked: Walked, radius: float = SUCCESS) -> float:
-    """SPL: success * d0 / max(d0, PL) with the geodesic distance d0 at the start."""
+    """Compute SPL: success * d0 / max(d0, PL) with the geodesic distance d0 at the start."""
     reached = success(walked, radius)
     if not reached:
         return 0.0
@@ -105,7 +105,7 @@ def densify(path: Floats, spacing: float = SPACING, up: int | None = 1) -> Float
 
 
 def ndtw(walked: Floats, reference: Floats, *, fast: bool = True, radius: float = SUCCESS) -> float:
-    """nDTW: exp(-DTW / (m * radius)).
+    """Compute nDTW: exp(-DTW / (m * radius)).
 
     Args:
         walked: (n, D). reference: (m, D), densified or not.

@@ -118,7 +118,7 @@ def encode_ends(proposals: Tensor, truth: Tensor) -> Tensor:
 
 
 def decode_ends(proposals: Tensor, offsets: Tensor, factor: float = 1.0) -> Tensor:
-    """Inverse of `encode_ends`; `factor` scales the offsets."""
+    """Invert `encode_ends`; `factor` scales the offsets."""
     return proposals + offsets * factor * _length(proposals)
 
 
@@ -226,7 +226,7 @@ class TCANet(nn.Module):
         self.regressors = nn.ModuleList(BoundaryRegressor(config) for _ in config.thresholds)
 
     def encode(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(B, C, T) -> (B, D, T); 0 where `mask` (B, T) is False, and those steps are not attended to.
+        """Encode (B, C, T) to (B, D, T): 0 where `mask` (B, T) is False; those steps are not attended to.
 
         The released code has no mask: videos are padded with zeros to 1000 steps and attended to everywhere.
         """

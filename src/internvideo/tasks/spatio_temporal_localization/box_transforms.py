@@ -1,4 +1,4 @@
-"""Transforms of a clip whose boxes move along (AlphAction). Boxes are (R, 4): x1, y1, x2, y2 in pixels."""
+"""Transform clips together with their boxes (AlphAction). Boxes are (R, 4): x1, y1, x2, y2 in pixels."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch import Tensor
 from internvideo.data.resize import channels_first, resize_fast
 
 LEAST = 8
-"""Pixels of the smallest square around a box."""
+"""Smallest side of a square around a box, pixels."""
 
 SHIFT, ZOOM = 0.1, (0.85, 1.2)
-"""Training: a square around a box is moved by up to so much of its width, and so much wider at the least and most."""
+"""Training: maximum shift of a square around a box, as a fraction of its width, and range of its scale."""
 
 
 class Square(NamedTuple):
@@ -36,21 +36,18 @@ class Boxed(NamedTuple):
 
 
 def fitted_size(height: int, width: int, short: int, longest: int) -> tuple[int, int]:
-    """(height, width) with the shorter side `short`, unless the longer one would then exceed `longest`."""
+    """Return (height, width) with the shorter side `short`, unless the longer one would then exceed `longest`."""
     scale = min(short / min(height, width), longest / max(height, width))
     return max(round(height * scale), 1), max(round(width * scale), 1)
 
 
 def square_around(box: Sequence[float], size: tuple[int, int], sides: float, shift: Sequence[float] = (0, 0)) -> Square:
-    """The square around a box, pushed into the frame.
+    """Return the square around a box, moved inside the frame, in whole pixels.
 
     Args:
         box: x1, y1, x2, y2 in pixels. size: (height, width) of the frame.
-        sides: how many of the box's longer sides it is wide; at most the frame's shorter side.
-        shift: by how much of its own width it is moved to the right and down.
-
-    Returns:
-        left, top, width in whole pixels.
+        sides: its width in longer sides of the box; at most the frame's shorter side.
+        shift: shift to the right and down, as fractions of its width.
     """
     longer = max(box[2] - box[0], box[3] - box[1])
     width = min(max(round(longer * sides), LEAST), *size)
@@ -62,7 +59,7 @@ def square_around(box: Sequence[float], size: tuple[int, int], sides: float, shi
 
 
 def shift_colour(clip: Tensor, hue: float, saturation: float, value: float) -> Tensor:
-    """(T, 3, H, W) uint8 RGB with hue turned by `hue` degrees, saturation and value (0..1) raised by the others."""
+    """Shift the hue (degrees), saturation and value (both 0..1) of frames (T, 3, H, W) uint8 RGB."""
     pixels = clip.float() / 255
     high, low = pixels.amax(1), pixels.amin(1)
     spread = high - low
@@ -74,7 +71,7 @@ def shift_colour(clip: Tensor, hue: float, saturation: float, value: float) -> T
         torch.where(high == green, (blue - red) / safe + 2, (red - green) / safe + 4),
     )
     angle = (angle + hue / 60) % 6
-    part = (spread / high.clamp(min=1e-8) + saturation).clamp(0, 1) * (spread > 0)  # grey has no hue to strengthen
+    part = (spread / high.clamp(min=1e-8) + saturation).clamp(0, 1) * (spread > 0)  # gray has no hue to saturate
     level = (high + value).clamp(0, 1)
     place = torch.tensor([5.0, 3.0, 1.0]).view(1, 3, 1, 1)
     ramp = (place + angle[:, None]) % 6
@@ -84,13 +81,13 @@ def shift_colour(clip: Tensor, hue: float, saturation: float, value: float) -> T
 
 @dataclass(frozen=True)
 class BoxedTransform:
-    """Resize; in training also a random crop, colour and mirroring.
+    """Resize clips and boxes; in training also crop, jitter colors and mirror at random.
 
     Attributes:
         size: S of the training crop; smaller frames are padded with black at the right and below.
-        short, longest: sides after resizing. flip: mirror every second clip.
-        hue: largest turn in degrees; saturation, value: largest change, of 1.
-        around: a clip for every box instead: the square around it, so many of its longer sides wide, resized to S.
+        short, longest: sides after resizing. flip: mirror with probability 1/2.
+        hue: maximum shift in degrees; saturation, value: maximum change, of 1.
+        around: one clip per box instead: a square of this many of its longer sides around it, resized to S.
     """
 
     size: int = 224
@@ -103,10 +100,9 @@ class BoxedTransform:
     around: float | None = None
 
     def each(self, clip: Tensor, boxes: Tensor, rng: np.random.RandomState | None = None) -> list[Boxed]:
-        """With `around`: (T, H, W, 3) uint8 and boxes (R, 4) as fractions -> R clips (3, T, S, S) of one box each.
+        """Crop one clip (3, T, S, S) per box (R, 4), given as fractions, from (T, H, W, 3) uint8 (with `around`).
 
-        Args:
-            rng: for training, moves and scales the squares, colours and mirrors; None for testing.
+        `rng` jitters squares and colors and mirrors in training; None for testing.
         """
         sides = self.around or 1.0
         frames = channels_first(clip)
@@ -125,7 +121,7 @@ class BoxedTransform:
         return made
 
     def whole(self, clip: Tensor, boxes: Tensor) -> Boxed:
-        """For testing: (T, H, W, 3) uint8 and boxes (R, 4) as fractions -> the whole frame."""
+        """Resize the whole frame for testing: (T, H, W, 3) uint8 and boxes (R, 4) as fractions."""
         frames = channels_first(clip)
         height, width = fitted_size(frames.shape[2], frames.shape[3], self.short, self.longest)
         frames = resize_fast(frames, (height, width))
@@ -133,14 +129,14 @@ class BoxedTransform:
         return Boxed(frames.permute(1, 0, 2, 3).contiguous(), scaled, torch.arange(len(boxes)))
 
     def train(self, clip: Tensor, boxes: Tensor, rng: np.random.RandomState) -> Boxed:
-        """The same, (3, T, S, S); boxes that the crop leaves out are dropped."""
+        """Resize and crop for training to (3, T, S, S); boxes outside the crop are dropped."""
         video, boxes, _ = self.whole(clip, boxes)
         size, (height, width) = self.size, video.shape[-2:]
         top = int(rng.randint(max(height - size, 0) + 1))
         left = int(rng.randint(max(width - size, 0) + 1))
         video = video[..., top : top + size, left : left + size]
-        seen = boxes.new_tensor([video.shape[-1], video.shape[-2]] * 2)
-        boxes = torch.minimum((boxes - boxes.new_tensor([left, top] * 2)).clamp(min=0), seen)
+        limit = boxes.new_tensor([video.shape[-1], video.shape[-2]] * 2)
+        boxes = torch.minimum((boxes - boxes.new_tensor([left, top] * 2)).clamp(min=0), limit)
         kept = ((boxes[:, 2] - boxes[:, 0] > 1) & (boxes[:, 3] - boxes[:, 1] > 1)).nonzero()[:, 0]
         boxes = boxes[kept]
         video, boxes = self._altered(video, boxes, rng)
@@ -150,7 +146,7 @@ class BoxedTransform:
         return Boxed(video.contiguous(), boxes, kept)
 
     def _altered(self, video: Tensor, boxes: Tensor, rng: np.random.RandomState) -> tuple[Tensor, Tensor]:
-        """(3, T, H, W) and its boxes with another colour, and mirrored every second time."""
+        """Jitter the colors of (3, T, H, W), and mirror it with its boxes with probability 1/2."""
         if self.hue or self.saturation or self.value:
             hue, saturation, value = rng.uniform(-1, 1, 3) * (self.hue, self.saturation, self.value)
             video = shift_colour(video.transpose(0, 1), hue, saturation, value).transpose(0, 1)

@@ -60,7 +60,7 @@ class ActionFormerConfig:
         return self.branch_layers + 1
 
     def window(self, level: int) -> int:
-        """Attention window at a level."""
+        """Return the attention window of a level."""
         return self.windows[level if len(self.windows) > 1 else 0]
 
     @property

@@ -302,7 +302,7 @@ class ActionFormer(nn.Module):
         )
 
     def points(self, length: int, device: torch.device | None = None) -> tuple[Tensor, ...]:
-        """Of every level (T_l, 4): time in steps, range (low, high), stride; for a padded sequence of `length`."""
+        """Return (T_l, 4) per level for a padded sequence of `length`: time in steps, range (low, high), stride."""
         found = []
         for level, (low, high) in enumerate(self.config.ranges):
             stride = 2**level
@@ -311,7 +311,7 @@ class ActionFormer(nn.Module):
         return tuple(found)
 
     def no_weight_decay(self, name: str, parameter: Tensor) -> bool:
-        """Only convolution kernels decay: not biases, norms, scales, relative positions (ActionFormer)."""
+        """Exclude biases, norms, scales and relative positions from weight decay (ActionFormer)."""
         return name.endswith(("bias", "scale", "rel_pe")) or "norm" in name or ".ln" in name
 
 

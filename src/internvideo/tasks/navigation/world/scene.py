@@ -74,7 +74,7 @@ class Room(_Data):
     pattern: Annotated[int, Field(ge=0, le=2)] = 0
 
     def holds(self, x: float, y: float) -> bool:
-        """Whether a point lies in the room."""
+        """Return whether a point lies in the room."""
         return self.x0 <= x <= self.x1 and self.y0 <= y <= self.y1
 
     @property
@@ -115,7 +115,7 @@ class Landmark(_Data):
         return width if self.shape in ROUND else math.hypot(width, depth)
 
     def state(self, time: int) -> tuple[float, float, float]:
-        """(angle in radians, height of its foot in m, brightness) at a tick."""
+        """Return (angle in radians, height of its foot in m, brightness) at a tick."""
         ticks = time if self.motion else 0
         kind = self.motion or self.frozen
         angle, lift, light = 0.0, 0.0, 1.0
@@ -138,7 +138,7 @@ class Scene(_Data):
     landmarks: tuple[Landmark, ...] = ()
 
     def room_at(self, x: float, y: float) -> int | None:
-        """Number of the room that holds a point."""
+        """Return the index of the room that contains a point, None outside."""
         return next((number for number, room in enumerate(self.rooms) if room.holds(x, y)), None)
 
 
@@ -233,5 +233,5 @@ def read_scene(path: Path) -> Scene:
 
 
 def write_scene(path: Path, scene: Scene) -> None:
-    """One JSON file. Raises RunError."""
+    """Write a scene's JSON file. Raises RunError."""
     write_text(path, scene.model_dump_json(indent=1) + "\n")
