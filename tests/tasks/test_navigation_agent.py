@@ -197,7 +197,7 @@ def test_imitation_learns_a_few_episodes() -> None:
         optimizer.step()
         losses.append(float(loss.detach()))
     assert np.mean(losses[-3:]) < 0.75 * losses[0]
-    assert not any(part.training for part in stage.model.eyes())
+    assert not any(part.training for part in stage.model.encoders())
 
 
 def test_gradients_of_the_first_step_do_not_explode_at_the_empty_stop_token() -> None:

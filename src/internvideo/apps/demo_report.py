@@ -167,8 +167,8 @@ def _ridge(data: DemoData, test: Manifest, like: Predictions) -> Predictions:
     arrays = {name: values for name, values in like.arrays.items() if not name.startswith("logits:")}
     first = np.unique(like["sample"], return_index=True)[1]  # one view per video
     arrays |= {"sample": like["sample"][first], "view": like["view"][first]}
-    told = {"model": f"ridge regression on pixels, regularization {ridge.regularization:g}", "weights_sha256": ""}
-    return Predictions(like.task, {**arrays, "logits:logits": scores}, {**like.protocol, **told}, like.coverage)
+    baseline = {"model": f"ridge regression on pixels, regularization {ridge.regularization:g}", "weights_sha256": ""}
+    return Predictions(like.task, {**arrays, "logits:logits": scores}, {**like.protocol, **baseline}, like.coverage)
 
 
 def _better(tables: Mapping[str, Predictions]) -> Predictions:

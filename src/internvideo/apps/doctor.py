@@ -84,19 +84,19 @@ def _versions() -> Check:
 def _device() -> Check:
     if torch.cuda.is_available():
         devices = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
-        told = ", ".join(f"{device.name} with {device.total_memory / GB:.0f} GB" for device in devices)
+        summary = ", ".join(f"{device.name} with {device.total_memory / GB:.0f} GB" for device in devices)
         half = torch.cuda.is_bf16_supported()
         advice = "--precision bfloat16 is faster" if half else "--precision float16 is faster"
-        return Check("device", "ok", told, advice)
+        return Check("device", "ok", summary, advice)
     power = torch.backends.cpu.get_cpu_capability()
-    told = f"CPU only ({power}), {cores()} cores for this process"
+    summary = f"CPU only ({power}), {cores()} cores for this process"
     if shutil.which("nvidia-smi"):
-        return Check("device", "advice", told, "there is an NVIDIA driver: install torch with CUDA, see pytorch.org")
+        return Check("device", "advice", summary, "there is an NVIDIA driver: install torch with CUDA, see pytorch.org")
     if power == "DEFAULT":
-        return Check("device", "advice", told, "torch uses no vector instructions here; expect it to be slow")
+        return Check("device", "advice", summary, "torch uses no vector instructions here; expect it to be slow")
     if getattr(torch.cpu, "_is_amx_tile_supported", bool)():
-        return Check("device", "ok", f"{told}, AMX", "loop.precision=bfloat16 and --precision bfloat16 are faster")
-    return Check("device", "ok", told)
+        return Check("device", "ok", f"{summary}, AMX", "loop.precision=bfloat16 and --precision bfloat16 are faster")
+    return Check("device", "ok", summary)
 
 
 def _memory() -> Check:
@@ -105,16 +105,16 @@ def _memory() -> Check:
     import psutil
 
     memory = psutil.virtual_memory()
-    told = f"{memory.total / GB:.1f} GB, {memory.available / GB:.1f} GB free"
+    summary = f"{memory.total / GB:.1f} GB, {memory.available / GB:.1f} GB free"
     if memory.available < 4 * GB:
-        return Check("memory", "advice", told, "large models need 4 GB or more: end other programs")
-    return Check("memory", "ok", told)
+        return Check("memory", "advice", summary, "large models need 4 GB or more: end other programs")
+    return Check("memory", "ok", summary)
 
 
 def _threads() -> Check:
     count, threads = cores(), torch.get_num_threads()
     policy = os.environ.get("OMP_WAIT_POLICY", "")
-    told = f"torch computes with {threads} threads on {count} cores, OMP_WAIT_POLICY {policy or 'not set'}"
+    summary = f"torch computes with {threads} threads on {count} cores, OMP_WAIT_POLICY {policy or 'not set'}"
     advice = ""
     if threads > count:
         advice = f"more threads than cores slow it down: export OMP_NUM_THREADS={count}"
@@ -122,7 +122,7 @@ def _threads() -> Check:
         advice = f"export OMP_NUM_THREADS={count} uses all cores; leave it when others need them"
     elif policy.upper() != "PASSIVE":
         advice = "in programs of your own export OMP_WAIT_POLICY=PASSIVE when the cores are shared"
-    return Check("threads", "advice" if advice else "ok", told, advice)
+    return Check("threads", "advice" if advice else "ok", summary, advice)
 
 
 def _shared_memory() -> Iterator[Check]:
@@ -138,11 +138,11 @@ def _shared_memory() -> Iterator[Check]:
 def _decoders() -> Check:
     present = [name for name, codec in DECODERS.items() if codec in av.codecs_available]
     absent = [name for name in DECODERS if name not in present]
-    told = f"PyAV {av.__version__} (FFmpeg {av.ffmpeg_version_info}) decodes {', '.join(present)}"
+    summary = f"PyAV {av.__version__} (FFmpeg {av.ffmpeg_version_info}) decodes {', '.join(present)}"
     if absent:
         advice = "pip install --force-reinstall av gives a build that has them"
-        return Check("decoder", "advice", f"{told}, not {', '.join(absent)}", advice)
-    return Check("decoder", "ok", told)
+        return Check("decoder", "advice", f"{summary}, not {', '.join(absent)}", advice)
+    return Check("decoder", "ok", summary)
 
 
 # ------------------------------------------------------------------------------------------------------------ speed
@@ -175,7 +175,7 @@ READERS: dict[str, tuple[Callable[[Path], int], str]] = {
 
 def reading_speeds(seconds: float) -> Iterator[Check]:
     """Measure each way of decoding a generated video for `seconds`, with one thread."""
-    told = f"{WIDTH}x{HEIGHT} H.264"
+    summary = f"{WIDTH}x{HEIGHT} H.264"
     with tempfile.TemporaryDirectory(prefix="internvideo-doctor-") as folder:
         path = Path(folder) / "clip.mp4"
         try:
@@ -185,22 +185,22 @@ def reading_speeds(seconds: float) -> Iterator[Check]:
             return
         for name, (read, unit) in READERS.items():
             try:
-                yield _speed(name, told, read, path, unit, seconds)
+                yield _speed(name, summary, read, path, unit, seconds)
             except InternVideoError as error:
                 yield Check(name, "broken", str(error), "pip install --force-reinstall av")
 
 
-def _speed(name: str, told: str, read: Callable[[Path], int], path: Path, unit: str, seconds: float) -> Check:
+def _speed(name: str, summary: str, read: Callable[[Path], int], path: Path, unit: str, seconds: float) -> Check:
     read(path)  # loads what is loaded once
     frames, files, began = 0, 0, time.perf_counter()
     while (spent := time.perf_counter() - began) < seconds or not files:
         frames, files = frames + read(path), files + 1
     if unit == "clips":
-        speed = f"{files / spent:.0f} clips/s of {told}, one process"
+        speed = f"{files / spent:.0f} clips/s of {summary}, one process"
         return Check(name, "ok", speed, "--workers N decodes in N of them")
     rate = frames / spent
     advice = "barely real time: other programs may use the cores" if rate < 2 * FPS else ""
-    speed = f"{rate:.0f} frames/s of {told}, {rate / FPS:.1f}x real time, one thread"
+    speed = f"{rate:.0f} frames/s of {summary}, {rate / FPS:.1f}x real time, one thread"
     return Check(name, "advice" if advice else "ok", speed, advice)
 
 
@@ -212,10 +212,10 @@ def _cache() -> Check:
     size = sum(_size(os.path.join(folder, name)) for folder, _, names in os.walk(place) for name in names)
     above = next((folder for folder in (place, *place.parents) if folder.is_dir()), Path("/"))
     free = shutil.disk_usage(above).free
-    told = f"{size / GB:.1f} GB in {place}, {free / GB:.1f} GB free on that disk"
+    summary = f"{size / GB:.1f} GB in {place}, {free / GB:.1f} GB free on that disk"
     low = free < 5 * GB
     advice = "weights of large models take gigabytes: move it with HF_HOME"
-    return Check("Hugging Face cache", "advice" if low else "ok", told, advice if low else "")
+    return Check("Hugging Face cache", "advice" if low else "ok", summary, advice if low else "")
 
 
 def _size(path: str) -> int:
@@ -232,11 +232,11 @@ def _second_decoder(extra: str) -> Check:
         advice = "install an FFmpeg that it finds, or do without: PyAV reads everything"
         found = Check(extra, "advice", f"torchcodec is installed and does not load: {reason[:120]}", advice)
     if wish not in video_torchcodec.BACKENDS or (wish == "torchcodec" and found.state != "ok"):
-        told = f"{video_torchcodec.ENVIRONMENT} is '{wish}', and no video can be read: {found.found}"
-        return Check(extra, "broken", told, f"unset {video_torchcodec.ENVIRONMENT}")
+        summary = f"{video_torchcodec.ENVIRONMENT} is '{wish}', and no video can be read: {found.found}"
+        return Check(extra, "broken", summary, f"unset {video_torchcodec.ENVIRONMENT}")
     if found.state == "ok":
-        told = "it loads; videos are read with it where it is no slower and gives the same frames, else with PyAV"
-        return Check(extra, "ok", f"{found.found.partition(';')[0]}; {told}")
+        summary = "it loads; videos are read with it where it is no slower and gives the same frames, else with PyAV"
+        return Check(extra, "ok", f"{found.found.partition(';')[0]}; {summary}")
     return found
 
 

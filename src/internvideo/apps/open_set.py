@@ -55,10 +55,10 @@ class OpenSetRule:
         """Read the open_set.json of an evaluation. Raises RunError: another file."""
         file, wanted = Path(path), "the open_set.json of `internvideo evaluate open_set`"
         try:
-            told = untrusted.read_json(file)
-            if told["task"] != open_set.NAME:
-                raise RunError(file, f"figures of {told['task']}", wanted)
-            protocol, kind = told["protocol"], told["protocol"]["evidence"]
+            result = untrusted.read_json(file)
+            if result["task"] != open_set.NAME:
+                raise RunError(file, f"figures of {result['task']}", wanted)
+            protocol, kind = result["protocol"], result["protocol"]["evidence"]
             if kind not in ("softmax", *get_args(Evidence)):
                 raise ValueError(f"evidence {kind}")
             evidence = None if kind == "softmax" else cast(Evidence, kind)

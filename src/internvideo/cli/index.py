@@ -96,7 +96,7 @@ def index(
     done, videos = report.requested - len(report.unreadable), len(collection.videos)
     counts = {"new": report.read - len(report.changed), "changed": len(report.changed), "as before": report.resumed}
     counts |= {"removed": len(report.removed), "read in part": len(report.truncated)}
-    told = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    changes = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
     options.tell_failures(report)
     query = (
         '"what you look for"' if "text" in collection.model.capabilities else "--like FILE, as the model reads no texts"
@@ -106,15 +106,15 @@ def index(
         "new": counts["new"], "changed": len(report.changed), "resumed": report.resumed, "removed": report.removed,
         "in_part": len(report.truncated), "labeled": {str(path): count for path, count in labeled},
         "index": facts["index"],
-        "annotated": {str(path): told_of._asdict() for path, told_of in annotated},
+        "annotated": {str(path): counted._asdict() for path, counted in annotated},
     }  # fmt: skip
     tell(
         record,
         f"{output}: {report.vectors} windows of {videos} videos",
-        f"read: {done} of {report.requested} videos" + (f" ({told})" if told else ""),
+        f"read: {done} of {report.requested} videos" + (f" ({changes})" if changes else ""),
         *(f"removed: {gone}" for gone in report.removed),
         *(f"labels: {path}: {count} videos" for path, count in labeled),
-        *(f"annotations: {path}: {told_of}" for path, told_of in annotated),
+        *(f"annotations: {path}: {counted}" for path, counted in annotated),
         *([f"index: {facts['index']}"] if facts["index"] != "exact" else ()),
         *([f"speed: {report.throughput}"] if report.throughput else ()),
         f"use it: internvideo search {output} {query}",

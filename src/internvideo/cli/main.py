@@ -169,8 +169,8 @@ def train(
     changes = change or []
     loaded = read_recipe(recipe, [*(overrides or []), *changes])
     if dry_run:
-        told = describe(loaded, device=device, processes=processes or 1, memory_gib=memory_gib)
-        for line in told.splitlines():
+        plan = describe(loaded, device=device, processes=processes or 1, memory_gib=memory_gib)
+        for line in plan.splitlines():
             tell({"plan": line}, line)
         return
     if (processes, memory_gib) != (None, None):
@@ -196,7 +196,7 @@ def score(
 ) -> None:
     """Figures again from a saved table: no model and no video needed. Of AVA's results file, by its annotations.
 
-    Of several tables, each of another split of one set, print each and the mean, as HMDB51 is told.
+    Of several tables, each of another split of one set, print each and the mean, as is standard for HMDB51.
     """
     from internvideo.errors import RunError
     from internvideo.evaluation import score_results, score_table, score_tables

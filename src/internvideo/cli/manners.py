@@ -108,25 +108,25 @@ class Command(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse, and tell every mistake of the line: a second one does not wait until the first is mended."""
-        given, told = list(args), []
+        given, mistakes = list(args), []
         while True:
             try:
                 rest = super().parse_args(ctx, list(given))
             except typer.TyperException as error:
                 self.refuse(getattr(error, "option_name", ""))
-                told.append(" ".join(error.format_message().split()).rstrip("."))
+                mistakes.append(" ".join(error.format_message().split()).rstrip("."))
                 # An unknown option is left out, one of a wrong value together with it, and the line is read again.
                 parameter = getattr(error, "param", None)
                 names = [getattr(error, "option_name", None)] if parameter is None else parameter.opts
                 place = next((n for n, word in enumerate(given) if word.split("=")[0] in names), None)
                 if place is None:  # nothing to leave out: the end
-                    told += [text for text in self._missing(ctx, given) if text not in told]
-                    ctx.fail("; ".join(told))
+                    mistakes += [text for text in self._missing(ctx, given) if text not in mistakes]
+                    ctx.fail("; ".join(mistakes))
                 else:
                     del given[place : place + (1 if parameter is None or "=" in given[place] else 2)]
             else:
-                if told:
-                    ctx.fail("; ".join(told))
+                if mistakes:
+                    ctx.fail("; ".join(mistakes))
                 return rest
 
     def refuse(self, option: str) -> None:

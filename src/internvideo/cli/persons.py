@@ -41,8 +41,8 @@ def persons(
     found = find_persons(rows, PersonDetector(detector, choose_device(device)), score_threshold=score_threshold)
     for path, reason in found.unreadable:
         LOGGER.error(f"unreadable: {path}: {reason}")
-    for told in found.late:
-        LOGGER.warning(f"the span of {told} ends behind its video and is read up to its end")
+    for name in found.late:
+        LOGGER.warning(f"the span of {name} ends after its video and is read up to its end")
     if not found.read:
         raise VideoError(manifest, "not one key frame could be read", "", "check that the videos lie there")
     write_persons(found, output)

@@ -89,6 +89,6 @@ def pack(
     found = pack_videos(rows if split is None else rows.subset(split), output, settings, workers=workers, report=say)
     lost = f"; {len(found.unreadable)} rows unreadable: {output / 'unreadable.jsonl'}" if found.unreadable else ""
     kept = f", {found.kept} kept as they were (uneven frame rate)" if found.kept else ""
-    said = f"{found.videos} videos ({found.transcoded} transcoded{kept}) in {found.shards} shards"
-    line = f"{output / 'manifest.jsonl'}: {found.rows} rows, {said}, {found.bytes_written / 2**20:.1f} MiB{lost}"
+    packed = f"{found.videos} videos ({found.transcoded} transcoded{kept}) in {found.shards} shards"
+    line = f"{output / 'manifest.jsonl'}: {found.rows} rows, {packed}, {found.bytes_written / 2**20:.1f} MiB{lost}"
     tell({"manifest": output / "manifest.jsonl", **asdict(found)}, line)

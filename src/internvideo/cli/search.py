@@ -112,7 +112,7 @@ def serve(
     require("search", "internvideo serve")
     model = None if encoder is None else load(encoder, device=device)
     with Collection.open(collection, model, device=device) as opened:
-        _ = opened.model  # told before anything listens
+        _ = opened.model  # loaded, or refused, before the server listens
         if mcp:
             from internvideo.search.mcp import serve_stdio
 

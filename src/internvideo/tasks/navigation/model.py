@@ -80,7 +80,7 @@ class NavigatorConfig:
             raise ValueError(f"depth_size {self.depth_size}, not a power of two from {2 * DEPTH_GRID} on")
 
 
-class Seen(NamedTuple):
+class PanoramaFeatures(NamedTuple):
     """Features of panoramas: image (B, 12, E), video (B, 12, V), depth (B, 12, C, 4, 4)."""
 
     image: Tensor
@@ -151,7 +151,7 @@ class Navigator(nn.Module):
         self.rgb_dropout = Dropout(config.rgb_dropout)
         self.planner = Planner(config.planner)
 
-    def eyes(self) -> tuple[nn.Module, ...]:
+    def encoders(self) -> tuple[nn.Module, ...]:
         """List the parts that are not trained on instructions."""
         return (self.image, self.video, self.depth, self.waypoints)
 
@@ -164,7 +164,7 @@ class Navigator(nn.Module):
         """Map clips (N, T, S, S, 3) uint8, newest frame last, to features (N, V)."""
         return self.video.features(self.video.normalize(clips.permute(0, 4, 1, 2, 3)))
 
-    def see(self, pictures: Tensor, depth: Tensor) -> Seen:
+    def encode(self, pictures: Tensor, depth: Tensor) -> PanoramaFeatures:
         """Compute all features of panoramas.
 
         Args:
@@ -175,11 +175,11 @@ class Navigator(nn.Module):
         video = image.new_zeros(*image.shape[:2], self.config.video.width)
         if pictures.shape[1] > 1:
             video = self.clip_features(pictures.transpose(1, 2).flatten(0, 1)).view(len(pictures), VIEWS, -1)
-        return Seen(image, video, self.depth(depth))
+        return PanoramaFeatures(image, video, self.depth(depth))
 
-    def enter(self, seen: Seen) -> Tensor:
+    def fuse_rgb(self, features: PanoramaFeatures) -> Tensor:
         """Project the concatenated image and video features to the planner's input (B, 12, planner.rgb_width)."""
-        return self.rgb(self.rgb_dropout(torch.cat([seen.image, seen.video], dim=-1)))
+        return self.rgb(self.rgb_dropout(torch.cat([features.image, features.video], dim=-1)))
 
 
 MODELS = {

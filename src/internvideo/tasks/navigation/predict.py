@@ -16,7 +16,7 @@ from torch import Tensor
 from internvideo.errors import ManifestError
 from internvideo.tasks.navigation import metrics as measures
 from internvideo.tasks.navigation.metrics import Walked
-from internvideo.tasks.navigation.model import Navigator, Seen
+from internvideo.tasks.navigation.model import Navigator, PanoramaFeatures
 from internvideo.tasks.navigation.rollout import (
     EpisodeState,
     ObservationEncoder,
@@ -26,7 +26,7 @@ from internvideo.tasks.navigation.rollout import (
     chosen_headings,
     rollout,
 )
-from internvideo.tasks.navigation.stage import NavigationSettings, readable
+from internvideo.tasks.navigation.stage import NavigationSettings, input_tokens
 from internvideo.tasks.navigation.waypoints import Candidates
 from internvideo.tasks.navigation.world.batch import NavigationBatch
 from internvideo.tasks.navigation.world.instructions import told_by_motion
@@ -46,10 +46,12 @@ def planner_policy(model: Navigator, tokens: Tensor) -> Policy:
     """Return the policy of the trained agent: the planner's highest score."""
     planner_state = PlannerState(model, tokens)
 
-    def choose(active: Sequence[EpisodeState], seen: Seen, waypoints: Sequence[Candidates]) -> list[int]:
+    def choose(
+        active: Sequence[EpisodeState], features: PanoramaFeatures, waypoints: Sequence[Candidates]
+    ) -> list[int]:
         rows = torch.tensor([state.row for state in active], device=tokens.device)
-        rgb = model.enter(seen)
-        actions: list[int] = planner_state.scores(rows, rgb, seen, waypoints).argmax(dim=1).tolist()
+        rgb = model.fuse_rgb(features)
+        actions: list[int] = planner_state.scores(rows, rgb, features, waypoints).argmax(dim=1).tolist()
         planner_state.append_history(rows, rgb, chosen_headings(waypoints, actions, tokens.device))
         return actions
 
@@ -60,13 +62,17 @@ def random_policy(seed: int) -> Policy:
     """Return the policy that chooses among the waypoints and stopping uniformly at random."""
     rng = np.random.default_rng(seed)
 
-    def choose(active: Sequence[EpisodeState], seen: Seen, waypoints: Sequence[Candidates]) -> list[int]:
+    def choose(
+        active: Sequence[EpisodeState], features: PanoramaFeatures, waypoints: Sequence[Candidates]
+    ) -> list[int]:
         return [int(rng.integers(len(found.angle) + 1)) for found in waypoints]
 
     return choose
 
 
-def stop_policy(active: Sequence[EpisodeState], seen: Seen, waypoints: Sequence[Candidates]) -> list[int]:
+def stop_policy(
+    active: Sequence[EpisodeState], features: PanoramaFeatures, waypoints: Sequence[Candidates]
+) -> list[int]:
     """Stop in the first step (a policy)."""
     return [len(found.angle) for found in waypoints]
 
@@ -74,7 +80,7 @@ def stop_policy(active: Sequence[EpisodeState], seen: Seen, waypoints: Sequence[
 def expert_policy(stop_within: float) -> Policy:
     """Return the shortest-path expert as a policy: an upper bound with these waypoints."""
     expert = ShortestPathExpert(stop_within)
-    return lambda active, seen, waypoints: [expert(*one) for one in zip(active, waypoints, strict=True)]
+    return lambda active, features, waypoints: [expert(*one) for one in zip(active, waypoints, strict=True)]
 
 
 def baselines(settings: NavigationSettings) -> dict[str, Callable[[int], Policy]]:
@@ -113,7 +119,9 @@ def predict(
         for index, batch in enumerate(batches()):
             _check(batch.episodes)
             here = batch.to(device)
-            policy = planner_policy(model, readable(here.tokens, settings)) if name == AGENT else agents[name](index)
+            policy = (
+                planner_policy(model, input_tokens(here.tokens, settings)) if name == AGENT else agents[name](index)
+            )
             walks += [(name, done, distances(done)) for done in rollout(encoder, here, policy, settings.max_test_steps)]
     protocol = {
         "model": model_name,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from internvideo.tasks.navigation.model import Navigator, Seen
+from internvideo.tasks.navigation.model import Navigator, PanoramaFeatures
 from internvideo.tasks.navigation.planner import CANDIDATE, CONTEXT, FEATURE, STOP, Observation
 from internvideo.tasks.navigation.waypoints import (
     VIEWS,
@@ -77,33 +77,33 @@ class ObservationEncoder:
     def __init__(self, model: Navigator, max_cache_size: int = 20_000, frames: int | None = None) -> None:
         own = model.config.video.frames if model.config.use_video else 1
         self.model, self.max_cache_size, self.frames = model, max_cache_size, own if frames is None else frames
-        self._cache: dict[Key, Seen] = {}
+        self._cache: dict[Key, PanoramaFeatures] = {}
 
     @torch.no_grad()
-    def encode(self, episodes: Sequence[EpisodeState]) -> Seen:
+    def encode(self, episodes: Sequence[EpisodeState]) -> PanoramaFeatures:
         """Compute the features of A episodes, each (A, 12, ...)."""
         device = next(self.model.parameters()).device
-        looks = [state.latest(self.frames) for state in episodes]
-        keys = [(state.episode.scene, *look) for state, look in zip(episodes, looks, strict=True)]
+        recent = [state.latest(self.frames) for state in episodes]
+        keys = [(state.episode.scene, *poses) for state, poses in zip(episodes, recent, strict=True)]
         new = [number for number, key in enumerate(keys) if key not in self._cache]
         if len(self._cache) + len(new) > self.max_cache_size:
             self._cache.clear()
             new = list(range(len(keys)))
         if new:
-            pictures, depth = zip(*(_panorama(episodes[number].env, looks[number]) for number in new), strict=True)
-            seen = self.model.see(torch.stack(pictures).to(device), torch.stack(depth).to(device))
+            pictures, depth = zip(*(_panorama(episodes[number].env, recent[number]) for number in new), strict=True)
+            features = self.model.encode(torch.stack(pictures).to(device), torch.stack(depth).to(device))
             for at, number in enumerate(new):
-                self._cache[keys[number]] = Seen(*(part[at].cpu() for part in seen))
+                self._cache[keys[number]] = PanoramaFeatures(*(part[at].cpu() for part in features))
         found = [self._cache[key] for key in keys]
-        return Seen(*(torch.stack(parts).to(device) for parts in zip(*found, strict=True)))
+        return PanoramaFeatures(*(torch.stack(parts).to(device) for parts in zip(*found, strict=True)))
 
 
-def _panorama(env: NavEnv, look: Sequence[tuple[Pose, int]]) -> tuple[Tensor, Tensor]:
+def _panorama(env: NavEnv, poses: Sequence[tuple[Pose, int]]) -> tuple[Tensor, Tensor]:
     """Render RGB (T, 12, S, S, 3) at the poses, and depth (12, S', S') at the last one."""
-    distinct = list(dict.fromkeys(look))
+    distinct = list(dict.fromkeys(poses))
     made = {at: env.observe(*at) for at in distinct}
-    pictures = torch.stack([torch.from_numpy(made[at].rgb) for at in look])
-    return pictures, torch.from_numpy(made[look[-1]].depth)
+    pictures = torch.stack([torch.from_numpy(made[at].rgb) for at in poses])
+    return pictures, torch.from_numpy(made[poses[-1]].depth)
 
 
 @torch.no_grad()
@@ -154,7 +154,7 @@ class ShortestPathExpert:
         return distances.index(min(distances))
 
 
-Policy = Callable[[Sequence[EpisodeState], Seen, Sequence[Candidates]], list[int]]
+Policy = Callable[[Sequence[EpisodeState], PanoramaFeatures, Sequence[Candidates]], list[int]]
 """Chooses for each active episode the index of a waypoint, or their number for stopping."""
 
 
@@ -177,9 +177,9 @@ def rollout(
         active = [state for state in episodes if not state.done]
         if not active:
             break
-        seen = encoder.encode(active)
-        waypoints = predict_waypoints(encoder.model, seen.depth, augment=augment)
-        for state, found, action in zip(active, waypoints, policy(active, seen, waypoints), strict=True):
+        features = encoder.encode(active)
+        waypoints = predict_waypoints(encoder.model, features.depth, augment=augment)
+        for state, found, action in zip(active, waypoints, policy(active, features, waypoints), strict=True):
             if action >= len(found.angle):
                 state.done = state.stopped = True
             else:
@@ -200,16 +200,16 @@ class PlannerState:
         self.text = model.planner.encode_text(tokens, self.mask)
         self.history = model.planner.history.first(len(tokens))[:, None]
 
-    def scores(self, rows: Tensor, rgb: Tensor, seen: Seen, waypoints: Sequence[Candidates]) -> Tensor:
+    def scores(self, rows: Tensor, rgb: Tensor, features: PanoramaFeatures, waypoints: Sequence[Candidates]) -> Tensor:
         """Score the waypoints and, after the last of them, stopping -> (A, O); -inf for the rest.
 
         Args:
-            rows: (A,) indices of the active rows of the batch. rgb: (A, 12, W) of `Navigator.enter`.
+            rows: (A,) indices of the active rows of the batch. rgb: (A, 12, W) of `Navigator.fuse_rgb`.
         """
         history = self.history[rows]
         full = torch.ones(history.shape[:2], dtype=torch.bool, device=history.device)
-        seen_now = observation(rgb, seen.depth.mean(dim=(3, 4)), waypoints)
-        plan = self.model.planner(self.text[rows], self.mask[rows], history, full, seen_now)
+        tokens = observation(rgb, features.depth.mean(dim=(3, 4)), waypoints)
+        plan = self.model.planner(self.text[rows], self.mask[rows], history, full, tokens)
         return plan.scores  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
 
     def append_history(self, rows: Tensor, rgb: Tensor, angles: Tensor) -> None:

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from internvideo.data.settings import Settings
-from internvideo.tasks.navigation.model import Navigator, Seen
+from internvideo.tasks.navigation.model import Navigator, PanoramaFeatures
 from internvideo.tasks.navigation.rollout import (
     EpisodeState,
     ObservationEncoder,
@@ -45,7 +45,7 @@ class NavigationSettings(Settings):
     max_cache_size: int = Field(20_000, ge=0, description="poses whose features are kept")
 
 
-def readable(tokens: Tensor, settings: NavigationSettings) -> Tensor:
+def input_tokens(tokens: Tensor, settings: NavigationSettings) -> Tensor:
     """Return the agent's input tokens: the instruction, or `BLIND`."""
     return torch.full_like(tokens[:, :1], BLIND) if settings.blind else tokens
 
@@ -61,7 +61,7 @@ class NavigationStage(Stage[Navigator, NavigationSettings]):
         if settings.max_steps > model.config.planner.steps:
             raise ValueError(f"max_steps {settings.max_steps}, the planner remembers {model.config.planner.steps}")
         self.register_buffer("iteration", torch.zeros((), dtype=torch.int64))
-        for part in model.eyes():
+        for part in model.encoders():
             part.requires_grad_(False)
         self._encoder = ObservationEncoder(model, settings.max_cache_size)
         self._expert = ShortestPathExpert(settings.stop_within)
@@ -69,7 +69,7 @@ class NavigationStage(Stage[Navigator, NavigationSettings]):
     def train(self, mode: bool = True) -> NavigationStage:
         """Set the mode; the frozen feature extractors stay in evaluation mode."""
         super().train(mode)
-        for part in self.model.eyes():
+        for part in self.model.encoders():
             part.eval()
         return self
 
@@ -82,15 +82,17 @@ class NavigationStage(Stage[Navigator, NavigationSettings]):
     def forward(self, batch: NavigationBatch, generator: torch.Generator) -> dict[str, Tensor]:
         """Return "loss", "agreement" (rate of the agent agreeing with the teacher) and "decisions" per episode."""
         settings, share = self.settings, self.teacher_share
-        tokens = readable(batch.tokens, settings)
+        tokens = input_tokens(batch.tokens, settings)
         planner_state = PlannerState(self.model, tokens)
         losses: list[Tensor] = []
         agreed: list[Tensor] = []
 
-        def choose(active: Sequence[EpisodeState], seen: Seen, waypoints: Sequence[Candidates]) -> list[int]:
+        def choose(
+            active: Sequence[EpisodeState], features: PanoramaFeatures, waypoints: Sequence[Candidates]
+        ) -> list[int]:
             rows = torch.tensor([state.row for state in active], device=tokens.device)
-            rgb = self.model.enter(seen)
-            scores = planner_state.scores(rows, rgb, seen, waypoints)
+            rgb = self.model.fuse_rgb(features)
+            scores = planner_state.scores(rows, rgb, features, waypoints)
             right = [self._expert(*one) for one in zip(active, waypoints, strict=True)]
             target = torch.tensor(right, device=tokens.device)
             losses.append(F.cross_entropy(scores.float(), target, reduction="sum"))

@@ -68,9 +68,9 @@ def open_rows(manifest: Manifest, classes: tuple[str, ...], unknown: Path | None
         replace(manifest, rows=tuple(row for row in manifest.rows if is_unknown(row) == wanted))
         for wanted in (False, True)
     )
-    all_unknown = open_set.strangers(unknown_rows, manifest.root)
+    all_unknown = open_set.as_unknown(unknown_rows, manifest.root)
     if unknown is not None:
-        all_unknown += open_set.strangers(read_manifest(unknown).with_notes_logged(), manifest.root)
+        all_unknown += open_set.as_unknown(read_manifest(unknown).with_notes_logged(), manifest.root)
     return open_set.join(under_classes(known, classes), all_unknown)
 
 

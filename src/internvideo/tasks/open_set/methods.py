@@ -169,10 +169,10 @@ def judge_all(
     """
     mean, scale = train.mean(axis=0), train.std(axis=0) + 1e-6
     known, asked = (torch.from_numpy(((part - mean) / scale).astype(np.float32)) for part in (train, test))
-    said = {}
+    opinions = {}
     for name, method in METHODS.items():
         with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.no_grad():
             torch.manual_seed(learning.seed)
             judge = method(known, torch.from_numpy(labels), learning)
-            said[name] = (judge(known), judge(asked))
-    return said
+            opinions[name] = (judge(known), judge(asked))
+    return opinions

@@ -50,7 +50,7 @@ def is_unknown(row: Sample) -> bool:
     return row.attributes.get(KNOWN) == "no"
 
 
-def strangers(manifest: Manifest, root: Path) -> tuple[Sample, ...]:
+def as_unknown(manifest: Manifest, root: Path) -> tuple[Sample, ...]:
     """Convert all rows of a manifest to rows of unknown classes, with paths relative to `root`."""
     rows = []
     for row in manifest.rows:
@@ -62,7 +62,7 @@ def strangers(manifest: Manifest, root: Path) -> tuple[Sample, ...]:
 
 
 def join(known: Manifest, unknown: Sequence[Sample]) -> Manifest:
-    """Join known rows and rows of `strangers` in one manifest; colliding ids get a prefix.
+    """Join known rows and rows of `as_unknown` in one manifest; colliding ids get a prefix.
 
     Raises:
         ManifestError: no known row, no unknown row, or a known row without label.
@@ -75,7 +75,7 @@ def join(known: Manifest, unknown: Sequence[Sample]) -> Manifest:
         found = "only unknown" if all(kinds) else "only known"
         advice = 'give --unknown-manifest MANIFEST, or rows the attribute "known": "no"'
         raise ManifestError(known.source, f"{found} rows", "known and unknown ones", advice)
-    check_labels(replace(both, rows=tuple(row for row, stranger in zip(both.rows, kinds, strict=True) if not stranger)))
+    check_labels(replace(both, rows=tuple(row for row, unknown in zip(both.rows, kinds, strict=True) if not unknown)))
     return both
 
 

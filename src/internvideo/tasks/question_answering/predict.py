@@ -60,18 +60,18 @@ def predict(
     sums = dict[str, Floats]()
 
     def ask(batch: Batch) -> dict[str, Tensor]:
-        seen = model.encode_video(model.normalize(batch.video))
-        for place, name in enumerate(batch.ids):
-            said = probabilities(model, seen[place : place + 1], [p.question for p in rows[name].qa], context)
-            sums[name] = sums[name] + said if name in sums else said
-        return {"seen": seen.features.float().abs().amax(dim=1)}
+        encoded = model.encode_video(model.normalize(batch.video))
+        for index, name in enumerate(batch.ids):
+            questions = [pair.question for pair in rows[name].qa]
+            sums[name] = sums.get(name, 0.0) + probabilities(model, encoded[index : index + 1], questions, context)
+        return {"features": encoded.features.float().abs().amax(dim=1)}
 
     views = run_clips(ask, inputs, NAME)
-    said = {name: value for share in distributed.collect(sums) for name, value in share.items()}
+    totals = {name: value for share in distributed.collect(sums) for name, value in share.items()}
     read = views.rows
     known = {answer: index for index, answer in enumerate(answers)}
     pairs = [pair for row in read for pair in row.qa]
-    scores = np.concatenate([said[row.id] for row in read]) / inputs.clips.num_views
+    scores = np.concatenate([totals[row.id] for row in read]) / inputs.clips.num_views
     _check_finite(scores, pairs)
     labels = np.asarray([known.get(pair.answer, IGNORE_INDEX) for pair in pairs], dtype=np.int64)
     top = np.argsort(-scores, axis=1, kind="stable")[:, :SHOWN]
@@ -94,12 +94,12 @@ def predict(
     return Predictions(NAME, arrays, protocol, views.coverage)
 
 
-def probabilities(model: VideoQuestionAnswering, seen: Any, questions: Sequence[str], context: int) -> Floats:
+def probabilities(model: VideoQuestionAnswering, encoded: Any, questions: Sequence[str], context: int) -> Floats:
     """Compute answer probabilities (K, A) of questions about one encoded video."""
     parts = []
     for start in range(0, len(questions), AT_ONCE):
-        tokens = question_tokens(questions[start : start + AT_ONCE], context).to(seen.features.device)
-        parts.append(model.forward_head(seen, tokens).scores.float().softmax(dim=1).cpu().numpy())
+        tokens = question_tokens(questions[start : start + AT_ONCE], context).to(encoded.features.device)
+        parts.append(model.forward_head(encoded, tokens).scores.float().softmax(dim=1).cpu().numpy())
     return cast(Floats, np.concatenate(parts))
 
 

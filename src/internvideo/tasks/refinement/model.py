@@ -258,12 +258,12 @@ class TCANet(nn.Module):
         encoded = self.encode(features, mask)
         lengths = None if mask is None else mask.sum(dim=1)
         factor = self.config.training_factor if self.training else self.config.inference_factor
-        said = []
+        outputs = []
         for regressor in self.regressors:
             ends, center, quality = regressor(encoded, video, proposals, lengths)
-            said.append(Refined(proposals, ends, center, quality))
+            outputs.append(Refined(proposals, ends, center, quality))
             proposals = regressor.refine(proposals, ends, center, factor).detach()  # type: ignore[operator]  # a BoundaryRegressor
-        return said, proposals
+        return outputs, proposals
 
 
 MODELS = {

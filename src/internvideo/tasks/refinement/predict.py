@@ -61,9 +61,9 @@ def refine(
     step = model.config.seconds_per_feature
     places = torch.from_numpy(made.positions(proposals.spans)).float().to(device) * step
     rows = torch.zeros(len(places), dtype=torch.long, device=device)
-    said, refined = model(made.values[None].to(device), rows, places)
+    outputs, refined = model(made.values[None].to(device), rows, places)
     spans = made.seconds((refined.double().cpu() / step).numpy())
-    scores = proposals.scores * said[-1].quality.double().sigmoid().cpu().numpy() ** quality_power
+    scores = proposals.scores * outputs[-1].quality.double().sigmoid().cpu().numpy() ** quality_power
     inside = spans[:, 1] > spans[:, 0]
     return Segments(spans[inside], scores[inside], proposals.labels[inside])
 

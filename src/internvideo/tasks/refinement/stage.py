@@ -56,9 +56,9 @@ class RefinementStage(Stage[TCANet, RefinementSettings]):
         video = torch.repeat_interleave(torch.arange(len(batch)), torch.tensor(counts))
         video = video.to(batch.features.device, non_blocking=True)
         proposals = torch.cat(batch.proposals) * step
-        said, _ = self.model(batch.features, video, proposals, batch.mask)
+        outputs, _ = self.model(batch.features, video, proposals, batch.mask)
         total: dict[str, Tensor] = {}
-        for regressor, threshold in zip(said, self.model.config.thresholds, strict=True):
+        for regressor, threshold in zip(outputs, self.model.config.thresholds, strict=True):
             found = map(best_truths, regressor.proposals.split(counts), (truths * step for truths in batch.segments))
             truth, overlap = map(torch.cat, zip(*found, strict=True))
             losses = refinement_loss(

@@ -77,14 +77,14 @@ def boxes_to_test(trained: Trained, rows: Manifest, form: ClipForm, settings: Bo
 def draw(
     tested: Tested,
     rows: Manifest,
-    said: Callable[[int], Sequence[str]],
+    box_labels: Callable[[int], Sequence[str]],
     truth: Callable[[object_boxes.ObjectFrame], str],
     target: Path,
 ) -> None:
     """Plot key frames, spread evenly over the split, with every tested box.
 
     Args:
-        said: key frame -> label of each of its boxes. truth: ground truth of a frame as text, for its title.
+        box_labels: key frame -> label of each of its boxes. truth: ground truth of a frame as text, for its title.
     """
     panels = []
     for index in np.unique(np.linspace(0, len(tested.frames) - 1, SHOWN).round().astype(int)).tolist():
@@ -94,8 +94,8 @@ def draw(
                 picture = video.frames_at([min(frame.time, video.info.duration)])[0]
         except VideoError:
             continue
-        lines = said(index)
-        told = [(corners, [line]) for corners, line in zip(boxes.tolist(), lines, strict=False)]
-        panels.append(figures.BoxedFrame(picture, told, [], f"{frame.row.id}: {truth(frame)}"))
+        lines = box_labels(index)
+        labeled = [(corners, [line]) for corners, line in zip(boxes.tolist(), lines, strict=False)]
+        panels.append(figures.BoxedFrame(picture, labeled, [], f"{frame.row.id}: {truth(frame)}"))
     if panels:
         write_picture(target, lambda: figures.frames_with_boxes(panels))

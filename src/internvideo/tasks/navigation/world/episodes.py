@@ -70,20 +70,20 @@ def read_episodes(path: Path, split: str) -> tuple[Episode, ...]:
 
 
 def _episode(row: Sample, split: str) -> Episode:
-    told = {name: untrusted.parse_json(value) for name, value in row.attributes.items()}
-    x, y, height = from_habitat(told["start_position"])
-    path = [from_habitat(point) for point in told.get("locations", told.get("reference_path", []))]
+    attributes = {name: untrusted.parse_json(value) for name, value in row.attributes.items()}
+    x, y, height = from_habitat(attributes["start_position"])
+    path = [from_habitat(point) for point in attributes.get("locations", attributes.get("reference_path", []))]
     return Episode(
         id=row.id,
         scene=row.path,
         split=split,
-        start=Pose(x, y, heading_of(told["start_rotation"]), height),
-        goal=from_habitat(told["goal"]) if "goal" in told else None,
-        radius=told.get("radius", 3.0),
+        start=Pose(x, y, heading_of(attributes["start_rotation"]), height),
+        goal=from_habitat(attributes["goal"]) if "goal" in attributes else None,
+        radius=attributes.get("radius", 3.0),
         instruction=row.captions[0],
         trajectory=row.group or row.id,
         path=np.array(path, dtype=np.float64).reshape(-1, 3),
-        geodesic=told.get("distance"),
+        geodesic=attributes.get("distance"),
     )
 
 
@@ -161,23 +161,23 @@ def draw_episodes(
         name = names[(trajectory - first) // settings.paraphrases % len(names)]
         drawn = draw_trajectory(houses[name], rng, settings.trajectory)
         walked = follow(houses[name].ground, drawn.start, drawn.goal)
-        said: list[str] = []
+        instructions: list[str] = []
         for _ in range(min(settings.paraphrases, count - len(episodes))):
-            said.append(_another(drawn.route, said, rng))
+            instructions.append(_another(drawn.route, instructions, rng))
             episode = Episode(
                 id=str(first + len(episodes)), scene=name, split=split, start=drawn.start, goal=drawn.goal,
-                radius=settings.trajectory.radius, instruction=said[-1], trajectory=str(trajectory), path=drawn.path,
-                geodesic=drawn.geodesic,
+                radius=settings.trajectory.radius, instruction=instructions[-1], trajectory=str(trajectory),
+                path=drawn.path, geodesic=drawn.geodesic,
             )  # fmt: skip
             truths[episode.id] = walked
             episodes.append(episode)
     return episodes, truths
 
 
-def _another(route: Route, said: Sequence[str], rng: np.random.Generator) -> str:
+def _another(route: Route, instructions: Sequence[str], rng: np.random.Generator) -> str:
     """Generate a sentence that differs from earlier ones, if a few tries find one."""
     tries = [say(route, rng) for _ in range(8)]
-    return next((text for text in tries if text not in said), tries[0])
+    return next((text for text in tries if text not in instructions), tries[0])
 
 
 def write_episodes(folder: Path, split: str, episodes: Sequence[Episode], truths: Mapping[str, Followed]) -> Path:
