@@ -90,7 +90,7 @@ def test_an_index_is_read_with_its_grid_and_actions(tmp_path: Path) -> None:
     assert (video.fps, video.stride, video.window) == (8.0, 4.0, 4.0)
     made = sequence(video, FeatureSettings())
     np.testing.assert_allclose(
-        made.steps(video.spans, video.fps), (video.spans * video.fps - 0.5 * video.window) / video.stride
+        made.grid.steps(video.spans), (video.spans * video.fps - 0.5 * video.window) / video.stride
     )
     assert len(features.subset("TEST")) == 4
     with pytest.raises(ManifestError, match="train"):
@@ -178,10 +178,10 @@ def test_a_stretched_sequence_has_the_stretched_grid(tmp_path: Path) -> None:
     video = read_feature_set(world(tmp_path)).videos[0]
     made = sequence(video, FeatureSettings(resized=64))
     assert made.values.shape == (4, 64)
-    assert made.stride == pytest.approx(video.duration * video.fps / 64)
-    assert made.steps(np.asarray([video.duration / 2]), video.fps)[0] == pytest.approx(31.5)
+    assert made.grid.stride == pytest.approx(video.duration * video.fps / 64)
+    assert made.grid.steps(np.asarray([video.duration / 2]))[0] == pytest.approx(31.5)
     released = sequence(video, FeatureSettings(resized=64, resized_window=16))
-    assert released.window == pytest.approx(16 * released.stride)
+    assert released.grid.window == pytest.approx(16 * released.grid.stride)
 
 
 @pytest.mark.parametrize("start", [0, 1])

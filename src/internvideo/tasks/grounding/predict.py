@@ -19,7 +19,6 @@ from internvideo.tasks.grounding.model import Grounder, likely_spans
 from internvideo.tasks.table import MetricValues, Predictions, Result
 from internvideo.tasks.temporal_localization.data import FeatureSettings, sequence
 from internvideo.tasks.temporal_localization.predict import check_width, feature_facts
-from internvideo.tasks.temporal_localization.segment_decoding import FeatureGrid
 
 NAME = "grounding"
 OVERLAPS, FIRST = (0.3, 0.5), (1, 5)
@@ -108,7 +107,6 @@ def _find(
     video = queries.features.videos[numbers[0]]
     made = sequence(video, settings)
     check_width(video, made.values, model.config.input_width)
-    grid = FeatureGrid(video.fps, made.stride, made.window, video.duration)
     asked = words.batch([queries.queries[number].text for number in numbers], model.config.words).to(device)
     with torch.no_grad():
         mask = torch.ones(1, made.values.shape[1], dtype=torch.bool, device=device)
@@ -117,7 +115,7 @@ def _find(
     rows = []
     for start, end in zip(result.start.float(), result.end.float(), strict=True):
         steps, scores = likely_spans(start, end, spans, nms_threshold)
-        rows.append((grid.to_seconds(steps), scores))
+        rows.append((made.grid.to_seconds(steps), scores))
     return rows
 
 

@@ -33,6 +33,7 @@ from internvideo.tasks.temporal_localization.data import (
     SequenceLoader,
     sequence,
 )
+from internvideo.tasks.temporal_localization.feature_index import FeatureGrid
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -194,34 +195,29 @@ class WholeSequence:
     position 0 is second 0.
 
     Attributes:
-        values: (C, T). fps, stride, window, duration: as in `FeatureVideo`. added: steps of padding at the start.
+        values: (C, T). grid: of the features without padding. added: steps of padding at the start.
     """
 
     values: Tensor
-    fps: float
-    stride: float
-    window: float
-    duration: float
+    grid: FeatureGrid
     added: int
 
     def positions(self, seconds: Floats) -> Floats:
         """Convert seconds to positions."""
-        result: Floats = (seconds * self.fps - 0.5 * self.window) / self.stride + 0.5 + self.added
+        result: Floats = self.grid.steps(seconds) + 0.5 + self.added
         return result
 
     def seconds(self, positions: Floats) -> Floats:
         """Convert positions to seconds, clipped to the video."""
-        unclipped = ((positions - 0.5 - self.added) * self.stride + 0.5 * self.window) / self.fps
-        result: Floats = np.clip(unclipped, 0.0, self.duration)
-        return result
+        return self.grid.to_seconds(positions - 0.5 - self.added)
 
 
 def whole_sequence(video: FeatureVideo, settings: FeatureSettings) -> WholeSequence:
     """Read the features of a video and pad them to cover it. Raises RunError: features cannot be read."""
     windows = sequence(video, settings)
-    added = math.ceil(max(windows.window / windows.stride - 1.0, 0.0) / 2)
+    added = math.ceil(max(windows.grid.window / windows.grid.stride - 1.0, 0.0) / 2)
     values = torch.nn.functional.pad(windows.values[None], (added, added), mode="replicate")[0]
-    return WholeSequence(values, video.fps, windows.stride, windows.window, video.duration, added)
+    return WholeSequence(values, windows.grid, added)
 
 
 def jittered(spans: Tensor, share: float, rng: np.random.RandomState) -> Tensor:

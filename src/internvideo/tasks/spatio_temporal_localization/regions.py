@@ -6,22 +6,15 @@ Boxes are (x1, y1, x2, y2) in pixels of the clip unless noted otherwise.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from importlib import import_module
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from internvideo.models.module import Dropout, Linear, Module
-
-
-class RoIAlign(Protocol):
-    """As `roi_align`."""
-
-    def __call__(self, features: Tensor, clip: Tensor, boxes: Tensor, *, bins: int, scale: float) -> Tensor:
-        """(B, D, H', W'), (R,), (R, 4) -> (R, D, P, P)."""
 
 
 def widen_boxes(boxes: Tensor, size: tuple[float, float], *, width: float = 0.1, height: float = 0.05) -> Tensor:
@@ -115,7 +108,7 @@ def torchvision_roi_align(
 
 
 @cache
-def chosen_roi_align() -> RoIAlign:
+def chosen_roi_align() -> Callable[..., Tensor]:
     """Return torchvision's RoIAlign if importable, else the one of this module; their results agree."""
     try:
         import_module("torchvision.ops")

@@ -78,16 +78,10 @@ class FeatureVideo:
 
 @dataclass(frozen=True)
 class FeatureSequence:
-    """Model input: features (C, T) float32, with their stride and window in frames."""
+    """Model input: features (C, T) float32, and their grid."""
 
     values: Tensor
-    stride: float
-    window: float
-
-    def steps(self, seconds: Floats, fps: float) -> Floats:
-        """Convert seconds to feature steps (float)."""
-        result: Floats = (seconds * fps - 0.5 * self.window) / self.stride
-        return result
+    grid: feature_index.FeatureGrid
 
 
 @dataclass(frozen=True)
@@ -243,17 +237,18 @@ def load(video: FeatureVideo) -> NDArray[np.float32]:
 def sequence(video: FeatureVideo, settings: FeatureSettings) -> FeatureSequence:
     """Read the whole sequence of a video, interpolated if `settings.resized` is set. Raises RunError."""
     values = torch.from_numpy(load(video)).T.contiguous()
+    grid = feature_index.FeatureGrid(video.fps, video.stride, video.window, video.duration)
     if settings.resized is None:
-        return FeatureSequence(values, video.stride, video.window)
+        return FeatureSequence(values, grid)
     values = torch.nn.functional.interpolate(values[None], settings.resized, mode="linear", align_corners=False)[0]
     stride = video.duration * video.fps / settings.resized
-    return FeatureSequence(values, stride, stride * settings.resized_window)
+    return FeatureSequence(values, replace(grid, stride=stride, window=stride * settings.resized_window))
 
 
 def actions(video: FeatureVideo, features: FeatureSequence, settings: FeatureSettings) -> tuple[Tensor, Tensor]:
     """Return spans (G, 2) in steps and classes (G,) of the actions that start inside the features, clipped to them."""
     length = features.values.shape[1]
-    spans = features.steps(video.spans, video.fps)
+    spans = features.grid.steps(video.spans)
     inside = spans[:, 0] < length
     spans = np.minimum(spans[inside], float(length))
     labels = np.zeros(len(spans), dtype=np.int64) if settings.class_agnostic else video.labels[inside]

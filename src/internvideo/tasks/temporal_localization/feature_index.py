@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,7 @@ from internvideo.datasets.activitynet import AMBIGUOUS
 from internvideo.errors import ManifestError, shown
 from internvideo.terminal import LOGGER
 
+Floats = NDArray[np.float64]
 Second = Annotated[float, Field(gt=-1e7, lt=1e7)]
 
 
@@ -51,6 +53,31 @@ class Index(BaseModel):
     classes: list[str] | None = None
 
 
+@dataclass(frozen=True)
+class FeatureGrid:
+    """Temporal positions of features in a video.
+
+    Attributes:
+        fps: frames per second. stride: frames from one window to the next. window: frames of a window.
+        duration: of the video, seconds.
+    """
+
+    fps: float
+    stride: float
+    window: float
+    duration: float
+
+    def steps(self, seconds: Floats) -> Floats:
+        """Convert seconds to feature steps (float)."""
+        result: Floats = (seconds * self.fps - 0.5 * self.window) / self.stride
+        return result
+
+    def to_seconds(self, steps: Floats) -> Floats:
+        """Convert feature steps to seconds, clipped to the video."""
+        result: Floats = np.clip((steps * self.stride + 0.5 * self.window) / self.fps, 0.0, self.duration)
+        return result
+
+
 def drop_invalid_segments(entries: Mapping[str, Entry], classes: Collection[str], source: Path) -> None:
     """Remove what published loaders skip: segments without duration, and ambiguous ones unless that is a class."""
     skipped: Counter[str] = Counter()
@@ -77,7 +104,7 @@ def classes_of(entries: Mapping[str, Entry]) -> list[str]:
     return [name_of.get(number, f"class {number}") for number in range(max(name_of) + 1)]
 
 
-def check_ends(starts: Sequence[tuple[NDArray[np.float64], float]], source: Path) -> None:
+def check_ends(starts: Sequence[tuple[Floats, float]], source: Path) -> None:
     """Report actions that start after the end of their video; `starts` has starts and duration (s) of each video.
 
     Raises:

@@ -21,7 +21,7 @@ from internvideo.tasks.table import MetricValues, Predictions, Result
 from internvideo.tasks.temporal_localization.data import FeatureSet, FeatureSettings, FeatureVideo, sequence
 from internvideo.tasks.temporal_localization.model import ActionFormer
 from internvideo.tasks.temporal_localization.nms import fuse_class_scores
-from internvideo.tasks.temporal_localization.segment_decoding import DecodingSettings, FeatureGrid, detect
+from internvideo.tasks.temporal_localization.segment_decoding import DecodingSettings, detect
 
 NAME = "temporal_localization"
 FUSED_CLASSES = 2
@@ -81,8 +81,7 @@ def find_segments(
     """
     made = sequence(video, settings)
     check_width(video, made.values, model.config.input_width)
-    grid = FeatureGrid(video.fps, made.stride, made.window, video.duration)
-    found = Segments(*detect(model, made.values.to(device), grid, decoding))
+    found = Segments(*detect(model, made.values.to(device), made.grid, decoding))
     if class_scores is None:
         return found
     return Segments(*fuse_class_scores(found.spans, found.scores, class_scores, num_classes=FUSED_CLASSES))

@@ -11,31 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from internvideo.tasks.temporal_localization.feature_index import FeatureGrid as FeatureGrid
 from internvideo.tasks.temporal_localization.model import ActionFormer, Detection
 from internvideo.tasks.temporal_localization.nms import SuppressionSettings, soft_nms
 
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class FeatureGrid:
-    """Temporal positions of features in a video.
-
-    Attributes:
-        fps: frames per second. stride: frames from one window to the next. window: frames of a window.
-        duration: of the video, seconds.
-    """
-
-    fps: float
-    stride: float
-    window: float
-    duration: float
-
-    def to_seconds(self, steps: Floats) -> Floats:
-        """Convert feature steps to seconds, clipped to the video."""
-        result: Floats = np.clip((steps * self.stride + 0.5 * self.window) / self.fps, 0.0, self.duration)
-        return result
 
 
 @dataclass(frozen=True)

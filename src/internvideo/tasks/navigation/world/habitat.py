@@ -8,8 +8,8 @@ passes a function that opens a scene.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -21,48 +21,25 @@ RGB, DEPTH = "rgb", "depth"
 """Names of the two sensors: 90 degrees wide, level, 1.25 m above the agent's feet."""
 
 
-class PathFinder(Protocol):
-    """The part of habitat_sim.nav.PathFinder used here."""
-
-    def try_step(self, start: Any, end: Any) -> Any:
-        """Return the end of a step from start towards end, sliding along obstacles."""
-
-    def is_navigable(self, point: Any) -> bool:
-        """Return whether the agent can stand at a point."""
-
-
-class Simulator(Protocol):
-    """The part of habitat-lab's HabitatSim used here."""
-
-    @property
-    def pathfinder(self) -> PathFinder:
-        """The navigation mesh."""
-
-    def get_observations_at(
-        self, position: list[float], rotation: list[float], keep_agent_at_new_pose: bool = False
-    ) -> Mapping[str, Any] | None:
-        """Render the sensors at a position and quaternion (x, y, z, w); None where the position is invalid."""
-
-    def geodesic_distance(self, position_a: list[float], position_b: list[float]) -> float:
-        """Path length over the navigation mesh, m; inf if there is no path."""
-
-
 class Habitat(NavEnv):
     """A `NavEnv` over a habitat simulator; scanned houses are static.
 
     Args:
         open_scene: gives the simulator of an episode's scene; called when an episode's scene differs from the last.
+            Its calls (habitat-lab's HabitatSim): get_observations_at(position, rotation, keep_agent_at_new_pose=False),
+            which is None at an invalid position, geodesic_distance(a, b), pathfinder.try_step(start, end) and
+            pathfinder.is_navigable(point), with positions [X, Y, Z] and quaternions [x, y, z, w].
         largest_depth: meters of depth 1.0. Depth sensors with normalize_depth on give shares already: pass None.
     """
 
-    def __init__(self, open_scene: Callable[[str], Simulator], largest_depth: float | None = None) -> None:
+    def __init__(self, open_scene: Callable[[str], Any], largest_depth: float | None = None) -> None:
         super().__init__()
         self._open_scene, self._largest_depth = open_scene, largest_depth
         self._scene = ""
-        self._simulator: Simulator | None = None
+        self._simulator: Any = None
 
     @property
-    def simulator(self) -> Simulator:
+    def simulator(self) -> Any:
         """The open scene. Raises ValueError before the first reset."""
         if self._simulator is None:
             raise ValueError("reset comes first")
