@@ -105,10 +105,11 @@ def write_demo_report(output: Path, data: DemoData, device: str, clock: Clock) -
     more, measures = language_tasks(output, language, test, data.zero_shot, settings)
     rows = _ablation(results, len(test.classes))
     reverse = _reverse(trained["interaction"], test, settings) if data.world else None
+    better = max(("masked", "multimodal"), key=lambda name: results[name]["figures"]["top1"])
     gaps = {
         "pretraining": recognition.difference(tables["masked"], tables["masked_scratch"]),
         "interaction": recognition.difference(tables["interaction"], tables["ensemble"]),
-        "ensemble": recognition.difference(tables["ensemble"], _better(tables)),
+        "ensemble": recognition.difference(tables["ensemble"], tables[better]),
         "ridge": recognition.difference(tables["masked"], tables["ridge"]),
     }
     zero = _zero_shot(shot, len(test))
@@ -169,11 +170,6 @@ def _ridge(data: DemoData, test: Manifest, like: Predictions) -> Predictions:
     arrays |= {"sample": like["sample"][first], "view": like["view"][first]}
     baseline = {"model": f"ridge regression on pixels, regularization {ridge.regularization:g}", "weights_sha256": ""}
     return Predictions(like.task, {**arrays, "logits:logits": scores}, {**like.protocol, **baseline}, like.coverage)
-
-
-def _better(tables: Mapping[str, Predictions]) -> Predictions:
-    """Return the predictions of the better encoder of the ensemble."""
-    return max((tables["masked"], tables["multimodal"]), key=lambda table: recognition.score(table)["figures"]["top1"])
 
 
 def _ablation(results: Mapping[str, Result], classes: int) -> list[report.AblationRow]:

@@ -64,7 +64,9 @@ def examine(seconds: float = 1.0) -> Iterator[Check]:
     Args:
         seconds: duration of each measurement of decoding speed.
     """
-    yield _versions()
+    python = f"Python {platform.python_version()}, {platform.system()} {platform.machine()}"
+    libraries = f"NumPy {np.__version__}, torch {torch.__version__}"
+    yield Check("internvideo", "ok", f"{__version__}, {python}, {libraries}")
     yield _device()
     yield _memory()
     yield _threads()
@@ -74,11 +76,6 @@ def examine(seconds: float = 1.0) -> Iterator[Check]:
     yield _cache()
     for extra in EXTRAS:
         yield _second_decoder(extra) if extra == "torchcodec" else _extra(extra)
-
-
-def _versions() -> Check:
-    python = f"Python {platform.python_version()}, {platform.system()} {platform.machine()}"
-    return Check("internvideo", "ok", f"{__version__}, {python}, NumPy {np.__version__}, torch {torch.__version__}")
 
 
 def _device() -> Check:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from internvideo.cli.options import Json, named_files
+from internvideo.cli.options import Json, named_files, numbers
 from internvideo.terminal import tell
 
 
@@ -47,15 +47,6 @@ def ensemble(
         raise RunError("--pool", f"found '{mode}'", "views, models")
     if weights is not None and mode == "views":
         raise RunError("--weights", "views are pooled without weights", "--pool models")
-    numbers = None if weights is None else _numbers(weights)
-    path = combine_files(named_files(tables), output, weights=numbers, keep="views" if mode == "views" else "models")
+    shares = None if weights is None else numbers("--weights", weights, "numbers above 0, such as 0.6,0.4")
+    path = combine_files(named_files(tables), output, weights=shares, keep="views" if mode == "views" else "models")
     tell({"table": path}, f"table: {path}")
-
-
-def _numbers(text: str) -> list[float]:
-    from internvideo.errors import RunError
-
-    try:
-        return [float(part) for part in text.replace(",", " ").split()]
-    except ValueError:
-        raise RunError("--weights", f"found '{text}'", "numbers above 0, such as 0.6,0.4") from None

@@ -80,7 +80,8 @@ def index(
     else:
         model = options.open_model(encoder, weights, device, precision)
         found = (output / FILE).is_file()
-        lengths = _seconds(scales) if not found else Collection.open(output).store.scales
+        wanted = options.numbers("--scales", scales, "comma-separated seconds, such as 2,8,30")
+        lengths = wanted if not found else Collection.open(output).store.scales
         kind = storage if not found else Collection.open(output).store.storage
         collection = Collection.create(output, model, scales=lengths, storage=kind)  # type: ignore[arg-type]  # checked there
         source = {"source": _absolute(encoder), **({} if weights is None else {"weights": _absolute(weights)})}
@@ -120,15 +121,6 @@ def index(
         f"use it: internvideo search {output} {query}",
     )
     collection.close()
-
-
-def _seconds(text: str) -> list[float]:
-    from internvideo.errors import RecipeError
-
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError as error:
-        raise RecipeError("--scales", repr(text), "comma-separated seconds, such as 2,8,30") from error
 
 
 def _absolute(source: str) -> str:

@@ -118,6 +118,14 @@ def whole_numbers(option: str, text: str) -> tuple[int, ...]:
     return tuple(map(int, parts))
 
 
+def numbers(option: str, text: str, expected: str) -> list[float]:
+    """Parse comma-separated numbers. Raises RecipeError for anything else."""
+    try:
+        return [float(part) for part in text.replace(",", " ").split()]
+    except ValueError as error:
+        raise RecipeError(option, repr(text), expected) from error
+
+
 def unread(context: typer.Context, lacking: str, *names: str) -> None:
     """Raise RecipeError for an option that was given though what it belongs to is `lacking`, such as --data."""
     for name in names:

@@ -57,14 +57,9 @@ def clip_protocol(sampler: FrameSampler, transform: EvalTransform, *, single_fra
     if single_frame:
         return ClipProtocol(1, transform.size, 1, transform.num_crops, "middle frame", resizing=transform.resizing)
     num_clips = len(sampler.test(16 * sampler.frames))
-    return ClipProtocol(
-        sampler.frames, transform.size, num_clips, transform.num_crops, _as_text(sampler), resizing=transform.resizing
-    )
-
-
-def _as_text(sampler: FrameSampler) -> str:
-    """Return the sampling rule as saved tables have it."""
-    return repr(sampler).replace("num_clips=", "views=")
+    sampling = repr(sampler).replace("num_clips=", "views=")  # as saved tables have it
+    size, crops = transform.size, transform.num_crops
+    return ClipProtocol(sampler.frames, size, num_clips, crops, sampling, resizing=transform.resizing)
 
 
 class ClipSource(Protocol):

@@ -26,7 +26,6 @@ from internvideo.errors import ManifestError, RecipeError
 from internvideo.tasks.temporal_localization.data import (
     FeatureSet,
     FeatureSettings,
-    FeatureVideo,
     SequenceLoader,
     read_feature_set,
 )
@@ -106,7 +105,9 @@ def read_query_set(
             continue
         queries.append(query)
         names.append(video.id)
-        videos.append(_with_answer(video, row, span))
+        spans = np.asarray([] if span is None else [span], dtype=np.float64).reshape(-1, 2)
+        labels = np.zeros(len(spans), dtype=np.int64)
+        videos.append(replace(video, id=row.id, subset=row.split or "", spans=spans, labels=labels))
     if not queries:
         found = f"the videos of {len(missing)} queries have no features in {settings.features}"
         raise ManifestError(path, found, "features named as the video files", "run `internvideo extract` on the videos")
@@ -127,11 +128,6 @@ def _query(row: Sample, path: Path) -> tuple[Query, tuple[float, float] | None]:
     clip = attributes.get("clip_uid", Path(row.path).stem)
     query = Query(row.id, row.captions[0], clip, attributes.get("annotation_uid", row.id), int(number))
     return query, next(((part.start, part.end) for part in row.segments), None)
-
-
-def _with_answer(video: FeatureVideo, row: Sample, span: tuple[float, float] | None) -> FeatureVideo:
-    spans = np.asarray([] if span is None else [span], dtype=np.float64).reshape(-1, 2)
-    return replace(video, id=row.id, subset=row.split or "", spans=spans, labels=np.zeros(len(spans), dtype=np.int64))
 
 
 def answered(queries: QuerySet) -> QuerySet:

@@ -30,7 +30,6 @@ from internvideo.tasks.navigation.stage import NavigationSettings, input_tokens
 from internvideo.tasks.navigation.waypoints import Candidates
 from internvideo.tasks.navigation.world.batch import NavigationBatch
 from internvideo.tasks.navigation.world.instructions import told_by_motion
-from internvideo.tasks.navigation.world.protocol import Episode
 from internvideo.tasks.protocol import weights_hash
 from internvideo.tasks.table import MetricValues, Predictions, Result
 
@@ -117,7 +116,9 @@ def predict(
     for name in (AGENT, *agents):
         encoder = ObservationEncoder(model, settings.max_cache_size, frames=None if name == AGENT else 1)
         for index, batch in enumerate(batches()):
-            _check(batch.episodes)
+            for one in batch.episodes:
+                if one.goal is None or not len(one.path):
+                    raise ManifestError(f"episode {one.id}", "no goal or no reference path", "a split with both")
             here = batch.to(device)
             policy = (
                 planner_policy(model, input_tokens(here.tokens, settings)) if name == AGENT else agents[name](index)
@@ -137,12 +138,6 @@ def predict(
     return Predictions(NAME, _arrays(walks), protocol, {"asked": count, "read": count, "unreadable": []})
 
 
-def _check(episodes: Sequence[Episode]) -> None:
-    for episode in episodes:
-        if episode.goal is None or not len(episode.path):
-            raise ManifestError(f"episode {episode.id}", "no goal or no reference path", "a split that can be scored")
-
-
 def distances(state: EpisodeState) -> Floats:
     """Compute the geodesic distances (n,) in meters from all poses to the goal; `env` must hold the episode."""
     goal, known = state.episode.goal, dict[tuple[float, ...], float]()
@@ -158,7 +153,7 @@ def _arrays(walks: Sequence[tuple[str, EpisodeState, Floats]]) -> dict[str, NDAr
     episodes = [state.episode for _, state, _ in walks]
     agents = list(dict.fromkeys(name for name, _, _ in walks))
     positions = [np.asarray([pose.position for pose, _ in state.trajectory]) for _, state, _ in walks]
-    references = [_with_height(episode.path) for episode in episodes]
+    references = [np.pad(episode.path, ((0, 0), (0, 3 - episode.path.shape[1]))) for episode in episodes]
     return {
         "agents": np.asarray(agents),
         "agent": np.asarray([agents.index(name) for name, _, _ in walks]),
@@ -177,10 +172,6 @@ def _arrays(walks: Sequence[tuple[str, EpisodeState, Floats]]) -> dict[str, NDAr
         "references": np.concatenate(references),
         "reference_counts": np.asarray([len(one) for one in references]),
     }
-
-
-def _with_height(path: Floats) -> Floats:
-    return path if path.shape[1] == 3 else np.concatenate([path, np.zeros((len(path), 1))], axis=1)
 
 
 def walked_of(table: Predictions) -> list[tuple[Walked, Floats]]:

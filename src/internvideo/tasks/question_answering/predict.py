@@ -7,7 +7,7 @@ evaluated in a table of its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -16,7 +16,6 @@ from torch import Tensor
 
 from internvideo import distributed
 from internvideo.data.batch import Batch
-from internvideo.data.sample import QA
 from internvideo.errors import RunError
 from internvideo.metrics.classification import IGNORE_INDEX, label_ranks
 from internvideo.models.heads import VideoQuestionAnswering
@@ -72,7 +71,9 @@ def predict(
     known = {answer: index for index, answer in enumerate(answers)}
     pairs = [pair for row in read for pair in row.qa]
     scores = np.concatenate([totals[row.id] for row in read]) / inputs.clips.num_views
-    _check_finite(scores, pairs)
+    for index in np.flatnonzero(~np.isfinite(scores).all(axis=1)):
+        found = f"scores of {pairs[index].question!r} are NaN"
+        raise RunError("model", found, "finite numbers", "check the weights")
     labels = np.asarray([known.get(pair.answer, IGNORE_INDEX) for pair in pairs], dtype=np.int64)
     top = np.argsort(-scores, axis=1, kind="stable")[:, :SHOWN]
     prior = commonest or {}
@@ -103,12 +104,6 @@ def probabilities(model: VideoQuestionAnswering, encoded: Any, questions: Sequen
     return cast(Floats, np.concatenate(parts))
 
 
-def _check_finite(scores: Floats, pairs: Sequence[QA]) -> None:
-    bad = np.flatnonzero(~np.isfinite(scores).all(axis=1))
-    if len(bad):
-        raise RunError("model", f"scores of {pairs[bad[0]].question!r} are NaN", "finite numbers", "check the weights")
-
-
 def _ranks(scores: Floats, labels: NDArray[np.int64]) -> NDArray[np.int64]:
     ranks = np.full(len(labels), -1, dtype=np.int64)
     known = labels != IGNORE_INDEX
@@ -133,7 +128,10 @@ def score(table: Predictions) -> Result:
         if counted.any():
             metrics.add_mean(name, hits[counted], video[counted])
 
-    for name, hits in (("accuracy", hits_at(table, 1)), ("top5", hits_at(table, 5)), *_prior(table)):
+    columns = {"accuracy": hits_at(table, 1), "top5": hits_at(table, 5)}
+    if "commonest" in table.arrays:
+        columns["accuracy_commonest"] = table["commonest"] == table["answer"]
+    for name, hits in columns.items():
         add(name, hits, everything)
         add(f"{name}_in_vocabulary", hits, known)
     add("answerable", known, everything)
@@ -147,8 +145,3 @@ def hits_at(table: Predictions, k: int) -> Bools:
     ranks = table["rank"]
     result: Bools = (ranks >= 0) & (ranks < k)
     return result
-
-
-def _prior(table: Predictions) -> Iterator[tuple[str, Bools]]:
-    if "commonest" in table.arrays:
-        yield "accuracy_commonest", table["commonest"] == table["answer"]

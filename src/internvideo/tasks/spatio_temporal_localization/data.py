@@ -165,13 +165,9 @@ def targets_of(frame: KeyFrame, kept: Sequence[int], form: ClipForm) -> Tensor:
     """Return training targets (R, K) of the boxes `kept`: the key frame's targets, else its labels as 0 and 1."""
     if frame.targets is not None:
         return torch.from_numpy(frame.targets[list(kept)]).float()
-    return _targets([frame.labels[box] for box in kept], form.num_classes)
-
-
-def _targets(labels: Sequence[tuple[int, ...]], num_classes: int) -> Tensor:
-    targets = torch.zeros(len(labels), num_classes)
-    for row, box_labels in enumerate(labels):
-        targets[row, list(box_labels)] = 1.0
+    targets = torch.zeros(len(kept), form.num_classes)
+    for row, box in enumerate(kept):
+        targets[row, list(frame.labels[box])] = 1.0
     return targets
 
 

@@ -23,7 +23,7 @@ from internvideo.errors import ManifestError, RecipeError
 from internvideo.storage import alone_in, atomic_path
 from internvideo.tasks.navigation.world.follower import FORWARD, Followed, follow
 from internvideo.tasks.navigation.world.house import HouseSettings, draw_house
-from internvideo.tasks.navigation.world.instructions import Route, say, vocabulary
+from internvideo.tasks.navigation.world.instructions import say, vocabulary
 from internvideo.tasks.navigation.world.protocol import Episode, Pose, Position
 from internvideo.tasks.navigation.world.scene import write_scene
 from internvideo.tasks.navigation.world.trajectories import TrajectorySettings, draw_trajectory
@@ -163,7 +163,8 @@ def draw_episodes(
         walked = follow(houses[name].ground, drawn.start, drawn.goal)
         instructions: list[str] = []
         for _ in range(min(settings.paraphrases, count - len(episodes))):
-            instructions.append(_another(drawn.route, instructions, rng))
+            tries = [say(drawn.route, rng) for _ in range(8)]  # one that differs from the earlier ones, if possible
+            instructions.append(next((text for text in tries if text not in instructions), tries[0]))
             episode = Episode(
                 id=str(first + len(episodes)), scene=name, split=split, start=drawn.start, goal=drawn.goal,
                 radius=settings.trajectory.radius, instruction=instructions[-1], trajectory=str(trajectory),
@@ -172,12 +173,6 @@ def draw_episodes(
             truths[episode.id] = walked
             episodes.append(episode)
     return episodes, truths
-
-
-def _another(route: Route, instructions: Sequence[str], rng: np.random.Generator) -> str:
-    """Generate a sentence that differs from earlier ones, if a few tries find one."""
-    tries = [say(route, rng) for _ in range(8)]
-    return next((text for text in tries if text not in instructions), tries[0])
 
 
 def write_episodes(folder: Path, split: str, episodes: Sequence[Episode], truths: Mapping[str, Followed]) -> Path:

@@ -142,29 +142,22 @@ class Camera:
         return found
 
     def _things(self, canvas: _Canvas, place: Floats, rays: Floats, v: Floats, time: int) -> None:
-        solids = _joined(_landmarks(self._scene, time), self._lintels)
+        solids = _Solids(*map(np.concatenate, zip(_landmarks(self._scene, time), self._lintels, strict=True)))
         cos, sin = np.cos(solids.turn), np.sin(solids.turn)
         away = solids.middle - place
         local = np.stack([cos * away[:, 0] + sin * away[:, 1], cos * away[:, 1] - sin * away[:, 0]], axis=1)
-        turned = np.stack(
-            [
-                cos[:, None] * rays[:, 0] + sin[:, None] * rays[:, 1],
-                cos[:, None] * rays[:, 1] - sin[:, None] * rays[:, 0],
-            ],
-            axis=-1,
-        )
+        cos, sin = cos[:, None], sin[:, None]
+        turned = np.stack([cos * rays[:, 0] + sin * rays[:, 1], cos * rays[:, 1] - sin * rays[:, 0]], axis=-1)
         near, far, axis = _slabs(local - solids.half, local + solids.half, turned)
         round_near, round_far = _circles(local, solids.half[:, 0], turned)
         near = np.where(solids.is_round[:, None], round_near, near)
         far = np.where(solids.is_round[:, None], round_far, far)
-        behind = canvas.depth.max(axis=1)
-        seen = np.isfinite(near) & (near < behind)
-        for number in np.nonzero(seen.any(axis=1))[0].tolist():
-            columns = np.nonzero(seen[number])[0]
-            tone = _tones(
-                solids, number, local[number], turned[number, columns], near[number, columns], axis[number, columns]
-            )
-            _lay(canvas, columns, near[number, columns], far[number, columns], v, solids, number, tone)
+        visible = np.isfinite(near) & (near < canvas.depth.max(axis=1))
+        for number in np.nonzero(visible.any(axis=1))[0].tolist():
+            columns = np.nonzero(visible[number])[0]
+            first, last = near[number, columns], far[number, columns]
+            tone = _tones(solids, number, local[number], turned[number, columns], first, axis[number, columns])
+            _lay(canvas, columns, first, last, v, solids, number, tone)
 
 
 def _lay(
@@ -262,10 +255,6 @@ def _lintels(walls: Walls) -> _Solids:
         np.full(count, DOOR_HEIGHT, np.float32), np.full(count, CEILING, np.float32), np.ones(count, np.float32),
         walls.lintel_colours, np.zeros(count, np.bool_),
     )  # fmt: skip
-
-
-def _joined(first: _Solids, second: _Solids) -> _Solids:
-    return _Solids(*(np.concatenate(pair) for pair in zip(first, second, strict=True)))
 
 
 def _painted(scene: Scene) -> tuple[Floats, Floats, NDArray[np.int32]]:

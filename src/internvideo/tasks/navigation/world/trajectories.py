@@ -147,15 +147,15 @@ def _passed(
     scene: Scene, path: NDArray[np.float64], goal: Landmark, rng: np.random.Generator, chance: float
 ) -> list[tuple[float, Leg]]:
     """Draw mentioned landmarks next to the path, at most one per room, with their distance from the start, m."""
-    steps = np.linalg.norm(np.diff(path, axis=0), axis=1)
-    walked = np.concatenate([[0.0], steps.cumsum()])
+    walked = _distances_along(path)
     at = np.linspace(0, walked[-1], max(2, round(walked[-1] / 0.05)))
     points = np.stack([np.interp(at, walked, path[:, axis]) for axis in (0, 1)], axis=1)
     rooms = np.array([-1 if (room := scene.room_at(*point)) is None else room for point in points])
     best: dict[int, tuple[float, float, Landmark]] = {}
     for thing in scene.landmarks:
         here = np.nonzero(rooms == thing.room)[0]
-        if thing is goal or not len(here) or _twin(scene, thing) is not None or _alike(thing, goal):
+        same = (thing.room, thing.shape, thing.colour) == (goal.room, goal.shape, goal.colour)
+        if same or not len(here) or _twin(scene, thing) is not None:
             continue
         away = np.linalg.norm(points[here] - (thing.x, thing.y), axis=1)
         nearest = here[int(away.argmin())]
@@ -170,14 +170,14 @@ def _passed(
     ]
 
 
-def _alike(thing: Landmark, other: Landmark) -> bool:
-    return (thing.room, thing.shape, thing.colour) == (other.room, other.shape, other.colour)
+def _distances_along(path: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the distance (n,) of each corner of a path (n, 2) from its start, m."""
+    return np.concatenate([[0.0], np.linalg.norm(np.diff(path, axis=0), axis=1).cumsum()])
 
 
 def _side(start: Pose, path: NDArray[np.float64]) -> Side:
     """Return the first turn as text, if the path starts more than 45 degrees off the heading."""
-    steps = np.linalg.norm(np.diff(path, axis=0), axis=1)
-    walked = np.concatenate([[0.0], steps.cumsum()])
+    walked = _distances_along(path)
     x, y = (float(np.interp(AHEAD, walked, path[:, axis])) for axis in (0, 1))
     angle = math.degrees(turn_towards(start, (x, y)))
     if abs(angle) <= 45:
