@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from internvideo.datasets.activitynet import AMBIGUOUS
 from internvideo.errors import ManifestError, shown
 from internvideo.terminal import LOGGER
 
-Floats = NDArray[np.float64]
+Floats = NDArray[np.floating[Any]]
 Second = Annotated[float, Field(gt=-1e7, lt=1e7)]
 
 

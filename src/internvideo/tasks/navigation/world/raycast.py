@@ -142,7 +142,8 @@ class Camera:
         return found
 
     def _things(self, canvas: _Canvas, place: Floats, rays: Floats, v: Floats, time: int) -> None:
-        solids = _Solids(*map(np.concatenate, zip(_landmarks(self._scene, time), self._lintels, strict=True)))
+        pairs = zip(_landmarks(self._scene, time), self._lintels, strict=True)
+        solids = _Solids(*(np.concatenate(pair) for pair in pairs))
         cos, sin = np.cos(solids.turn), np.sin(solids.turn)
         away = solids.middle - place
         local = np.stack([cos * away[:, 0] + sin * away[:, 1], cos * away[:, 1] - sin * away[:, 0]], axis=1)
