@@ -35,7 +35,7 @@ from internvideo.tasks.temporal_localization.data import (
 )
 from internvideo.tasks.temporal_localization.feature_index import FeatureGrid
 
-Floats = NDArray[np.float64]
+Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]
 
 NAMELESS = "action"
