@@ -109,7 +109,7 @@ def test_a_span_that_ends_behind_its_video_is_told(tmp_path: Path, capsys: pytes
     source = str(detector(tmp_path / "yolos"))
     persons(tmp_path / "test.jsonl", source, tmp_path / "persons.csv", device="cpu")
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("the span")]
-    assert told == ["the span of 'a' to 9 s of 3.000 s ends behind its video and is read up to its end"]
+    assert told == ["the span of 'a' to 9 s of 3.000 s ends after its video and is read up to its end"]
 
 
 def test_nothing_is_written_where_no_film_can_be_read(tmp_path: Path) -> None:
