@@ -292,7 +292,7 @@ def test_a_pipe_without_video_is_refused(folder: Path) -> None:
 
 
 def test_a_camera_is_known_on_each_platform(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = {"linux": ("v4l2", "/dev/video1"), "darwin": ("avfoundation", "1"), "win32": ("dshow", "video=1")}
+    names = {"linux": ("/dev/video1", "v4l2"), "darwin": ("1", "avfoundation"), "win32": ("video=1", "dshow")}
     for platform, expected in names.items():
         monkeypatch.setattr("sys.platform", platform)
         assert live_video._camera("camera:1") == expected
