@@ -160,7 +160,7 @@ def test_a_picture_without_matplotlib_is_told_and_does_not_end_a_run(
     write_picture(tmp_path / "confusion.svg", lambda: confusion_matrix(np.eye(2, dtype=int), ["a", "b"]))
     assert not any(tmp_path.iterdir())
     assert capsys.readouterr().err == (
-        "confusion.svg is not drawn: pictures: needs matplotlib, which is not installed; "
+        "confusion.svg is not written: pictures: needs matplotlib, which is not installed; "
         "pip install 'internvideo[plots]'\n"
     )
 

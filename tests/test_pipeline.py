@@ -291,14 +291,14 @@ def test_recipes_are_listed() -> None:
         ({"augment": {"size": 40}}, RecipeError, "data.augment.size: 40; expected: 32, model.overrides.image_size"),
         ({"stage": "multimodal", "augment": {"size": 40}}, RecipeError, "expected: 32, model.overrides.vision"),
         ({"stage": "interaction", "augment": {"size": 40}}, RecipeError, "expected: 32, model.overrides.masked"),
-        ({"sampling": {"frames": 6}}, RecipeError, "data.sampling.frames: the model sees 6 frames; expected: 4"),
+        ({"sampling": {"frames": 6}}, RecipeError, "data.sampling.frames: the model gets 6 frames; expected: 4"),
         (
             {"settings": {"temporal_stride": 2}},
             RecipeError,
-            "data.sampling.frames: the model sees 2 frames; expected: 4",
+            "data.sampling.frames: the model gets 2 frames; expected: 4",
         ),
-        ({"loader": {"single_frame": True}}, RecipeError, "data.sampling.frames: the model sees 1 frames"),
-        ({"stage": "interaction", "sampling": {"frames": 8}}, RecipeError, "model sees 8 frames; expected: 4"),
+        ({"loader": {"single_frame": True}}, RecipeError, "data.sampling.frames: the model gets 1 frames"),
+        ({"stage": "interaction", "sampling": {"frames": 8}}, RecipeError, "model gets 8 frames; expected: 4"),
     ],
 )
 def test_settings_that_do_not_fit_are_told_before_anything_is_written(

@@ -6,6 +6,7 @@ The command line prints the line and exits with code 2; in Python they are ordin
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 MAX_LENGTH = 500
 """Maximum length of a message in characters; the longest parts of a longer one are shortened."""
@@ -19,6 +20,14 @@ def shown(text: str) -> str:
     bytes of file names that are not UTF-8) become \uXXXX, which JSON reads back as the same text.
     """
     return _UNSHOWN.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """Return "did you mean 'NAME'?" with the known name closest to `name`; "" if none is close."""
+    import difflib  # only for mistakes
+
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean '{close[0]}'?" if close else ""
 
 
 def _shortened(parts: list[str], max_length: int) -> list[str]:
@@ -55,6 +64,11 @@ class InternVideoError(Exception):
     def __reduce__(self) -> tuple[type[InternVideoError], tuple[str, str, str, str]]:
         """Pickle through the constructor, so that data loader workers can send the error on."""
         return type(self), (self.where, self.found, self.expected, self.hint)
+
+
+def unwritable(where: object, error: OSError, hint: str = "free space, then resume") -> RunError:
+    """Return the RunError of a failed write."""
+    return RunError(where, f"cannot be written: {error.strerror or error}", "", hint)
 
 
 class RecipeError(InternVideoError):

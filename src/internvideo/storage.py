@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from internvideo.errors import RunError, WeightsError
+from internvideo.errors import RunError, WeightsError, unwritable
 from internvideo.system import lock, sync
 from internvideo.terminal import LOGGER
 from internvideo.untrusted import json_in, parse_json
@@ -59,8 +59,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.replace(final)
         sync(final.parent)
     except OSError as error:
-        hint = "free space or choose another folder, then resume"
-        raise RunError(final, f"cannot be written: {error.strerror or error}", "", hint) from error
+        raise unwritable(final, error, "free space or choose another folder, then resume") from error
     finally:
         with suppress(OSError):  # gone already, or its folder could not be made
             temporary.unlink()
@@ -116,8 +115,7 @@ def alone_in(folder: str | os.PathLike[str]) -> Iterator[None]:
             raise RunError(folder, f"{who} writes there", "one at a time", "wait, or choose another folder") from error
         raise RunError(folder, "another process wrote there until now", "", "start again") from error
     except OSError as error:
-        found = f"cannot be written: {error.strerror or error}"
-        raise RunError(folder, found, "", "free space or choose another folder") from error
+        raise unwritable(folder, error, "free space or choose another folder") from error
     try:
         yield
     finally:

@@ -201,6 +201,15 @@ def read_json(path: PathLike, max_size: int = MAX_BYTES, *, finite: bool = True)
     return parse_json(read_text(path, max_size), finite=finite)
 
 
+def read_json_object(path: PathLike, max_size: int = MOST_BYTES) -> dict[str, Any] | None:
+    """Read a JSON object; None if the file is missing, corrupt or holds another type."""
+    try:
+        content = read_json(path, max_size)
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
 def json_in(
     texts: Any, name: str, where: object, error: type[InternVideoError], expected: str, default: str = ""
 ) -> Any:

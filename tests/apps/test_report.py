@@ -205,7 +205,7 @@ def test_frames_keep_their_pixels() -> None:
     back = np.round(picture[..., :3] * 255).astype(np.uint8)
     np.testing.assert_array_equal(back[8:14, 0:5], clips[1][0])
     np.testing.assert_array_equal(back[16:22, 21:26], clips[2][11])
-    with pytest.raises(ValueError, match="one form"):
+    with pytest.raises(ValueError, match="one shape"):
         figures.strip([clips[0], clips[1][:3]])
     with pytest.raises(ValueError, match="uint8"):
         figures.png(np.zeros((3, 3, 3)))  # type: ignore[arg-type]  # the wrong type is the test

@@ -56,7 +56,7 @@ def test_clips_of_another_size_are_refused_by_the_keys_of_the_recipe(
     if frames is None:
         check_clip(model, frames=4, size=224)
     else:
-        with pytest.raises(RecipeError, match=r"data\.sampling\.frames.*the model sees 20 frames") as error:
+        with pytest.raises(RecipeError, match=r"data\.sampling\.frames.*the model gets 20 frames") as error:
             check_clip(model, frames=20, size=224)
         assert frames in str(error.value)
 
@@ -134,7 +134,7 @@ def test_a_backbone_is_one_class_and_one_row(monkeypatch: pytest.MonkeyPatch) ->
     assert model.config["overrides"] == {"num_classes": 5}
     with pytest.raises(RecipeError, match=r"the tokens of toy are not laid out by frame"):
         create_feature_extractor(model, "1", 2)
-    with pytest.raises(RecipeError, match=r"the model sees 5 frames.*4, model\.overrides\.frames"):
+    with pytest.raises(RecipeError, match=r"the model gets 5 frames.*4, model\.overrides\.frames"):
         check_clip(module, frames=5, size=8)
 
 

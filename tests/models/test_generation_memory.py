@@ -67,7 +67,7 @@ def test_the_text_tower_reads_on_where_it_stopped() -> None:
     torch.testing.assert_close(tower.tokens(word, kv_cache=kv_cache), whole, atol=1e-12, rtol=1e-12)
     for _ in range(CONFIG.text.context - 11):
         tower.tokens(word, kv_cache=kv_cache)
-    with pytest.raises(ValueError, match="17 words, the text tower takes at most 16"):
+    with pytest.raises(ValueError, match="17 tokens, the text tower takes at most 16"):
         tower.tokens(word, kv_cache=kv_cache)
 
 
@@ -109,5 +109,5 @@ def test_after_the_first_words_come_single_ones() -> None:
     attention, kv_cache = Attention(8, 2), LayerKVCache()
     attention(torch.zeros(1, 3, 8), causal=True, kv_cache=kv_cache)
     assert kv_cache.length == 3
-    with pytest.raises(ValueError, match="2 words at once after the first"):
+    with pytest.raises(ValueError, match="2 tokens at once after the first"):
         attention(torch.zeros(1, 2, 8), causal=True, kv_cache=kv_cache)

@@ -14,7 +14,7 @@ from internvideo.metrics.calibration import expected_calibration_error, fit_temp
 from internvideo.metrics.classification import softmax
 from internvideo.probing import fit_learn
 from internvideo.probing.fit_learn import FitConfig, LabeledFeatures
-from internvideo.probing.fit_report import RowNames, add_fold_metrics, add_metrics, most_confident_mistakes
+from internvideo.probing.fit_report import add_fold_metrics, add_metrics, most_confident_mistakes
 from internvideo.probing.fit_split import assign_groups, check_classes, folds, near_duplicates
 from internvideo.probing.probe_fit import standardize
 from internvideo.tasks.table import MetricValues
@@ -169,7 +169,7 @@ def test_a_probe_beats_its_baselines_on_sources_it_never_saw() -> None:
     assert got["known_accepted"] == pytest.approx(0.9, abs=0.08)
     assert got["top1_of_accepted"] >= got["top1"]
     assert got["ece_after"] < 0.15
-    mistakes = most_confident_mistakes(judged, case, RowNames([str(n) for n in range(120)], "abcd"))
+    mistakes = most_confident_mistakes(judged, case, [str(n) for n in range(120)], "abcd")
     assert [m["probability"] for m in mistakes] == sorted((m["probability"] for m in mistakes), reverse=True)
     assert all(m["label"] != m["said"] for m in mistakes)
 

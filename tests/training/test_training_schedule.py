@@ -10,7 +10,7 @@ import pytest
 from goldens_folder import GOLDENS
 from pydantic import ValidationError
 
-from internvideo.training.schedule import Schedule, cosine_including_warmup, cosine_with_warmup, linear_with_warmup
+from internvideo.training.schedule import Schedule, cosine_including_warmup, cosine_with_warmup
 from internvideo.training.settings import ScheduleSettings
 
 EXACT = 1e-12
@@ -74,7 +74,8 @@ def test_start_and_final_rate_are_scaled_with_the_peak() -> None:
 
 
 def test_linear_constant_and_whole_cosine() -> None:
-    assert linear_with_warmup(6, 10, peak=1.0, final=0.0, warmup=2) == pytest.approx(0.5)
+    warmed = Schedule(ScheduleSettings(steps=10, warmup=2, kind="linear"), peak=1.0, scale=1.0, total=10, warmup=2)
+    assert warmed(6) == pytest.approx(0.5)
     constant = Schedule(ScheduleSettings(steps=4, warmup=2, kind="constant"), peak=2.0, scale=1.0, total=4, warmup=2)
     assert [constant(step) for step in range(4)] == [0.0, 2.0, 2.0, 2.0]
     linear = Schedule(ScheduleSettings(steps=4, kind="linear"), peak=2.0, scale=1.0, total=4, warmup=0)

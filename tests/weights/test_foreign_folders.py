@@ -178,5 +178,5 @@ def test_an_encoder_does_not_start_from_layers_of_another_activation(tmp_path: P
 def test_a_text_tower_of_another_vocabulary_reads_no_texts(tmp_path: Path) -> None:
     image_text(tmp_path, {}, {})
     model = load(tmp_path, device="cpu")
-    with pytest.raises(RecipeError, match="60 word pieces"):
+    with pytest.raises(RecipeError, match="60 tokens"):
         model.encode_text("a dog")

@@ -77,11 +77,9 @@ def embed(
     or were changed. Unreadable and truncated videos are listed in NAME.skipped.jsonl.
 
     Args:
-        videos: of `find_videos`.
-        model: any model that encodes videos.
-        output: .parquet, .lance or .npy.
-        settings: windows, batches, workers.
-        overwrite: recompute what is in OUTPUT.parts.
+        videos: of `find_videos`. model: any model that encodes videos.
+        output: .parquet, .lance or .npy. settings: windows, batches, workers.
+        overwrite: recompute the vectors in OUTPUT.parts.
         progress: show a bar on stderr; by default if that is a terminal.
 
     Raises:
@@ -93,7 +91,6 @@ def embed(
     model.preprocessing.frame_sampler(1)
     provenance = feature_provenance(model, settings)
     windows = TimedWindows(model.preprocessing, settings.window_seconds, settings.stride_seconds)
-
     make_encode = partial(_encoder, settings.normalize)
     with alone_in(Parts(output).folder):
         writer = TableWriter(videos, output, provenance, overwrite=overwrite)
@@ -128,8 +125,8 @@ def plan(videos: Sequence[VideoFile], output: Path, *, overwrite: bool = False) 
 def feature_provenance(model: VideoModel, settings: EmbeddingSettings) -> dict[str, Any]:
     """Return the provenance of vectors (model, weights, preprocessing, settings) as JSON values."""
     stride = settings.window_seconds if settings.stride_seconds is None else settings.stride_seconds
-    own = {"window": settings.window_seconds, "stride": stride, "normalized": settings.normalize}
-    return vector_provenance(model, {**own, "width": model.embed_dim})
+    placement = {"window": settings.window_seconds, "stride": stride, "normalized": settings.normalize}
+    return vector_provenance(model, {**placement, "width": model.embed_dim})
 
 
 class TableWriter(VectorWriter):
@@ -147,9 +144,8 @@ class TableWriter(VectorWriter):
     ) -> None:
         super().__init__(videos)
         self.output, self.provenance, self.parts = output, provenance, Parts(output)
-        self.parts.begin(
-            {name: value for name, value in provenance.items() if name not in UNCOMPARED}, overwrite=overwrite
-        )
+        compared = {name: value for name, value in provenance.items() if name not in UNCOMPARED}
+        self.parts.begin(compared, overwrite=overwrite)
         self.report.dim = provenance["width"]
         self.identities: list[str] = []
         self._pending: list[int] = []
@@ -207,7 +203,7 @@ class TableWriter(VectorWriter):
                 report.truncated.append(ReadFailure(part.path, part.reason))
         skipped = self.output.with_suffix(".skipped.jsonl")
         kinds = {"in part": report.truncated, "nothing": report.unreadable}
-        rows = [{"path": lost.path, "read": kind, "reason": lost.reason} for kind in kinds for lost in kinds[kind]]
+        rows = [{"path": part.path, "read": kind, "reason": part.reason} for kind in kinds for part in kinds[kind]]
         if rows:
             write_text(skipped, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         else:

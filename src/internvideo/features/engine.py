@@ -210,14 +210,12 @@ def run_engine(
     Raises:
         RunError: a vector that is not finite, a worker that died. Also whatever the writer raises.
     """
-    run = _Run(writer, encode, batch_size)
-    began = time.perf_counter()
+    run, began = _Run(writer, encode, batch_size), time.perf_counter()
     bar_format = "{l_bar}{bar}| {n:.1f}/{total} videos{postfix}, {remaining} left"
     try:
         indices = run.remaining()
         total = len(indices)
-        disable = None if progress is None else not progress
-        bar = tqdm(total=total, bar_format=bar_format, postfix="", disable=disable)
+        bar = tqdm(total=total, bar_format=bar_format, postfix="", disable=None if progress is None else not progress)
         with threads_beside_reader(model), bar:
             while indices:  # a second round where a lease has become stale meanwhile
                 processes = min(workers, len(indices))
@@ -236,7 +234,7 @@ def run_engine(
 
 
 _Piece = tuple[int, Window | VideoEnd | None]
-"""Index of a video, and a window of it, its end, or None: another process has it."""
+"""Index of a video, and a window of it, its end, or None if another process reads it."""
 
 
 class _Reader(IterableDataset[_Piece]):
@@ -250,8 +248,7 @@ class _Reader(IterableDataset[_Piece]):
         acquire: Callable[[int], bool],
         readers: int,
     ) -> None:
-        self.videos, self.indices, self.windows, self.acquire = videos, indices, windows, acquire
-        self.readers = readers
+        self.videos, self.indices, self.windows, self.acquire, self.readers = videos, indices, windows, acquire, readers
 
     def __iter__(self) -> Iterator[_Piece]:
         worker = get_worker_info()
@@ -345,11 +342,11 @@ class _Run:
             check_finite(self.writer.videos[index], value[None], [window.start])
         self.writer.report.dim = values.shape[-1]
         batch, self.batch = self.batch, []
-        places = defaultdict[int, list[int]](list)
-        for place, (index, _) in enumerate(batch):
-            places[index].append(place)
-        for index, rows in places.items():
-            self.writer.write(index, [batch[place][1] for place in rows], values[rows])
+        rows_of = defaultdict[int, list[int]](list)
+        for row, (index, _) in enumerate(batch):
+            rows_of[index].append(row)
+        for index, rows in rows_of.items():
+            self.writer.write(index, [batch[row][1] for row in rows], values[rows])
             self.open[index].num_encoded += len(rows)
         self.writer.after_batch(self.open)
         for index in [*self.open]:
@@ -358,11 +355,10 @@ class _Run:
     def _finish_complete(self, index: int) -> None:
         """Finish a video whose end has arrived and whose windows are all encoded."""
         state = self.open[index]
-        if state.end is None or state.num_encoded < state.num_windows:
-            return
-        del self.open[index]
-        self.writer.report.read += bool(state.num_encoded)
-        self.writer.finish(index, state.end, state.num_encoded)
+        if state.end is not None and state.num_encoded == state.num_windows:
+            del self.open[index]
+            self.writer.report.read += bool(state.num_encoded)
+            self.writer.finish(index, state.end, state.num_encoded)
 
 
 def vector_provenance(model: VideoModel, settings: dict[str, Any]) -> dict[str, Any]:
@@ -370,13 +366,11 @@ def vector_provenance(model: VideoModel, settings: dict[str, Any]) -> dict[str, 
 
     Vectors may be mixed in one collection if their provenance agrees in all keys but UNCOMPARED.
     """
-    config = model.config
     return {
         "model": model.name,
         "weights_sha256": model_hash(model),
         "source": model.metadata.get("source", ""),
-        "overrides": config["overrides"],
-        "preprocessing": config["preprocessing"],
+        **{name: model.config[name] for name in ("overrides", "preprocessing")},
         "precision": model.precision,
         **settings,
         **damage_metadata(),

@@ -9,7 +9,7 @@ import glob
 import os
 import time
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -86,11 +86,9 @@ def extract(
     or could not be read. Memory use does not grow with the length of a video.
 
     Args:
-        items, classes: of `find_items`.
-        model: any model that encodes videos.
-        output: the folder.
-        settings: windows, layer, batches, workers.
-        overwrite: recompute the features that are there.
+        items, classes: of `find_items`. model: any model that encodes videos.
+        output: the folder. settings: windows, layer, batches, workers.
+        overwrite: recompute existing features.
         progress: show a bar on stderr; by default if that is a terminal.
 
     Raises:
@@ -123,11 +121,10 @@ def feature_provenance(model: VideoModel, settings: ExtractSettings) -> dict[str
     """Return the provenance of features (model, weights, preprocessing, settings) as JSON values."""
     # Only values above 1, so that folders created before these settings existed can be resumed.
     counts = {"grid": settings.spatial_pool_size, "tiles": settings.tiles}
-    own = {"layer": settings.layer, **{name: count for name, count in counts.items() if count > 1}}
+    layer = {"layer": settings.layer, **{name: count for name, count in counts.items() if count > 1}}
     rule = settings.rule
-    return vector_provenance(
-        model, {**own, "window": rule.window_frames, "stride": rule.stride_frames, "fps": rule.fps}
-    )
+    placement = {"window": rule.window_frames, "stride": rule.stride_frames, "fps": rule.fps}
+    return vector_provenance(model, {**layer, **placement})
 
 
 def plan(items: Sequence[Item], output: Path, rule: WindowRule, *, overwrite: bool = False) -> Iterator[str]:
@@ -156,30 +153,24 @@ def plan(items: Sequence[Item], output: Path, rule: WindowRule, *, overwrite: bo
 
 
 class FolderWriter(VectorWriter):
-    """Append the vectors of leased videos to files of rows, which become those of the folder when they are complete.
-
-    Args:
-        items: the videos. folder: that was begun.
-    """
+    """Append the vectors of leased videos to files of rows, which become feature files when they are complete."""
 
     def __init__(self, items: Sequence[Item], folder: FeatureFolder) -> None:
         self.items, self.folder, self.began, self.leases = items, folder, time.time(), LeaseQueue(folder.work)
         super().__init__([item.video for item in items], FreeVideo(items, folder, self.leases, self.began))
         self.owned: set[int] = set()
         self.rows: dict[int, Path] = {}
-        self.done_before = {
-            index for index, item in enumerate(items) if is_done(folder.record(item.id), item, self.began)
-        }
+        self.done_before = {index for index in range(len(items)) if self._is_done(index)}
         self.report.resumed = len(self.done_before)
+
+    def _is_done(self, index: int) -> bool:
+        item = self.items[index]
+        return is_done(self.folder.record(item.id), item, self.began)
 
     def pending(self) -> list[int]:
         """Return the videos that are neither done nor leased."""
-        waiting = []
-        for index, item in enumerate(self.items):
-            done = is_done(self.folder.record(item.id), item, self.began)
-            if index not in self.owned and not done and not self.leases.is_leased(item.id):
-                waiting.append(index)
-        return waiting
+        others = [index for index in range(len(self.items)) if index not in self.owned]
+        return [i for i in others if not self._is_done(i) and not self.leases.is_leased(self.items[i].id)]
 
     def begin(self, index: int) -> None:
         """Name the file of rows, and delete those of processes that were killed."""
@@ -203,17 +194,11 @@ class FolderWriter(VectorWriter):
         item, rows, extent = self.items[index], self.rows.pop(index), end.extent
         reason = end.reason or ("" if num_vectors else "no frame")
         gaps = np.clip(np.array(end.gaps).reshape(-1, 2) - (item.video.start or 0.0), 0.0, extent.duration)
-        record = Record(
-            end.identity,
-            item.video.path,
-            num_vectors,
-            self.report.dim if num_vectors else 0,
-            *extent,
-            reason,
-            self.began,
-            tuple((start, stop) for start, stop in gaps.tolist() if stop > start) if num_vectors else (),
-            tuple(end.info.properties) if num_vectors and end.info else (),
-        )
+        record = Record(end.identity, item.video.path, num_vectors, 0, *extent, reason, self.began)
+        if num_vectors:
+            spans = tuple((start, stop) for start, stop in gaps.tolist() if stop > start)
+            marks = tuple(end.info.properties) if end.info else ()
+            record = replace(record, width=self.report.dim, gaps=spans, marks=marks)
         self.folder.keep(item.id, record, rows if num_vectors else None)
         rows.unlink(missing_ok=True)
         self.leases.release(item.id)
@@ -223,7 +208,7 @@ class FolderWriter(VectorWriter):
         """Release the leases of unfinished videos, delete their rows and write the index."""
         for rows in self.rows.values():
             rows.unlink(missing_ok=True)
-        for item in self.items:  # also what a worker had leased and not reported
+        for item in self.items:  # also those that a worker leased and did not report
             self.leases.release(item.id)
         with self.leases.exclusive(INDEX):
             self.folder.write_index(self.items)
@@ -256,7 +241,7 @@ class FreeVideo:
     began: float
 
     def __call__(self, index: int) -> bool:
-        """Return whether the video is ours to read."""
+        """Return whether this process leased the video."""
         item = self.items[index]
         if not self.leases.acquire(item.id):
             return False

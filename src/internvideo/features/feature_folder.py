@@ -3,10 +3,10 @@
     FOLDER/ID.npy        float32 (T, C), one row per window; a / in an ID makes a folder
     FOLDER/index.json    "protocol" (their provenance) and "database": ID -> subset, duration, fps, frame, annotations
     FOLDER/classes.txt   class names, where the videos came with actions
-    FOLDER/.work/        what a run needs to resume: a record of every finished video, leases of running processes
+    FOLDER/.work/        state of a run for resuming: a record of every finished video, leases of running processes
 
-`database` is the annotation format of ActivityNet with what ActionFormer (`fps`) and OpenTAD (`frame`) read besides, so
-both take FOLDER as their feature folder, index.json as their annotation file and classes.txt as their class map.
+`database` is the annotation format of ActivityNet with the keys of ActionFormer (`fps`) and OpenTAD (`frame`), so both
+take FOLDER as their feature folder, index.json as their annotation file and classes.txt as their class map.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from internvideo import untrusted
 from internvideo.data.manifest import read_manifest
 from internvideo.data.sample import Segment
-from internvideo.errors import RecipeError, RunError, VideoError
+from internvideo.errors import RecipeError, RunError, VideoError, unwritable
+from internvideo.features.vector_files import check_same_settings
 from internvideo.features.video_files import (
     MAX_NAME_BYTES,
     VideoFile,
@@ -95,20 +96,19 @@ def _is_name(name: str) -> bool:
 
 def _checked(name: str) -> str:
     if not _is_name(name):
-        raise RecipeError(
-            "id", f"'{name}'", f"a file name of at most {MAX_NAME_BYTES} bytes, not of the index", "change the id"
-        )
+        expected = f"a file name of at most {MAX_NAME_BYTES} bytes, not of the index"
+        raise RecipeError("id", f"'{name}'", expected, "change the id")
     return name
 
 
 def _named(items: list[Item]) -> list[Item]:
     """Drop repeated videos and give each of the others a unique id."""
-    unique: dict[object, Item] = {}
+    by_source: dict[object, Item] = {}
     for item in items:
-        unique.setdefault((item.id, os.path.abspath(item.video.path), item.video.start, item.video.end), item)
-    kept = list(unique.values())
-    names = file_names([item.video for item in kept], [item.id for item in kept], RESERVED)
-    return [replace(item, id=name) for name, item in zip(names, kept, strict=True)]
+        by_source.setdefault((item.id, os.path.abspath(item.video.path), item.video.start, item.video.end), item)
+    unique = list(by_source.values())
+    names = file_names([item.video for item in unique], [item.id for item in unique], RESERVED)
+    return [replace(item, id=name) for name, item in zip(names, unique, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -140,11 +140,7 @@ class Record:
 
 @dataclass
 class FeatureFolder:
-    """A folder of features that is being written.
-
-    Args:
-        root: the folder.
-    """
+    """A folder of features that is being written."""
 
     root: Path
     classes: tuple[str, ...] = ()
@@ -162,33 +158,16 @@ class FeatureFolder:
             RunError: it was created with other settings or another model, or holds .npy files of other programs.
         """
         plain = untrusted.parse_json(json.dumps(protocol))
-        ignored = ("source", "internvideo")
-        previous = self._read(self.work / "protocol.json")
+        previous = untrusted.read_json_object(self.work / "protocol.json")
         if previous is None and self.root.is_dir() and any(self.root.rglob("*.npy")) and not overwrite:
             raise RunError(self.root, "holds .npy files of others", "a new folder", "choose another output")
         if overwrite:
             shutil.rmtree(self.work, ignore_errors=True)
         elif previous is not None:
-            names = [n for n in {**previous, **plain} if n not in ignored and previous.get(n) != plain.get(n)]
-            if names:
-                was, now = (json.dumps(part.get(names[0]))[:60] for part in (previous, plain))
-                raise RunError(
-                    self.root,
-                    f"was begun with another {names[0]}: {was}, now {now}",
-                    "",
-                    "choose another output, or add --overwrite to start again",
-                )
+            check_same_settings(self.root, previous, plain, ignored=("source", "internvideo"))
         if overwrite or previous is None:
             write_text(self.work / "protocol.json", json.dumps(plain, indent=1) + "\n")
         self.protocol, self.classes = plain, classes
-
-    @staticmethod
-    def _read(path: Path) -> dict[str, Any] | None:
-        try:
-            content = untrusted.read_json(path)
-        except (OSError, ValueError):
-            return None
-        return content if isinstance(content, dict) else None
 
     def file(self, name: str) -> Path:
         """Path of the features of a video."""
@@ -196,14 +175,12 @@ class FeatureFolder:
 
     def record(self, name: str) -> Record | None:
         """Return the record of a video, None if there is none or its features are gone."""
-        content = self._read(self.work / f"{name}.json")
+        content = untrusted.read_json_object(self.work / f"{name}.json")
         try:
-            record = None if content is None else Record(**content)
-        except TypeError:
+            record = Record(**content or {})
+        except TypeError:  # no record, or of another version
             return None
-        if record is not None and record.vectors and not self.file(name).is_file():
-            return None
-        return record
+        return None if record.vectors and not self.file(name).is_file() else record
 
     def keep(self, name: str, record: Record, rows: Path | None) -> None:
         """Store a finished video: its rows, raw float32 in a file, become ID.npy. Raises RunError."""
@@ -219,7 +196,7 @@ class FeatureFolder:
 
     def write_index(self, items: Sequence[Item]) -> None:
         """Write the index of all finished videos of this and earlier runs. Raises RunError."""
-        old = self._read(self.root / INDEX) or {}
+        old = untrusted.read_json_object(self.root / INDEX) or {}
         database: dict[str, Any] = dict(old.get("database", {}))
         unreadable: dict[str, Any] = {row["id"]: row for row in old.get("unreadable", [])}
         for item in items:
@@ -232,9 +209,9 @@ class FeatureFolder:
                 database[item.id] = self._entry(item, record)
             else:
                 unreadable[item.id] = {"id": item.id, "path": record.path, "reason": record.trouble}
-        lost = sum(len(item.segments) - len(database[item.id]["annotations"]) for item in items if item.id in database)
-        if lost:
-            LOGGER.warning("%s: %d actions outside their video left out", self.root, lost)
+        present = [item for item in items if item.id in database]
+        if left_out := sum(len(item.segments) - len(database[item.id]["annotations"]) for item in present):
+            LOGGER.warning("%s: %d actions outside their video left out", self.root, left_out)
         database = {name: entry for name, entry in sorted(database.items()) if self.file(name).is_file()}
         content = {
             "version": "internvideo features 1",
@@ -255,20 +232,17 @@ class FeatureFolder:
             if end > start:
                 label = {"label": self.classes[part.label], "label_id": part.label}
                 annotations.append({**label, "segment": [start, end]})
-        return {
-            "subset": item.subset,
-            "duration": record.duration,
-            "fps": record.fps,
-            "frame": record.frames,
-            "vectors": record.vectors,
-            "stride": self.protocol["stride"],
-            "window": self.protocol["window"],
-            "path": record.path,
-            **({"read": "in part", "reason": record.trouble} if record.trouble else {}),
-            **({"gaps": [[round(float(time), 6) for time in gap] for gap in record.gaps]} if record.gaps else {}),
-            **({"marks": list(record.marks)} if record.marks else {}),
-            "annotations": annotations,
-        }
+        entry: dict[str, Any] = {"subset": item.subset, "duration": record.duration, "fps": record.fps}
+        entry |= {"frame": record.frames, "vectors": record.vectors}
+        entry |= {name: self.protocol[name] for name in ("stride", "window")}
+        entry["path"] = record.path
+        if record.trouble:
+            entry |= {"read": "in part", "reason": record.trouble}
+        if record.gaps:
+            entry["gaps"] = [[round(float(time), 6) for time in gap] for gap in record.gaps]
+        if record.marks:
+            entry["marks"] = list(record.marks)
+        return {**entry, "annotations": annotations}
 
 
 def append_rows(path: Path, rows: NDArray[np.float32]) -> None:
@@ -277,4 +251,4 @@ def append_rows(path: Path, rows: NDArray[np.float32]) -> None:
         with path.open("ab") as file:
             file.write(np.ascontiguousarray(rows, dtype="<f4").tobytes())
     except OSError as error:
-        raise RunError(path, f"cannot be written: {error.strerror or error}", "", "free space, then resume") from error
+        raise unwritable(path, error) from error

@@ -35,11 +35,8 @@ def create_feature_extractor(model: VideoModel, layer: str = POOLED, spatial_poo
     if spatial_pool_size < 1:
         raise RecipeError("spatial_pool_size", str(spatial_pool_size), "1 or more")
     if layer in (POOLED, SCORES) and spatial_pool_size > 1:
-        raise RecipeError(
-            "spatial_pool_size",
-            f"{spatial_pool_size} with layer '{layer}', which has no spatial layout",
-            "the number of a layer",
-        )
+        found = f"{spatial_pool_size} with layer '{layer}', which has no spatial layout"
+        raise RecipeError("spatial_pool_size", found, "the number of a layer")
     if layer == POOLED:
         return model.encode_clips
     if layer == SCORES:
@@ -81,10 +78,9 @@ def tiled_preprocessing(preprocessing: Preprocessing, tiles: int) -> Preprocessi
         return preprocessing
     if preprocessing.size % 2:
         raise RecipeError("tiles", f"{tiles} of {preprocessing.size} pixels", "an encoder of an even size")
-    larger = {name: getattr(preprocessing, name) for name in ("size", "resize", "short_side")}
-    return preprocessing.with_settings(
-        **{name: tiled_frame_size(side, tiles) if side else side for name, side in larger.items()}
-    )
+    sides = {name: getattr(preprocessing, name) for name in ("size", "resize", "short_side")}
+    larger = {name: tiled_frame_size(side, tiles) for name, side in sides.items() if side}
+    return preprocessing.with_settings(**larger)
 
 
 def encode_tiles(encode: Encode, size: int, tiles: int) -> Encode:
@@ -113,13 +109,9 @@ def spatial_pool(tokens: Tensor, spatial_pool_size: int) -> Tensor:
     Where H or W is no multiple of g, a cell averages every token that it touches (adaptive average pooling). Raises
     RecipeError for g > H or g > W.
     """
-    rows, columns = tokens.shape[2:4]
-    if spatial_pool_size > min(rows, columns):
-        raise RecipeError(
-            "spatial_pool_size",
-            str(spatial_pool_size),
-            f"at most {min(rows, columns)}, the tokens along a side of the frame",
-        )
+    if spatial_pool_size > (side := min(tokens.shape[2:4])):
+        expected = f"at most {side}, the tokens along a side of the frame"
+        raise RecipeError("spatial_pool_size", str(spatial_pool_size), expected)
     pooled = F.adaptive_avg_pool2d(tokens.mean(dim=1).permute(0, 3, 1, 2), spatial_pool_size)  # (B, D, grid, grid)
     return pooled.permute(0, 2, 3, 1).flatten(1)
 
@@ -132,7 +124,7 @@ def _block(model: VideoModel, layer: str) -> nn.Module:
     """Return a transformer layer that processes every token of a clip."""
     blocks = getattr(model.module.tower, "blocks", None)
     if not isinstance(blocks, nn.ModuleList):
-        raise RecipeError("layer", f"the layers of {model.name} cannot be told apart", "pooled")
+        raise RecipeError("layer", f"{model.name} has no separate layers", "pooled")
     try:
         depth = int(layer)
     except ValueError:

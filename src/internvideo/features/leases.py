@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from internvideo import untrusted
-from internvideo.errors import RunError
+from internvideo.errors import unwritable
+from internvideo.untrusted import read_json_object
 
 LEASE_TIMEOUT_S = 900.0
 """Seconds without a heartbeat after which a lease is stale (clocks of machines may differ by minutes)."""
@@ -31,7 +31,7 @@ class LeaseQueue:
     """The leases of one process and its workers.
 
     Args:
-        folder: of the lease files; created when absent, as are the folders that a / in a name means.
+        folder: of the lease files; created when absent, as are the subfolders of names with a /.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -55,15 +55,11 @@ class LeaseQueue:
                     return False
                 self._break_stale(name)
             except OSError as error:
-                raise RunError(self._path(name), f"cannot be written: {error.strerror or error}") from error
+                raise unwritable(self._path(name), error, "") from error
         return False
 
-    def _read(self, path: Path) -> dict[str, object]:
-        try:
-            content = untrusted.read_json(path)
-        except (OSError, ValueError):
-            return {}
-        return content if isinstance(content, dict) else {}
+    def _read_owner(self, name: str) -> dict[str, object]:
+        return read_json_object(self._path(name)) or {}
 
     def _is_stale(self, name: str) -> bool:
         try:
@@ -72,7 +68,7 @@ class LeaseQueue:
             return True  # released meanwhile
         if age > LEASE_TIMEOUT_S:
             return True
-        owner = self._read(self._path(name))
+        owner = self._read_owner(name)
         pid = owner.get("pid")
         return owner.get("host") == self._owner["host"] and isinstance(pid, int) and not _is_running(pid)
 
@@ -99,12 +95,12 @@ class LeaseQueue:
     def release(self, name: str) -> None:
         """Remove the lease if this process owns it."""
         self._last_heartbeat.pop(name, None)
-        if self._read(self._path(name)).get("run") == self._owner["run"]:
+        if self._read_owner(name).get("run") == self._owner["run"]:
             self._path(name).unlink(missing_ok=True)
 
     @contextmanager
     def exclusive(self, name: str, timeout_s: float = 60.0) -> Iterator[None]:
-        """Hold a lease that others wait for; after `timeout_s` seconds of waiting go on without it."""
+        """Hold a lease that others wait for; after waiting for `timeout_s` seconds continue without it."""
         until = time.monotonic() + timeout_s
         while not self.acquire(name) and time.monotonic() < until:
             time.sleep(0.05)

@@ -61,9 +61,8 @@ def extraction_settings(model: VideoModel, detector: Detector) -> ExtractSetting
     """
     provenance = detector.trained.context
     if not {"window", "stride"} <= set(provenance):
-        raise RecipeError(
-            "detector", "does not record how its features were made", "one trained on `internvideo extract`"
-        )
+        found = "does not record how its features were made"
+        raise RecipeError("detector", found, "one trained on `internvideo extract`")
     expected, actual = str(provenance.get("weights_sha256", "")), model_hash(model)
     if expected != actual:
         requirement = f"{provenance.get('model')} {expected[:12]}, on whose features the detector was trained"

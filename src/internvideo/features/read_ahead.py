@@ -31,14 +31,8 @@ def read_ahead(dataset: IterableDataset[Item], workers: int, *, in_order: bool =
     if not workers:
         yield from from_thread(dataset)
         return
-    loader: DataLoader[Item] = DataLoader(
-        dataset,
-        batch_size=None,
-        num_workers=workers,
-        collate_fn=_identity,
-        in_order=in_order,
-        generator=torch.Generator(),
-    )
+    options: dict[str, Any] = {"batch_size": None, "collate_fn": _identity, "generator": torch.Generator()}
+    loader: DataLoader[Item] = DataLoader(dataset, num_workers=workers, in_order=in_order, **options)
     try:
         with warnings.catch_warnings():
             # Python 3.12 warns of fork beside threads; the workers use none of the parent's.

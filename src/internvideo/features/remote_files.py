@@ -1,4 +1,4 @@
-"""Videos at addresses that fsspec opens (s3://, gs://, hf:// ...): listed, identified, and fetched to be read."""
+"""List, identify and fetch videos at addresses that fsspec opens (s3://, gs://, hf:// ...)."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/{1,2}([^/].*)", re.DOTALL)  # a `Pa
 
 
 def address_of(given: str | os.PathLike[str]) -> str | None:
-    """Return the address that is meant, None for a path of this machine."""
+    """Return the address of a remote file, None for a local path."""
     match = _ADDRESS.fullmatch(os.fspath(given))
     return None if match is None or os.path.lexists(given) else f"{match[1]}://{match[2]}"
 
 
 def place_of(given: str | os.PathLike[str]) -> str:
-    """Return what names a file from any folder: its address, or its absolute path."""
+    """Return the address of a remote file, or the absolute path of a local one."""
     return address_of(given) or os.path.abspath(given)
 
 
@@ -49,14 +49,14 @@ def videos_at(address: str) -> list[str]:
 
 
 def state_of(address: str) -> str:
-    """Return what changes with the content of a file: the store's own key of its version. Raises VideoError."""
+    """Return the store's key of a file's version, which changes with its content. Raises VideoError."""
     with _reached(address) as files:
         return str(files.ukey(address))
 
 
 @contextmanager
 def fetched(path: str) -> Iterator[str]:
-    """The path of a video on this machine: itself, or a temporary copy of what is at an address. Raises VideoError."""
+    """Yield a local path of a video: itself, or a temporary copy of a remote file. Raises VideoError."""
     if address_of(path) is None:
         yield path
         return
@@ -66,7 +66,7 @@ def fetched(path: str) -> Iterator[str]:
         copy.flush()
         try:
             yield copy.name
-        except VideoError as error:  # the temporary file's name would help nobody
+        except VideoError as error:  # name the address, not the temporary file
             raise VideoError(path, error.found, error.expected, error.hint) from error
 
 
@@ -76,7 +76,7 @@ def _is_video(name: str) -> bool:
 
 @contextmanager
 def _reached(address: str) -> Iterator[Any]:
-    """The file system of an address; its errors become VideoErrors."""
+    """Yield the file system of an address; convert its errors to VideoErrors."""
     require("cloud", address)
     import fsspec
 

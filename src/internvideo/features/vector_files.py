@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,7 @@ class VideoVectors:
 
     Attributes:
         path: as in the table (parquet holds text only: see `errors.shown`).
-        spans: (n, 2) float64, start and end of each window in seconds.
-        values: (n, E) float32.
+        spans: (n, 2) float64, start and end of each window in seconds. values: (n, E) float32.
         reason: why the video was not read to its end, "" if it was.
     """
 
@@ -44,10 +43,10 @@ class VideoVectors:
 
 
 def check_output(output: Path) -> None:
-    """Refuse a table that cannot be written here, or whose index would replace another file.
+    """Check that a table can be written.
 
     Raises:
-        RecipeError: so. ExtraError: a .parquet table without pyarrow, a .lance one without pylance.
+        RecipeError: another suffix, or its index would replace another file. ExtraError: a package is missing.
     """
     if output.suffix not in WRITERS:
         raise RecipeError("output", f"'{output.name}'", "a name that ends in .parquet, .lance or .npy")
@@ -137,11 +136,7 @@ WRITERS: dict[str, Callable[[Path, Iterable[VideoVectors], int, int, Mapping[str
 
 
 class Parts:
-    """The folder of finished videos beside an output, all computed with the same settings.
-
-    Args:
-        output: of the table; the folder is OUTPUT.parts.
-    """
+    """The folder OUTPUT.parts of finished videos beside a table, all computed with the same settings."""
 
     def __init__(self, output: Path) -> None:
         self.output = output
@@ -154,26 +149,16 @@ class Parts:
         Raises:
             RunError: it was created with other settings, or there is a table without parts; not with `overwrite`.
         """
-        previous = self._read_settings()
+        previous = untrusted.read_json_object(self._settings)
         plain = untrusted.parse_json(json.dumps(settings))
         if not overwrite and previous is None and self.output.exists():
             raise RunError(self.output, "exists already, its parts do not", "", "add --overwrite to replace it")
         if overwrite or previous is None:
             for part in self.folder.glob("*.npz"):
                 part.unlink(missing_ok=True)
-        elif previous != plain:
-            names = [name for name in {**previous, **plain} if previous.get(name) != plain.get(name)]
-            was, now = (json.dumps(part.get(names[0])) for part in (previous, plain))
-            found = f"was begun with another {names[0]}: {_short(was)}, now {_short(now)}"
-            raise RunError(self.folder, found, "", "choose another output, or add --overwrite to start again")
+        else:
+            check_same_settings(self.folder, previous, plain)
         write_text(self._settings, json.dumps(plain, indent=1) + "\n")
-
-    def _read_settings(self) -> dict[str, Any] | None:
-        try:
-            settings = untrusted.read_json(self._settings)
-        except (OSError, ValueError):
-            return None
-        return settings if isinstance(settings, dict) else None
 
     def has(self, identity: str) -> bool:
         """Return whether a video is done."""
@@ -193,5 +178,13 @@ class Parts:
             return None
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= 60 else text[:57] + "..."
+def check_same_settings(
+    folder: Path, previous: Mapping[str, Any], settings: Mapping[str, Any], ignored: Collection[str] = ()
+) -> None:
+    """Raise RunError if a folder was created with other settings than these, apart from the ignored ones."""
+    for name in {**previous, **settings}:
+        if name not in ignored and previous.get(name) != settings.get(name):
+            texts = (json.dumps(values.get(name)) for values in (previous, settings))
+            was, now = (text if len(text) <= 60 else text[:57] + "..." for text in texts)
+            found = f"was begun with another {name}: {was}, now {now}"
+            raise RunError(folder, found, "", "choose another output, or add --overwrite to start again")

@@ -26,7 +26,7 @@ from internvideo.video.cache import stamp_of
 from internvideo.video.frame_folder import resolve_rate
 
 STDIN = "-"
-"""A name that stands for standard input."""
+"""Name of standard input."""
 
 MAX_NAME_BYTES = 200
 """Maximum bytes of a file name, which leaves room for suffixes (file systems allow 255)."""
@@ -55,11 +55,7 @@ class VideoFile:
         return Span(self.path, self.start, self.end, self.fps)
 
     def identity(self) -> str:
-        """Hash the path, size and time of the file and the piece: 32 hex digits.
-
-        Raises:
-            VideoError: there is no such file.
-        """
+        """Hash the path, size and time of the file and the piece: 32 hex digits. Raises VideoError for no file."""
         where = address_of(self.path) or os.path.realpath(self.path)
         content = f"{where}|{file_state(self.path, self.fps)}|{self.start}|{self.end}"
         return hashlib.sha256(content.encode("utf-8", "surrogateescape")).hexdigest()[:32]
@@ -72,11 +68,7 @@ def video_of_row(manifest: Manifest, row: Sample) -> VideoFile:
 
 
 def file_state(path: str, fps: float | None) -> str:
-    """Return the size and time of a file, or the state and frame rate of a folder of frames.
-
-    Raises:
-        VideoError: there is none.
-    """
+    """Return the size and time of a file, or the state and rate of a folder of frames. Raises VideoError for none."""
     if address := address_of(path):
         return state_of(address)
     try:
@@ -105,8 +97,7 @@ def find_videos(inputs: Iterable[str | Path], *, recursive: bool = False) -> lis
     for given in inputs:
         paths = [line for line in sys.stdin.read().splitlines() if line.strip()] if str(given) == STDIN else [given]
         for video in (video for path in paths for video in _resolve(Path(path), recursive)):
-            place = place_of(video.path)
-            found.setdefault((place, video.start, video.end), video)
+            found.setdefault((place_of(video.path), video.start, video.end), video)
     if not found:
         raise VideoError("videos", "none given", "files, folders or manifests")
     return list(found.values())
@@ -193,20 +184,18 @@ def _in_folder(folder: Path, recursive: bool) -> list[VideoFile]:
     all_names: list[str] = []
     for current, folders, names in os.walk(folder):
         all_names += names
-        open_ones = sorted(name for name in folders if not name.startswith("."))
-        within = {name: _names(os.path.join(current, name)) for name in open_ones}
-        frames = [name for name in open_ones if holds_frames(os.path.join(current, name), within[name])]
+        visible = sorted(name for name in folders if not name.startswith("."))
+        within = {name: _names(os.path.join(current, name)) for name in visible}
+        frames = [name for name in visible if holds_frames(os.path.join(current, name), within[name])]
         for name in frames:
             all_names += non_frame_names(os.path.join(current, name), within[name])
-        folders[:] = [name for name in open_ones if recursive and name not in frames]
-        videos = [name for name in sorted(names) if os.path.splitext(name)[1].lower() in VIDEO_EXTENSIONS]
-        videos = sorted(videos + frames)
+        folders[:] = [name for name in visible if recursive and name not in frames]
+        videos = sorted([name for name in names if os.path.splitext(name)[1].lower() in VIDEO_EXTENSIONS] + frames)
         found += [VideoFile(os.path.join(current, name)) for name in videos if not name.startswith(".")]
     if not found:
         hint = "" if recursive else "add --recursive for the folders inside"
-        raise VideoError(
-            folder, "no video in this folder", "files ending in " + " ".join(sorted(VIDEO_EXTENSIONS)), hint
-        )
+        expected = "files ending in " + " ".join(sorted(VIDEO_EXTENSIONS))
+        raise VideoError(folder, "no video in this folder", expected, hint)
     if note := skipped_files_note(all_names):
         LOGGER.warning("%s: %s", shown(str(folder)), shown(note))
     return found

@@ -1,6 +1,6 @@
 """Place sliding windows, counted in frames, in a video and choose the frames of each (as ActionFormer counts them).
 
-Feature g of a video at `fps` frames per second stands for the frames g * stride to g * stride + window, so its center
+Feature g of a video at `fps` frames per second covers the frames g * stride to g * stride + window, so its center
 is at (g * stride + window / 2) / fps seconds.
 """
 
@@ -35,9 +35,9 @@ class WindowRule:
     fps: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("window_frames", "stride_frames"):
-            if getattr(self, name) < 1:
-                raise RecipeError(name, str(getattr(self, name)), "1 or more")
+        for name, value in (("window_frames", self.window_frames), ("stride_frames", self.stride_frames)):
+            if value < 1:
+                raise RecipeError(name, str(value), "1 or more")
         if self.fps is not None and not 0 < self.fps <= MAX_FPS:
             raise RecipeError("fps", f"{self.fps:g}", f"above 0, at most {MAX_FPS:g}")
 

@@ -60,13 +60,13 @@ def spans(
     check_window(window_seconds, stride_seconds)
     if window_seconds is None:
         return [(start, end)]
-    step = window_seconds if stride_seconds is None else stride_seconds
-    found: list[tuple[float, float]] = []
+    stride = window_seconds if stride_seconds is None else stride_seconds
+    pieces: list[tuple[float, float]] = []
     begin = start
-    while not found or (begin < end - SLACK and found[-1][1] < end - SLACK):
-        found.append((begin, min(begin + window_seconds, end)))
-        begin = start + len(found) * step
-    return found
+    while not pieces or (begin < end - SLACK and pieces[-1][1] < end - SLACK):
+        pieces.append((begin, min(begin + window_seconds, end)))
+        begin = start + len(pieces) * stride
+    return pieces
 
 
 def check_window(window_seconds: float | None, stride_seconds: float | None) -> None:
@@ -93,9 +93,8 @@ def open_long(
         size = os.stat(path).st_size
     except (OSError, ValueError):
         size = 0  # reported when the file is opened
-    return borrow(
-        path, short_side=short_side, max_seconds=MAX_SECONDS, budget=BUDGET + SECONDS_PER_BYTE * size, fps=fps
-    )
+    budget = BUDGET + SECONDS_PER_BYTE * size
+    return borrow(path, short_side=short_side, max_seconds=MAX_SECONDS, budget=budget, fps=fps)
 
 
 def windows(
@@ -121,13 +120,12 @@ def windows(
         VideoError: also during the iteration; the windows before the damage have been yielded by then.
         RecipeError: a window or stride that is not above 0.
     """
-    path, start, end = (source.path, source.start, source.end) if isinstance(source, Span) else (source, None, None)
     check_window(window_seconds, stride_seconds)
-    fps = source.fps if isinstance(source, Span) else None
+    size = {"window_seconds": window_seconds, "stride_seconds": stride_seconds}
+    span = source if isinstance(source, Span) else None
+    path, start, end, fps = (span.path, span.start, span.end, span.fps) if span else (source, None, None, None)
     with open_long(path, preprocessing.short_side, fps=fps) as video:
-        yield from windows_of(
-            video, preprocessing, start, end, window_seconds=window_seconds, stride_seconds=stride_seconds
-        )
+        yield from windows_of(video, preprocessing, start, end, **size)
 
 
 def windows_of(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -38,22 +40,15 @@ class CaptionGenerator:
             expected = f"num_beams >= 1, max_length 0 or 2 to {context}"
             raise RecipeError("caption", f"num_beams {num_beams}, max_length {max_length}", expected)
         if not 0 <= top_p <= 1 or (top_p and num_beams > 1):
-            raise RecipeError(
-                "caption", f"num_beams {num_beams}, top_p {top_p:g}", "top_p 0 to 1, and num_beams 1 with it"
-            )
+            found = f"num_beams {num_beams}, top_p {top_p:g}"
+            raise RecipeError("caption", found, "top_p 0 to 1, and num_beams 1 with it")
         self.model, self.tokenizer = model, tokenizer
         self.num_beams, self.top_p, self.max_length = num_beams, top_p, max_length
         self.generator = torch.Generator().manual_seed(seed)
 
     def __call__(self, clips: Tensor) -> list[str]:
         """Generate B captions for clips (B, 3, T, S, S) as the model's preprocessing makes them, on its device."""
-        ids = self.model.generate(
-            self.model.prepare(clips),
-            start=self.tokenizer.start,
-            end=self.tokenizer.end,
-            max_length=self.max_length,
-            beams=self.num_beams,
-            nucleus=self.top_p,
-            generator=self.generator,
-        )
+        limits = {"start": self.tokenizer.start, "end": self.tokenizer.end, "max_length": self.max_length}
+        decoding: dict[str, Any] = {"beams": self.num_beams, "nucleus": self.top_p, "generator": self.generator}
+        ids = self.model.generate(self.model.prepare(clips), **limits, **decoding)
         return [self.tokenizer.decode(row, special=False) for row in ids.cpu()]

@@ -20,12 +20,7 @@ from internvideo.weights.state import load_state
 
 
 def at_clip_size(
-    name: str,
-    module: nn.Module,
-    clips: Preprocessing,
-    frames: int | None,
-    image_size: int | None,
-    where: object,
+    name: str, module: nn.Module, clips: Preprocessing, frames: int | None, image_size: int | None, where: object
 ) -> tuple[nn.Module, Preprocessing]:
     """Convert model and preprocessing to clips of `frames` frames and `image_size` pixels.
 
@@ -47,22 +42,22 @@ def at_clip_size(
         kind = "masked pretraining" if encoder.fixed_clip_size else "several encoders"
         raise WeightsError(where, f"{name} is a model of {kind}", "its own frames and image_size", "leave them out")
     if clips.single_frame and frames not in (None, 1):
-        raise RecipeError("frames", str(frames), "1: this model looks at the middle frame alone")
+        raise RecipeError("frames", str(frames), "1: this model takes only the middle frame")
     path, config = parts[0]
-    asked = {"frames": frames, "image_size": image_size}
-    changes: dict[str, object] = {key: value for key, value in asked.items() if value and hasattr(config, key)}
+    sizes = {"frames": frames, "image_size": image_size}
+    changes: dict[str, object] = {key: value for key, value in sizes.items() if value and hasattr(config, key)}
     if isinstance(config, VideoMAEConfig) and config.position_table == "native" and not config.learnable_positions:
         changes |= {"position_table": "resized", "native_clip": [config.image_size, config.frames]}
     for part in reversed(path):
         changes = {part: changes}
-    cut: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     if frames is not None:
-        cut |= {"frames": frames, "sampled_frames": frames * clips.temporal_stride if clips.sampled_frames else 0}
-    if image_size is not None:  # what surrounds the square grows with it
+        settings |= {"frames": frames, "sampled_frames": frames * clips.temporal_stride if clips.sampled_frames else 0}
+    if image_size is not None:  # the size before the crop grows with it
         sides = {"resize": clips.resize, "short_side": clips.short_side}
-        cut |= {key: round(side * image_size / clips.size) for key, side in sides.items() if side}
-        cut["size"] = image_size
-    clips = clips.with_settings(**cut)
+        settings |= {key: round(side * image_size / clips.size) for key, side in sides.items() if side}
+        settings["size"] = image_size
+    clips = clips.with_settings(**settings)
     with skip_init():
         model = create_model(name, merged(overrides_of(name, module), changes))
     fitted, _ = fit_positions(model, module.state_dict())

@@ -1,4 +1,4 @@
-"""Make a module by its name, as timm's `create_model` does: `internvideo.create_model`."""
+"""Define `internvideo.create_model`: create a module by name, as timm's `create_model` does."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def create_model(
     num_classes: int | None = None,
     **settings: object,
 ) -> nn.Module:
-    """Make a module, with initial weights or pretrained ones; `internvideo.load` gives it with its preprocessing.
+    """Create a module with initial or pretrained weights; `internvideo.load` returns it with its preprocessing.
 
     Args:
         name: of `list_models()`.
@@ -36,7 +36,7 @@ def create_model(
     """
     changes = {**(overrides or {}), **settings}
     if pretrained is True:
-        hint = "docs/models.md tells where published weights are"
+        hint = "docs/models.md lists published weights"
         raise RecipeError("pretrained", "True", "a file, a folder or hf://ORGANISATION/REPOSITORY", hint)
     if name not in MODELS or (num_classes is None and not pretrained):
         return build(name, changes)

@@ -50,7 +50,7 @@ class InternVideoEncoder:
 
     @property
     def device(self) -> torch.device:
-        """Where the model runs."""
+        """Device of the model."""
         return self.model.device
 
     def encode(
@@ -66,58 +66,52 @@ class InternVideoEncoder:
         normalize_embeddings: bool = False,
         truncate_dim: int | None = None,
     ) -> Any:
-        """Vectors of videos and texts, in the order given; they may be mixed.
+        """Encode videos and texts, which may be mixed, in the order given.
 
         Args:
             inputs: one or several of: a path, a `Span`, uint8 frames (T, H, W, 3), or a text. A string is a video
                 when it names an existing file or ends like a video file, else a text.
-            prompt_name: None; there are no named prompts. prompt: stands before each text.
-            batch_size: clips at once.
-            show_progress_bar: on the error stream.
+            prompt_name: None; there are no named prompts. prompt: prefix of each text.
+            batch_size: clips per batch. show_progress_bar: on stderr.
             convert_to_numpy: a float32 array (n, E), or (E,) for one item; otherwise a list of tensors (E,).
             convert_to_tensor: a tensor (n, E) or (E,) instead.
-            normalize_embeddings: to length one. truncate_dim: the first so many numbers of each vector.
+            normalize_embeddings: L2-normalize. truncate_dim: number of leading dimensions to keep.
 
         Raises:
-            VideoError: a video that cannot be read. RecipeError: a text, but the model has no text tower; a named
-                prompt, or numbers that the vectors do not have.
+            VideoError: a video that cannot be read. RecipeError: a text for a model without a text tower, a named
+                prompt, or a dimension out of range.
         """
         if prompt_name is not None:
             raise RecipeError("prompt_name", repr(prompt_name), "None", "give the prompt itself")
         if truncate_dim is not None and not 1 <= truncate_dim <= self.model.embed_dim:
             raise RecipeError("truncate_dim", str(truncate_dim), f"1 to {self.model.embed_dim}")
-        alone = isinstance(inputs, str | Path | Span) or (isinstance(inputs, np.ndarray | Tensor) and inputs.ndim == 4)
-        items: list[Item] = [inputs] if alone else list(inputs)  # type: ignore[arg-type,list-item]  # told apart above
-        found = torch.empty(len(items), self.model.embed_dim)
-        texts = [place for place, item in enumerate(items) if isinstance(item, str) and not is_video(item)]
+        single = isinstance(inputs, str | Path | Span) or (isinstance(inputs, np.ndarray | Tensor) and inputs.ndim == 4)
+        items: list[Item] = [inputs] if single else list(inputs)  # type: ignore[arg-type,list-item]  # checked above
+        vectors = torch.empty(len(items), self.model.embed_dim)
+        texts = [index for index, item in enumerate(items) if isinstance(item, str) and not is_video(item)]
         videos = sorted(set(range(len(items))) - set(texts))
         with tqdm(total=len(items), desc="encode", unit="item", disable=not show_progress_bar) as bar:
             if texts:
-                found[texts] = self.model.encode_text(
-                    [(prompt or "") + str(items[place]) for place in texts], normalize=False
-                )
+                prompted = [(prompt or "") + str(items[index]) for index in texts]
+                vectors[texts] = self.model.encode_text(prompted, normalize=False)
                 bar.update(len(texts))
             for start in range(0, len(videos), batch_size):
                 group = videos[start : start + batch_size]
-                sources: list[VideoSource] = [items[place] for place in group]
-                found[group] = self.model.encode_video(sources, batch_size=batch_size, normalize=False)
+                sources: list[VideoSource] = [items[index] for index in group]
+                vectors[group] = self.model.encode_video(sources, batch_size=batch_size, normalize=False)
                 bar.update(len(group))
-        found = found[:, :truncate_dim]
+        vectors = vectors[:, :truncate_dim]
         if normalize_embeddings:
-            found = torch.nn.functional.normalize(found, dim=1)
-        if convert_to_tensor:
-            return found[0] if alone else found
-        if convert_to_numpy:
-            array = found.numpy()
-            return array[0] if alone else array
-        return found[0] if alone else list(found)
+            vectors = torch.nn.functional.normalize(vectors, dim=1)
+        result = vectors if convert_to_tensor else vectors.numpy() if convert_to_numpy else list(vectors)
+        return result[0] if single else result
 
     def encode_query(self, inputs: Item | Sequence[Item], *given: Any, **settings: Any) -> Any:
-        """Encode what is searched for, as `encode`: queries and documents share one space here."""
+        """Encode queries, as `encode`: queries and documents share one space."""
         return self.encode(inputs, *given, **settings)
 
     def encode_document(self, inputs: Item | Sequence[Item], *given: Any, **settings: Any) -> Any:
-        """Encode what is searched through, as `encode`."""
+        """Encode documents, as `encode`."""
         return self.encode(inputs, *given, **settings)
 
     def similarity(self, a: Vectors, b: Vectors) -> Tensor:
@@ -135,31 +129,28 @@ class InternVideoEncoder:
 
     @property
     def modalities(self) -> list[str]:
-        """What it encodes."""
+        """Supported modalities."""
         return ["video", "image", *(["text"] if "text" in self.model.capabilities else [])]
 
     def supports(self, modality: str | tuple[str, ...]) -> bool:
-        """Whether it encodes a modality; several at once it does not join."""
+        """Return whether it encodes a modality; combinations are not supported."""
         return modality in self.modalities
 
     def get_embedding_dimension(self) -> int:
-        """E."""
+        """Return E."""
         return self.model.embed_dim
 
-    def get_sentence_embedding_dimension(self) -> int:
-        """E."""
-        return self.model.embed_dim
+    get_sentence_embedding_dimension = get_embedding_dimension
 
 
 def _unit(vectors: Vectors) -> Tensor:
-    """(n, E) of length one from vectors (n, E) or (E,), or a list of vectors."""
-    parts = [torch.as_tensor(part) for part in vectors] if isinstance(vectors, list) else None
-    rows = torch.as_tensor(vectors) if parts is None else torch.stack(parts)
+    """L2-normalize vectors (n, E) or (E,), or a list of vectors -> (n, E)."""
+    rows = torch.stack([*map(torch.as_tensor, vectors)]) if isinstance(vectors, list) else torch.as_tensor(vectors)
     return torch.nn.functional.normalize(rows.float().reshape(-1, rows.shape[-1]), dim=1)
 
 
 def is_video(text: str) -> bool:
-    """Whether a string means a video: an existing file, or a name that ends like one."""
+    """Return whether a string is the path of a video: an existing file, or a name with the suffix of one."""
     if "\n" in text or "\0" in text or len(text) > 4096:
         return False
     if text.lower().endswith(tuple(VIDEO_EXTENSIONS)):

@@ -13,14 +13,14 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
 from internvideo.data.preprocessing import VideoSource
 from internvideo.data.tokenizer import Tokenizer
-from internvideo.errors import RecipeError, RunError
+from internvideo.errors import RecipeError, RunError, unwritable
 from internvideo.extras import require
 from internvideo.inference import onnx_file
 from internvideo.inference.video_model import VideoModel
@@ -58,9 +58,9 @@ class ExportSettings:
     int8: bool = False
 
     def __post_init__(self) -> None:
-        for name, value, expected in (("format", self.format, Format), ("what", self.what, What)):
-            if value not in get_args(expected):
-                raise RecipeError(name, repr(value), ", ".join(get_args(expected)))
+        for name, value, allowed in (("format", self.format, get_args(Format)), ("what", self.what, get_args(What))):
+            if value not in allowed:
+                raise RecipeError(name, repr(value), ", ".join(allowed))
         if self.batch is not None and self.batch < 1:
             raise RecipeError("batch", str(self.batch), "1 or more, or dynamic")
         if self.format != "onnx" and (self.int8 or self.opset is not None):
@@ -120,8 +120,7 @@ def _logits(encoder: VideoEncoder, clips: Tensor, temporal_stride: int) -> Tenso
 
 
 def _encoded_text(tower: Any, ids: Tensor, temporal_stride: int) -> Tensor:
-    features: Tensor = tower(ids)
-    return features
+    return cast(Tensor, tower(ids))
 
 
 class Graph(nn.Module):
@@ -146,11 +145,8 @@ class Graph(nn.Module):
             self.module: nn.Module = towers.text
             return
         self.module = copy.copy(model.module)
-        parts = self.module._modules.copy()  # the copy's own, so that the parts left out stay in the model
-        self.module._modules = parts
-        if towers is not None:
-            for name in {"text", "caption_decoder"} & set(parts):
-                del parts[name]
+        unused = ("text", "caption_decoder") if towers is not None else ()
+        self.module._modules = {name: part for name, part in self.module._modules.items() if name not in unused}
 
     def forward(self, input: Tensor) -> Tensor:
         """See the class."""
@@ -186,42 +182,38 @@ def _plan(model: VideoModel, settings: ExportSettings, video: VideoSource | None
     output = "logits" if settings.what == "classifier" else "features"
     if settings.what == "text":
         ids = Tokenizer(context_length=model.module.config.text.context).encode(SENTENCES)
-        samples = tuple(
-            ("sentences", ids[torch.arange(count) % len(ids)])
-            for count in ([settings.batch] if settings.batch else [1, 3, 2])
-        )
+        counts = [settings.batch] if settings.batch else [1, 3, 2]
+        samples = tuple(("sentences", ids[torch.arange(count) % len(ids)]) for count in counts)
         return Plan("ids", output, samples[-1][1], axes, {}, samples)
     count, fewest = _frames(model, settings)
-    sizes = [(settings.batch or 1, count), (settings.batch or 3, count)]
+    sizes = [(1, count), (3, count)]
     if fewest:
         axes[2] = "frames"
-        sizes = [
-            (settings.batch or b, t) for b, t in ((1, count), (2, max(fewest, count // 2)), (3, fewest), (1, count + 1))
-        ]
+        sizes = [(1, count), (2, max(fewest, count // 2)), (3, fewest), (1, count + 1)]
     generator, side = torch.Generator().manual_seed(0), model.preprocessing.size
 
     def random(batch: int, frames: int) -> Tensor:
         clips = torch.randint(0, 256, (batch, 3, frames, side, side), dtype=torch.uint8, generator=generator)
         return clips.float() if model.preprocessing.resize_backend == "torch" else clips
 
-    found = [("random", random(*size)) for size in dict.fromkeys(sizes)]
+    clips = [("random", random(*size)) for size in dict.fromkeys((settings.batch or b, t) for b, t in sizes)]
     if video is not None:
         clip = next(iter(model.read(video)))
-        found.append(("video", clip.expand(settings.batch or 1, -1, -1, -1, -1).contiguous()))
+        clips.append(("video", clip.expand(settings.batch or 1, -1, -1, -1, -1).contiguous()))
     example = random(settings.batch or 2, max(count, fewest + 1))  # a size of one would be taken as fixed
-    return Plan("clips", output, example, axes, {2: fewest} if fewest else {}, tuple(found))
+    return Plan("clips", output, example, axes, {2: fewest} if fewest else {}, tuple(clips))
 
 
 def _frames(model: VideoModel, settings: ExportSettings) -> tuple[int, int]:
     """Return T, and the minimum for a dynamic T (0 if T is fixed). Raises RecipeError: an unsupported T."""
-    wish, fewest, own = settings.frames, any_frames(model.module), model.preprocessing.frames
-    if fewest is None and wish not in ("auto", own):
-        raise RecipeError("frames", str(wish), str(own), f"model {model.name} takes clips of one length")
-    if isinstance(wish, str):
-        return own, fewest or 0
-    if wish < (fewest or 1):
-        raise RecipeError("frames", str(wish), f"{fewest} or more")
-    return wish, 0
+    frames, fewest, default = settings.frames, any_frames(model.module), model.preprocessing.frames
+    if fewest is None and frames not in ("auto", default):
+        raise RecipeError("frames", str(frames), str(default), f"model {model.name} takes clips of one length")
+    if isinstance(frames, str):
+        return default, fewest or 0
+    if frames < (fewest or 1):
+        raise RecipeError("frames", str(frames), f"{fewest} or more")
+    return frames, 0
 
 
 def _program(graph: Graph, plan: Plan) -> torch.export.ExportedProgram:
@@ -233,12 +225,12 @@ def _program(graph: Graph, plan: Plan) -> torch.export.ExportedProgram:
         raise RunError("export", found, "", "try fixed --batch and --frames") from error
 
 
-def compare(run: Callable[[Tensor], Tensor], plan: Plan, wanted: list[Tensor]) -> tuple[Check, ...]:
+def compare(run: Callable[[Tensor], Tensor], plan: Plan, expected: list[Tensor]) -> tuple[Check, ...]:
     """Compare the outputs of a saved file with the model's on every sample."""
     checks = []
-    for (kind, sample), output in zip(plan.samples, wanted, strict=True):
-        found = run(sample)
-        error = float((found - output).abs().max()) if found.shape == output.shape else float("inf")
+    for (kind, sample), output in zip(plan.samples, expected, strict=True):
+        actual = run(sample)
+        error = float((actual - output).abs().max()) if actual.shape == output.shape else float("inf")
         checks.append(Check(kind, tuple(sample.shape), error, float(output.abs().max())))
     return tuple(checks)
 
@@ -281,9 +273,7 @@ def export(
             with tempfile.TemporaryDirectory(prefix=f".{final.stem}.", dir=final.parent) as folder:
                 return _write(model, graph, plan, program, settings, Path(folder) / final.name, final)
         except OSError as error:
-            raise RunError(
-                final, f"cannot be written: {error.strerror or error}", "", "choose another folder"
-            ) from error
+            raise unwritable(final, error, "choose another folder") from error
 
 
 def _write(
@@ -303,8 +293,8 @@ def _write(
     else:
         onnx_file.write(program, built, plan.name, plan.output, plan.axes, settings.opset)
         run = onnx_file.runner(built)
-    wanted = [graph(sample) for _, sample in plan.samples]
-    checks = compare(run, plan, wanted)
+    expected = [graph(sample) for _, sample in plan.samples]
+    checks = compare(run, plan, expected)
     worst = max(checks, key=lambda check: check.relative)
     if worst.relative > settings.tolerance:
         found = f"differs from the model by {worst.error:.3g} of {worst.largest:.3g} on {worst.input} {worst.shape}"
@@ -313,7 +303,8 @@ def _write(
     if settings.int8:
         small = built.with_suffix(".int8.onnx")
         onnx_file.quantise(built, small)
-        cosine = _cosine(onnx_file.runner(small), plan, wanted)
+        pairs = zip(map(onnx_file.runner(small), (sample for _, sample in plan.samples)), expected, strict=True)
+        cosine = min(float(nn.functional.cosine_similarity(a, b, dim=1).min()) for a, b in pairs)
     files = sorted(built.parent.iterdir(), key=lambda file: file.suffix != ".data")
     about = _describe(model, plan, settings, checks, cosine)
     about["files"] = [{"name": f.name, "bytes": f.stat().st_size, "sha256": sha256_of(f)} for f in files]
@@ -325,32 +316,18 @@ def _write(
     return Export(final, metadata, checks, small and final.parent / small.name, cosine)
 
 
-def _cosine(run: Callable[[Tensor], Tensor], plan: Plan, wanted: list[Tensor]) -> float:
-    """Return the minimum cosine with the model's outputs over all rows of all samples."""
-    pairs = zip(plan.samples, wanted, strict=True)
-    return min(
-        float(nn.functional.cosine_similarity(run(sample), output, dim=1).min()) for (_, sample), output in pairs
-    )
-
-
 def _describe(
     model: VideoModel, plan: Plan, settings: ExportSettings, checks: tuple[Check, ...], cosine: float | None
 ) -> dict[str, Any]:
     text = settings.what == "text"
+    width = len(model.class_names) if plan.output == "logits" else model.embed_dim
+    shape = [plan.axes.get(0, len(plan.example)), width]
     return {
         "model": model.name,
         "format": settings.format,
         "what": settings.what,
         "input": {"name": plan.name, "type": str(plan.example.dtype).removeprefix("torch."), "shape": plan.shape},
-        "output": {
-            "name": plan.output,
-            "type": "float32",
-            "shape": [
-                plan.axes.get(0, len(plan.example)),
-                len(model.class_names) if plan.output == "logits" else model.embed_dim,
-            ],
-            "normalised": False,
-        },
+        "output": {"name": plan.output, "type": "float32", "shape": shape, "normalised": False},
         "smallest": {plan.axes[axis]: count for axis, count in plan.smallest.items()},
         "preprocessing": {"words": plan.example.shape[1]} if text else model.preprocessing.to_json(),
         "classes": list(model.class_names) if settings.what == "classifier" else [],

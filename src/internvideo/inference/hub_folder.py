@@ -19,7 +19,7 @@ from torch import nn
 
 from internvideo import untrusted
 from internvideo.data.preprocessing import Preprocessing
-from internvideo.errors import RecipeError, RunError, WeightsError
+from internvideo.errors import RecipeError, WeightsError, unwritable
 from internvideo.inference.families import Precision
 from internvideo.model_table import MODELS, create_model
 from internvideo.models.declared import within
@@ -80,13 +80,12 @@ def save(model: Savable, folder: Path) -> Path:
     settings = {"format_version": FORMAT_VERSION, **model.config, "metadata": metadata}
     with whole_folder(folder, (WEIGHTS, CARD, *SENTENCE_TRANSFORMERS, CONFIG)) as partial:
         save_model(partial / WEIGHTS, model.module, {KEY: json.dumps(settings, sort_keys=True), "format": "pt"})
-        weights = partial / WEIGHTS
-        digest = sha256_of(weights)
-        files = {WEIGHTS: {"sha256": digest, "bytes": weights.stat().st_size}}
-        whole = {"library_name": "internvideo", **settings, "files": files}
+        digest = sha256_of(partial / WEIGHTS)
+        files = {WEIGHTS: {"sha256": digest, "bytes": (partial / WEIGHTS).stat().st_size}}
         write_text(partial / CARD, card(model, digest, metadata))
-        for name, told in (*SENTENCE_TRANSFORMERS.items(), (CONFIG, whole)):
-            write_text(partial / name, json.dumps(told, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+        config = {"library_name": "internvideo", **settings, "files": files}
+        for name, content in {**SENTENCE_TRANSFORMERS, CONFIG: config}.items():
+            write_text(partial / name, json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
     return folder
 
 
@@ -117,8 +116,7 @@ def whole_folder(given: Path, names: Sequence[str]) -> Iterator[Path]:
         else:
             partial.rename(folder)
     except OSError as error:
-        reason = f"cannot be written: {error.strerror or error}"
-        raise RunError(given, reason, "", "free space or choose another folder") from error
+        raise unwritable(given, error, "free space or choose another folder") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -133,24 +131,17 @@ def read(folder: Path) -> dict[str, Any]:
     weights = folder / WEIGHTS
     if not weights.is_file():
         raise WeightsError(weights, "no such file", "the weights that config.json describes", "copy the whole folder")
-    told, found = _told_hash(config), sha256_of(weights)
-    if told != found:
-        raise WeightsError(
-            weights,
-            f"SHA-256 {found[:16]}..., config.json says {told[:16] or 'nothing'}",
-            "the files as they were saved together",
-            "changed or damaged: copy the folder again",
-        )
-    state, inside = read_model(weights)
+    recorded, actual = _recorded_hash(config), sha256_of(weights)
+    together = "the files as they were saved together"
+    if recorded != actual:
+        found = f"SHA-256 {actual[:16]}..., config.json says {recorded[:16] or 'nothing'}"
+        raise WeightsError(weights, found, together, "changed or damaged: copy the folder again")
+    state, metadata = read_model(weights)
     settings = {name: value for name, value in config.items() if name not in ("files", "library_name")}
-    if _inside(inside, weights) != settings:
-        raise WeightsError(
-            folder / CONFIG,
-            "differs from the settings inside model.safetensors",
-            "the files as they were saved together",
-            "changed by hand: save the model again instead",
-        )
-    return _build(settings, state, folder, file_sha256=found)
+    if _settings_in(metadata, weights) != settings:
+        found, hint = "differs from the settings inside model.safetensors", "changed by hand: save the model again"
+        raise WeightsError(folder / CONFIG, found, together, hint)
+    return _build(settings, state, folder, file_sha256=actual)
 
 
 def read_alone(path: Path) -> dict[str, Any]:
@@ -159,18 +150,18 @@ def read_alone(path: Path) -> dict[str, Any]:
     Raises:
         WeightsError: there are none, or they are of a later version.
     """
-    state, inside = read_model(path)
-    return _build(_inside(inside, path), state, path)
+    state, metadata = read_model(path)
+    return _build(_settings_in(metadata, path), state, path)
 
 
-def _told_hash(config: Mapping[str, Any]) -> str:
+def _recorded_hash(config: Mapping[str, Any]) -> str:
     try:
         return str(config["files"][WEIGHTS]["sha256"])
     except (KeyError, TypeError):
         return ""
 
 
-def _inside(metadata: Mapping[str, str], where: Path) -> dict[str, Any]:
+def _settings_in(metadata: Mapping[str, str], where: Path) -> dict[str, Any]:
     """Parse the settings in the metadata of weights. Raises WeightsError."""
     try:
         settings = untrusted.parse_json(metadata[KEY])
@@ -222,11 +213,7 @@ def _build(settings: Mapping[str, Any], state: dict[str, Any], where: Path, **ab
 
 
 def card(
-    model: Savable,
-    file_sha256: str,
-    metadata: Mapping[str, str],
-    architecture: str = "",
-    notes: Sequence[str] = (),
+    model: Savable, file_sha256: str, metadata: Mapping[str, str], architecture: str = "", notes: Sequence[str] = ()
 ) -> str:
     """Write the model card: description, usage, protocol, licence and hashes.
 
@@ -242,22 +229,20 @@ def card(
         "classify": 'model.classify("clip.mp4"' + (")" if model.class_names else ', ["running", "cooking"])'),
         "caption": 'model.caption("clip.mp4")',
     }
-    able = [uses[what] for what in ("video", "text", "classify", "caption") if what in model.capabilities]
-    shown = ", ".join(model.class_names[:20]) + (
-        f" and {len(model.class_names) - 20} more" if len(model.class_names) > 20 else ""
-    )
-    frames = (
-        f"{rule.frames} frames by the rule '{rule.sampler}'" + (f", stride {rule.stride}" if rule.stride else "")
-        if not rule.single_frame
-        else "the middle frame"
-    )
-    shape = "squashed to a square" if not rule.keep_aspect else "scaled by the short side, center crop"
+    able = [line for what, line in uses.items() if what in model.capabilities]
+    names, more = ", ".join(model.class_names[:20]), len(model.class_names) - 20
+    shown = f"{names} and {more} more" if more > 0 else names
+    frames = f"{rule.frames} frames by the rule '{rule.sampler}'" + (f", stride {rule.stride}" if rule.stride else "")
+    if rule.single_frame:
+        frames = "the middle frame"
+    about = MODELS[model.name].about
+    shape = "resized to a square" if not rule.keep_aspect else "scaled by the short side, center crop"
     lines = [
         *_front_matter(model, licence, architecture),
         "",
         f"# {metadata.get('title', model.name)}",
         "",
-        f"{MODELS[model.name].about[:1].upper()}{MODELS[model.name].about[1:]}: `{model.name}`, "
+        f"{about[:1].upper()}{about[1:]}: `{model.name}`, "
         f"{parameters:.1f} M parameters{_changed(model)}. It can: {', '.join(sorted(model.capabilities))}.",
         "",
         "## Use",

@@ -15,15 +15,15 @@ Layout = Literal["internvideo", "transformers"]
 
 
 class HubModel:
-    """What has the attributes of `hub_folder.Savable` is saved and loaded."""
+    """Mixin for classes with the attributes of `hub_folder.Savable`."""
 
     def save_pretrained(self, folder: str | Path, *, layout: Layout = "internvideo") -> Path:
         """Write a folder with config.json, model.safetensors and a model card README.md.
 
         Args:
-            folder: made when absent; other files of it stay.
+            folder: created when absent; other files in it are kept.
             layout: "internvideo", which `load` and sentence-transformers read, or "transformers", which that library
-                and `load` read: VideoMAE and CLIP alone exist there.
+                and `load` read: only VideoMAE and CLIP exist there.
 
         Raises:
             RunError: it cannot be written. RecipeError: an unknown layout, or a model that transformers does not have.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -14,7 +13,7 @@ from torch import nn
 from internvideo import untrusted
 from internvideo.data.preprocessing import Preprocessing
 from internvideo.distributed import choose_device
-from internvideo.errors import RecipeError, WeightsError
+from internvideo.errors import RecipeError, WeightsError, suggestion
 from internvideo.inference import hub_folder
 from internvideo.inference.clip_size import at_clip_size
 from internvideo.inference.families import overrides_of, published_preprocessing, video_encoder
@@ -25,7 +24,7 @@ from internvideo.storage import read_metadata
 from internvideo.tasks import CATALOG
 from internvideo.tasks.protocol import weights_hash
 from internvideo.training.trained import Trained, load_trained
-from internvideo.weights import foreign_folder
+from internvideo.weights import foreign_folder, layouts
 from internvideo.weights.fetch import check_ending, fetch, is_remote
 from internvideo.weights.licenses import licence_of
 from internvideo.weights.published_classes import published_classes
@@ -86,7 +85,9 @@ def load(
         raise RecipeError("num_classes", str(num_classes), "1 or more")
     choose_device(device)  # raises before anything is downloaded
     if name is None and weights is not None:
-        raise RecipeError("model", f"no model '{text}'", "a name of `internvideo list models`", _suggest_name(text))
+        raise RecipeError(
+            "model", f"no model '{text}'", "a name of `internvideo list models`", suggestion(text, MODELS)
+        )
     source = text if weights is None else str(weights)
     if name is not None and weights is None:
         raise WeightsError(f"model {name}", "no weights given", WEIGHT_SOURCES_HELP)
@@ -95,7 +96,7 @@ def load(
     path = fetch(source) if is_remote(source) else _local_path(source)
     if not path.exists():
         expected = "the name of a model, a folder, a .safetensors file or an address"
-        raise WeightsError(source, "no such file or folder", expected, _suggest_name(source))
+        raise WeightsError(source, "no such file or folder", expected, suggestion(source, MODELS))
     model = _open(path, options)
     if class_names is not None:
         model.class_names = _check_class_names(class_names, model)
@@ -119,11 +120,6 @@ def _local_path(source: str) -> Path:
         return Path(source).expanduser()
     except RuntimeError:
         return Path(source)
-
-
-def _suggest_name(name: str) -> str:
-    close = difflib.get_close_matches(name, MODELS, n=1)
-    return f"did you mean '{close[0]}'?" if close else ""
 
 
 def _random(options: LoadOptions, name: str) -> VideoModel:
@@ -158,18 +154,14 @@ def _open(path: Path, options: LoadOptions) -> VideoModel:
 
 def _is_hub_folder(folder: Path) -> bool:
     """Return whether a folder has a config.json of `save_pretrained`."""
-    try:
-        config = untrusted.read_json(folder / hub_folder.CONFIG, untrusted.MAX_SETTINGS_BYTES)
-    except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and config.get("library_name") == hub_folder.KEY
+    config = untrusted.read_json_object(folder / hub_folder.CONFIG, untrusted.MAX_SETTINGS_BYTES)
+    return config is not None and config.get("library_name") == hub_folder.KEY
 
 
 def _check_name(found: str, options: LoadOptions, where: Path) -> None:
     if options.name is not None and options.name != found:
-        raise WeightsError(
-            where, f"these are weights of '{found}'", options.name, f"load('{found}', ...) or leave the name"
-        )
+        hint = f"load('{found}', ...) or leave the name"
+        raise WeightsError(where, f"these are weights of '{found}'", options.name, hint)
 
 
 def _refuse_overrides(options: LoadOptions, where: Path) -> None:
@@ -187,22 +179,12 @@ def _from_hub_folder(path: Path, options: LoadOptions) -> VideoModel:
             return model
     name, class_names, trained = model.name, model.class_names, model.module.float()
     module, clips = at_clip_size(name, trained, model.preprocessing, options.frames, options.image_size, path)
-    licences: dict[str, str] = {
-        key: model.metadata[key] for key in ("licence", "licence_stated") if key in model.metadata
-    }
-    metadata: dict[str, str] = {"source": str(path), "layout": "internvideo hub", **licences}
+    metadata = {"source": str(path), "layout": "internvideo hub"}
+    metadata |= {key: model.metadata[key] for key in ("licence", "licence_stated") if key in model.metadata}
     if options.num_classes is not None:
         name, module = _with_new_head(name, module, options, path)
         class_names, metadata["head"] = (), "untrained"
-    return _build_video_model(
-        name,
-        module,
-        options,
-        metadata,
-        preprocessing=clips,
-        class_names=class_names,
-        temporal_stride=model.temporal_stride,
-    )
+    return _build_video_model(name, module, options, metadata, clips, class_names, model.temporal_stride)
 
 
 def _from_run(path: Path, options: LoadOptions) -> VideoModel:
@@ -212,50 +194,32 @@ def _from_run(path: Path, options: LoadOptions) -> VideoModel:
         trained: Trained = load_trained(path, CATALOG, device="cpu")
     check_all_loaded(trained.model, path)
     name, module, class_names = trained.recipe.model.name, trained.model, trained.classes
-    whole = video_encoder(module, name).takes_temporal_stride
+    stride = 1
+    if video_encoder(module, name).takes_temporal_stride:
+        stride = getattr(trained.recipe.settings, "temporal_stride", 1)
     if trained.clips is None:
         raise RecipeError("stage", f"'{trained.recipe.stage}' learns from no clips", "weights of a stage that does")
-    clips = trained.clips
-    module, clips = at_clip_size(name, module, clips, options.frames, options.image_size, path)
-    metadata = {
-        "source": str(path),
-        "layout": "internvideo training",
-        "stage": trained.recipe.stage,
-    }
+    module, clips = at_clip_size(name, module, trained.clips, options.frames, options.image_size, path)
+    metadata = {"source": str(path), "layout": "internvideo training", "stage": trained.recipe.stage}
     if options.num_classes is None:
         _check_name(name, options, path)
     else:
         name, module = _with_new_head(name, module, options, path)
         class_names, metadata["head"] = (), "untrained"
-    return _build_video_model(
-        name,
-        module,
-        options,
-        metadata,
-        preprocessing=clips,
-        class_names=class_names if video_encoder(module, name).num_classes else (),
-        temporal_stride=getattr(trained.recipe.settings, "temporal_stride", 1) if whole else 1,
-    )
+    class_names = class_names if video_encoder(module, name).num_classes else ()
+    return _build_video_model(name, module, options, metadata, clips, class_names, stride)
 
 
 def _from_published(path: Path, options: LoadOptions) -> VideoModel:
     """Load weights of a published layout, recognized by their keys, with the configs beside them."""
-    from internvideo.weights import layouts
-
     found = foreign_folder.read(path)
     layout = found.layout
     if options.name is not None and not _becomes_classifier(layout.model, options):
         layout = layouts.as_model(layout, options.name, path)
+    overrides = layouts.merged(found.settings(), options.overrides)
+    size = {"frames": options.frames, "image_size": options.image_size}
     with skip_init() if options.num_classes is None else nullcontext():  # a new head is randomly initialized
-        module = layouts.load_layout(
-            layout,
-            found.state,
-            path,
-            options.num_classes,
-            frames=options.frames,
-            image_size=options.image_size,
-            overrides=layouts.merged(found.settings(), options.overrides),
-        )
+        module = layouts.load_layout(layout, found.state, path, options.num_classes, **size, overrides=overrides)
     check_all_loaded(module, path)
     name = layout.model
     if options.num_classes is not None:
@@ -270,10 +234,8 @@ def _from_published(path: Path, options: LoadOptions) -> VideoModel:
     if options.num_classes is not None:
         metadata["head"] = "untrained"
     class_names = found.classes if options.num_classes is None else ()
-    default = published_preprocessing(video_encoder(module, name))
-    return _build_video_model(
-        name, module, options, metadata, preprocessing=found.preprocessing(default), class_names=class_names
-    )
+    clips = found.preprocessing(published_preprocessing(video_encoder(module, name)))
+    return _build_video_model(name, module, options, metadata, clips, class_names)
 
 
 def _becomes_classifier(model: str, options: LoadOptions) -> bool:
@@ -286,14 +248,11 @@ def _build_video_model(
     module: nn.Module,
     options: LoadOptions,
     metadata: Mapping[str, str],
-    *,
     preprocessing: Preprocessing | None = None,
     class_names: tuple[str, ...] = (),
     temporal_stride: int | None = None,
 ) -> VideoModel:
     """Wrap a loaded module in a VideoModel."""
-    if temporal_stride is None:
-        temporal_stride = video_encoder(module, name).default_temporal_stride
     return VideoModel(
         name,
         module,
@@ -302,7 +261,7 @@ def _build_video_model(
         metadata={"licence": "unknown", **metadata, "weights_sha256": weights_hash(module)},
         device=choose_device(options.device),
         precision=options.precision,
-        temporal_stride=temporal_stride,
+        temporal_stride=temporal_stride or video_encoder(module, name).default_temporal_stride,
     )
 
 
@@ -310,15 +269,15 @@ def _with_new_head(name: str, module: nn.Module, options: LoadOptions, where: Pa
     """Replace the head by a randomly initialized one; pretraining weights become those of a classifier.
 
     Raises:
-        WeightsError: the model has no classifier, or is not the one asked for.
+        WeightsError: the model has no classifier, or is not the requested one.
     """
     assert options.num_classes is not None
     settings = overrides_of(name, module)
     if name.endswith("-pretrain"):
-        kept = {key: value for key, value in settings.items() if not key.startswith("decoder_")}
+        settings = {key: value for key, value in settings.items() if not key.startswith("decoder_")}
         name = name.replace("-pretrain", "-classifier")
         _check_name(name, options, where)
-        classifier = create_model(name, {**kept, "num_classes": options.num_classes})
+        classifier = create_model(name, {**settings, "num_classes": options.num_classes})
         load_pretrained(classifier, module.state_dict(), where)
         return name, classifier
     _check_name(name, options, where)
@@ -330,11 +289,8 @@ def _with_new_head(name: str, module: nn.Module, options: LoadOptions, where: Pa
 def _with_classes(name: str, settings: dict[str, object], num_classes: int) -> dict[str, object]:
     """Set the number of classes in overrides. Raises RecipeError for a model without a classifier."""
     if name.startswith("interaction-"):
-        parts = {}
-        for part in ("masked", "multimodal"):
-            inner = settings.get(part, {})
-            parts[part] = {**(inner if isinstance(inner, Mapping) else {}), "num_classes": num_classes}
-        return {**settings, **parts}
+        classes = {"num_classes": num_classes}
+        return layouts.merged(settings, {"masked": classes, "multimodal": classes})
     if not hasattr(MODELS[name].config, "num_classes") or name.endswith("-pretrain"):
         raise RecipeError(f"model {name}", "has no classifier", "no num_classes")
     return {**settings, "num_classes": num_classes}

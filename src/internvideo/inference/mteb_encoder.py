@@ -65,14 +65,10 @@ class MTEBEncoder:
         )
 
     def encode(self, inputs: Any, **settings: Any) -> NDArray[np.float32]:
-        """Encode the rows of mteb's data loader to L2-normalized embeddings (n, E).
-
-        Raises:
-            VideoError: a video that cannot be read.
-        """
+        """Encode the rows of mteb's data loader to L2-normalized embeddings (n, E). Raises VideoError."""
         with TemporaryDirectory() as folder:
-            found = [self._embed(row) for row in _rows(inputs, Path(folder))]
-        return np.stack(found) if found else np.zeros((0, self.model.embed_dim), dtype=np.float32)
+            vectors = [self._embed(row) for row in _rows(inputs, Path(folder))]
+        return np.stack(vectors) if vectors else np.zeros((0, self.model.embed_dim), dtype=np.float32)
 
     def _embed(self, row: Mapping[str, Any]) -> NDArray[np.float32]:
         parts: list[Tensor] = []
@@ -86,13 +82,15 @@ class MTEBEncoder:
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Tensor:
         """Compute the cosines (n, m) of embeddings (n, E) or (E,) and (m, E) or (E,)."""
-        left, right = (torch.as_tensor(part).reshape(-1, self.model.embed_dim) for part in (embeddings1, embeddings2))
-        return self.model.similarity(left, right)
+        return self.model.similarity(*self._rows(embeddings1, embeddings2))
 
     def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Tensor:
         """Compute the pairwise cosines (n,) of embeddings (n, E) or (E,)."""
-        left, right = (torch.as_tensor(part).reshape(-1, self.model.embed_dim) for part in (embeddings1, embeddings2))
-        return torch.nn.functional.cosine_similarity(left, right)
+        return torch.nn.functional.cosine_similarity(*self._rows(embeddings1, embeddings2))
+
+    def _rows(self, *embeddings: Any) -> tuple[Tensor, Tensor]:
+        first, second = (torch.as_tensor(part).reshape(-1, self.model.embed_dim) for part in embeddings)
+        return first, second
 
 
 def _rows(inputs: Any, folder: Path) -> Iterator[dict[str, Any]]:

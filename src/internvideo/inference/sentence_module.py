@@ -46,7 +46,7 @@ class VideoModule(nn.Module):
 
     @property
     def max_seq_length(self) -> int:
-        """Largest number of word pieces of a text; 0 without a text tower."""
+        """Maximum number of tokens of a text; 0 without a text tower."""
         dual = self.encoder.as_dual_encoder
         return dual.config.text.context if dual is not None else 0
 
@@ -71,12 +71,12 @@ class VideoModule(nn.Module):
     def forward(self, features: dict[str, Any], **settings: Any) -> dict[str, Any]:
         """Add the embeddings (B, E) float32, not L2-normalized, as "sentence_embedding"."""
         if "clips" in features:
-            found: Tensor = self.encoder.features(self.encoder.prepare(features["clips"], self.model.temporal_stride))
+            vectors = self.encoder.features(self.encoder.prepare(features["clips"], self.model.temporal_stride))
         else:
             dual = self.encoder.as_dual_encoder
             assert dual is not None  # preprocess has rejected texts
-            found = dual.encode_text(features["input_ids"])
-        return {**features, "sentence_embedding": found.float()}
+            vectors = dual.encode_text(features["input_ids"])
+        return {**features, "sentence_embedding": vectors.float()}
 
     def save(self, output_path: str, *, safe_serialization: bool = True, **settings: Any) -> None:
         """Write the folder, as `VideoModel.save_pretrained`."""
@@ -104,7 +104,7 @@ def video_source(item: Any) -> VideoSource:
     if isinstance(item, str | Path | Span):
         return item
     if isinstance(item, list | tuple):
-        item = np.stack([np.asarray(picture) for picture in item])
+        item = np.stack([np.asarray(frame) for frame in item])
     frames = item if isinstance(item, Tensor) else torch.from_numpy(np.ascontiguousarray(item))
     if frames.ndim == 4 and frames.shape[1] == 3 and frames.shape[-1] != 3:
         frames = frames.permute(0, 2, 3, 1)

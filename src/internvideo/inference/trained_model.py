@@ -26,10 +26,10 @@ def open_trained(source: str | Path, *, device: str = "auto") -> Trained:
     """Open weights of any kind that `internvideo.load` opens, ready for evaluation.
 
     Raises:
-        WeightsError: not there, damaged, or of a model that no stage trains.
+        WeightsError: missing or corrupt weights, or a model that no stage trains.
     """
-    place = Path(source).expanduser()
-    file = place / "model.safetensors" if place.is_dir() else place
+    path = Path(source).expanduser()
+    file = path / "model.safetensors" if path.is_dir() else path
     if not is_remote(str(source)) and file.is_file() and file.suffix == ".safetensors":
         metadata = read_metadata(file)
         if "recipe" in metadata and "classes" in metadata:
@@ -44,16 +44,13 @@ def test_recipe(model: VideoModel, where: object) -> EvaluationRecipe:
     Raises:
         WeightsError: no stage trains such a model.
     """
-    fitting = [
-        stage
-        for stage in CATALOG.stages.values()
-        if issubclass(stage.data, SampledData) and isinstance(model.module, stage.models)
-    ]
+    stages = [stage for stage in CATALOG.stages.values() if issubclass(stage.data, SampledData)]
+    fitting = [stage for stage in stages if isinstance(model.module, stage.models)]
     if not fitting:
         raise WeightsError(where, f"holds a {type(model.module).__name__}", "a model that a stage trains on clips")
     stage, rule = fitting[0], model.preprocessing
-    step = model.temporal_stride if model.temporal_stride > 1 else rule.temporal_stride
-    settings = {"temporal_stride": step} if step > 1 and "temporal_stride" in stage.settings.model_fields else {}
+    stride = model.temporal_stride if model.temporal_stride > 1 else rule.temporal_stride
+    settings = {"temporal_stride": stride} if stride > 1 and "temporal_stride" in stage.settings.model_fields else {}
     tree = {
         "about": f"test clips of {where}",
         "stage": stage.name,
@@ -67,12 +64,8 @@ def test_recipe(model: VideoModel, where: object) -> EvaluationRecipe:
 def _data(stage: StageSpec, rule: Preprocessing) -> dict[str, Any]:
     kind: Any = stage.data.model_fields["augment"].annotation
     assert issubclass(kind, EvalAugment)
-    augment: dict[str, Any] = {
-        "size": rule.size,
-        "resize_backend": rule.resize_backend,
-        "test_resize": rule.resize,
-        "keep_aspect": rule.keep_aspect,
-    }
+    augment: dict[str, Any] = {"size": rule.size, "test_resize": rule.resize}
+    augment |= {"resize_backend": rule.resize_backend, "keep_aspect": rule.keep_aspect}
     if issubclass(kind, ClipAugment):
         augment["use_eval_transform"] = True
     elif issubclass(kind, TrainAugment):

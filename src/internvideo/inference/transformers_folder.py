@@ -24,19 +24,13 @@ def save(model: Savable, folder: Path) -> Path:
     """
     theirs = to_transformers(model.name, model.module, model.class_names)
     rule, metadata = model.preprocessing, metadata_to_save(model)
-    config = {
-        "architectures": [theirs.architecture],
-        "dtype": model.precision,
-        **theirs.config,
-    }
-    clip = theirs.architecture == "CLIPModel"
-    size = (
-        {"height": rule.resize, "width": rule.resize}
-        if not rule.keep_aspect
-        else {"shortest_edge": rule.resize or rule.size}
-    )
+    config = {"architectures": [theirs.architecture], "dtype": model.precision, **theirs.config}
+    processor_type = "CLIPImageProcessor" if theirs.architecture == "CLIPModel" else "VideoMAEImageProcessor"
+    size = {"height": rule.resize, "width": rule.resize}
+    if rule.keep_aspect:
+        size = {"shortest_edge": rule.resize or rule.size}
     processor = {
-        "image_processor_type": "CLIPImageProcessor" if clip else "VideoMAEImageProcessor",
+        "image_processor_type": processor_type,
         "do_resize": True,
         "size": size,
         "resample": RESAMPLE[rule.resize_backend],
@@ -48,11 +42,9 @@ def save(model: Savable, folder: Path) -> Path:
         "image_mean": list(theirs.mean),
         "image_std": list(theirs.std),
     }
-    other = rule.resize_backend not in ("pil", "pil_bicubic")
-    resized = (
-        (f"pixels are resized as '{rule.resize_backend}' does in internvideo, by PIL in transformers",) if other else ()
-    )
-    notes = (*theirs.notes, *resized)
+    notes = theirs.notes
+    if rule.resize_backend not in ("pil", "pil_bicubic"):
+        notes = (*notes, f"pixels are resized by '{rule.resize_backend}' in internvideo, by PIL in transformers")
     with whole_folder(folder, (WEIGHTS, PROCESSOR, CARD, CONFIG)) as partial:
         state = {name: tensor.contiguous() for name, tensor in theirs.state.items()}
         write_safetensors(partial / WEIGHTS, state, {"format": "pt"})

@@ -43,8 +43,8 @@ class VideoModel(HubModel):
 
     Args:
         name: key of MODELS. module: of that name, built by `create_model`.
-        preprocessing: how videos become clips; the published rule of the family when not given.
-        class_names: names of the classifier's classes; numbers when not given.
+        preprocessing: from videos to clips; by default the published one of the model.
+        class_names: names of the classifier's classes; by default their indices.
         metadata: provenance of the weights.
         device: of the module. precision: compute dtype; outputs are float32.
         temporal_stride: an interaction's multimodal encoder takes every `temporal_stride`-th frame of a clip.
@@ -137,24 +137,23 @@ class VideoModel(HubModel):
     def _text(self) -> tuple[Any, Tokenizer]:
         if self._dual_encoder is None or self._tokenizer is None:
             raise self._unsupported("read texts", hint="take a model with a text tower, for example internvideo-mm-l14")
-        pieces = self._dual_encoder.config.text.vocabulary
-        if pieces < CLIP_VOCAB_SIZE:
-            raise self._unsupported(
-                "read texts", hint=f"its {pieces} word pieces are not CLIP's {CLIP_VOCAB_SIZE}: give it token ids"
-            )
+        vocabulary = self._dual_encoder.config.text.vocabulary
+        if vocabulary < CLIP_VOCAB_SIZE:
+            hint = f"its {vocabulary} tokens are not CLIP's {CLIP_VOCAB_SIZE}: give it token ids"
+            raise self._unsupported("read texts", hint=hint)
         return self._dual_encoder, self._tokenizer
 
     # ----------------------------------------------------------------------------------------------------- clips
 
     @contextmanager
     def _inference_mode(self) -> Iterator[None]:
-        """Evaluation mode without gradients; outputs are ordinary tensors that can be trained on."""
+        """Switch to evaluation mode without gradients; outputs are ordinary tensors that can be trained on."""
         self.module.eval()
         with torch.no_grad():
             yield
 
     def _prepare_input(self, clips: Tensor) -> Any:
-        """Clips on the device, as the model takes them."""
+        """Move clips to the device and prepare them for the model."""
         if clips.ndim != 5 or clips.shape[1] != 3:
             raise ValueError(f"clips are (B, 3, T, S, S), not {tuple(clips.shape)}")
         return self.module.prepare(clips.to(self.device), self.temporal_stride)
@@ -163,7 +162,7 @@ class VideoModel(HubModel):
         """Encode clips to embeddings.
 
         Args:
-            clips: (B, 3, T, S, S) as `preprocessing` makes them: uint8, or float in 0..255.
+            clips: (B, 3, T, S, S) output of `preprocessing`: uint8, or float in 0..255.
 
         Returns:
             (B, E) float32 on the CPU, not L2-normalized.
@@ -183,9 +182,8 @@ class VideoModel(HubModel):
             RecipeError: the model has no classifier.
         """
         if not self.module.has_logits or not self.class_names:
-            raise self._unsupported(
-                "score classes of its own", hint="give labels, or train a classifier on its embeddings"
-            )
+            hint = "give labels, or train a classifier on its embeddings"
+            raise self._unsupported("score classes of its own", hint=hint)
         with self._inference_mode():
             return self.module.logits(self._prepare_input(clips)).float().cpu()
 
@@ -205,10 +203,8 @@ class VideoModel(HubModel):
         if batch_size < 1:
             raise RecipeError("batch_size", str(batch_size), "1 or more")
         self.preprocessing.frame_sampler(num_clips)  # raises for a wrong number before decoding
-        sources = as_list(videos)
-        clips = (
-            (clip, n) for n, video in enumerate(sources) for clip in self.preprocessing.read(video, num_clips=num_clips)
-        )
+        read, sources = self.preprocessing.read, as_list(videos)
+        clips = ((clip, n) for n, video in enumerate(sources) for clip in read(video, num_clips=num_clips))
         for group in _batched(clips, batch_size):
             yield torch.stack([clip for clip, _ in group]), [n for _, n in group]
 
@@ -248,10 +244,8 @@ class VideoModel(HubModel):
             if not isinstance(line, str) or not line.strip():
                 raise TextError(f"text {index}", "blank" if isinstance(line, str) else f"a {type(line).__name__}")
         with self._inference_mode():
-            parts = [
-                towers.encode_text(tokenizer.encode(group).to(self.device)).float().cpu()
-                for group in _batched(lines, TEXT_BATCH_SIZE)
-            ]
+            ids = (tokenizer.encode(group).to(self.device) for group in _batched(lines, TEXT_BATCH_SIZE))
+            parts = [towers.encode_text(tokens).float().cpu() for tokens in ids]
         return _l2_normalize(torch.cat(parts) if parts else torch.empty(0, self.embed_dim), normalize)
 
     def similarity(

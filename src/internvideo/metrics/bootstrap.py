@@ -1,7 +1,7 @@
-"""Percentile bootstrap over samples, seeded and vectorised.
+"""Percentile bootstrap over samples, seeded and vectorized.
 
-A statistic is a function of weights: (b, n) counts of how often each sample was drawn -> (b,) or (b, k) values, so that
-a block of resamples is one matrix product instead of a Python loop. NumPy only.
+A statistic is a function of weights: counts (b, n) of each sample in a resample -> (b,) or (b, k) values, so that a
+block of resamples is one matrix product instead of a Python loop. NumPy only.
 """
 
 from __future__ import annotations
@@ -39,12 +39,10 @@ def interval(
     """Compute the percentile bootstrap interval of a statistic.
 
     Args:
-        statistic: weights (b, n) float64 -> (b,) or (b, k).
-        num_samples: n.
-        groups: (n,) any labels; samples of one group are drawn together (captions of one video are not independent).
-        draws: number of resamples.
+        statistic: weights (b, n) float64 -> (b,) or (b, k). num_samples: n.
+        groups: (n,) any labels; a group is resampled as a whole (captions of one video are not independent).
+        draws: number of resamples. seed: of the resamples; two statistics of the same samples use the same ones.
         level: coverage, 0.95 gives the 2.5 % and 97.5 % points.
-        seed: seed of the resamples; two statistics of the same samples use the same ones.
 
     Returns:
         (2,) or (2, k): low and high.

@@ -57,13 +57,12 @@ def fit_temperature(logits: Floats, labels: Ints) -> float:
     def loss_at(log_temperature: float) -> float:
         scaled = logits / np.exp(log_temperature)
         peak = scaled.max(axis=1)
-        return float(
-            (peak + np.log(np.exp(scaled - peak[:, None]).sum(axis=1))).mean() - expected / np.exp(log_temperature)
-        )
+        log_sum_exp = peak + np.log(np.exp(scaled - peak[:, None]).sum(axis=1))
+        return float(log_sum_exp.mean() - expected / np.exp(log_temperature))
 
     low, high = np.log(TEMPERATURE_RANGE)
     inner = [high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)]
-    loss = [loss_at(place) for place in inner]
+    loss = [loss_at(log_temperature) for log_temperature in inner]
     while high - low > 1e-4:
         if loss[0] <= loss[1]:
             high, inner[1], loss[1] = inner[1], inner[0], loss[0]

@@ -36,7 +36,7 @@ def l2_normalize(vectors: Floats) -> Floats:
 
 def _check_scores(scores: Floats, labels: Ints) -> None:
     if scores.ndim != 2 or labels.shape != scores.shape[:1]:
-        raise ValueError(f"scores {scores.shape} need the form (N, C) and labels {labels.shape} the form (N,)")
+        raise ValueError(f"scores {scores.shape} need the shape (N, C) and labels {labels.shape} the shape (N,)")
     if len(scores) == 0:
         raise ValueError("no samples: an accuracy of nothing is undefined")
     if not np.isfinite(scores).all():
@@ -68,8 +68,7 @@ def mean_class_accuracy(predictions: Ints, labels: Ints, *, match_official_evalu
     """Compute the mean over classes of their accuracy (recall).
 
     Args:
-        predictions: (N,) predicted class.
-        labels: (N,) true class.
+        predictions: (N,) predicted class. labels: (N,) true class.
         match_official_evaluator: count a class that is predicted but never true as 0, as the published evaluator does;
             otherwise average over the classes with samples.
     """
@@ -96,8 +95,7 @@ def merge_rows(values: Floats, sample: Ints, num_samples: int, weight: Floats | 
 
     Args:
         values: (R, ...) one row per view.
-        sample: (R,) index of the sample of each row, in any order, each sample at least once.
-        num_samples: N.
+        sample: (R,) index of the sample of each row, in any order, each sample at least once. num_samples: N.
         weight: (R,) above 0; equal weights when not given.
 
     Returns:

@@ -5,14 +5,14 @@ NumPy only. Boxes are (x1, y1, x2, y2). Legend: N predictions, G ground truths, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from internvideo.metrics.temporal_detection import interpolated_average_precision
+from internvideo.metrics.temporal_detection import Columns, groups, interpolated_average_precision
 
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]
@@ -24,7 +24,7 @@ _RECALLS = np.linspace(0.0, 1.0, 101)
 
 
 @dataclass(frozen=True)
-class Boxes:
+class Boxes(Columns):
     """Boxes as columns, in file order.
 
     Attributes:
@@ -34,27 +34,11 @@ class Boxes:
         ValueError: columns of different lengths, or values that are not finite.
     """
 
+    WIDTHS = {"box": 4}  # noqa: RUF012  # a ClassVar of the base
     frame: Ints
     label: Ints
     box: Floats
     score: Floats
-
-    def __post_init__(self) -> None:
-        n = len(self.frame)
-        if self.label.shape != (n,) or self.box.shape != (n, 4) or self.score.shape != (n,):
-            raise ValueError(
-                f"columns do not fit: frame {self.frame.shape}, label {self.label.shape}, box {self.box.shape}, "
-                f"score {self.score.shape}"
-            )
-        if not (np.isfinite(self.box).all() and np.isfinite(self.score).all()):
-            raise ValueError("boxes or scores hold NaN or infinity")
-
-    def __len__(self) -> int:
-        return len(self.frame)
-
-    def take(self, rows: Ints | Bools) -> Boxes:
-        """The same columns for some rows."""
-        return Boxes(self.frame[rows], self.label[rows], self.box[rows], self.score[rows])
 
 
 def box_iou(boxes: Floats, truths: Floats, *, pixels: bool = False) -> Floats:
@@ -74,20 +58,14 @@ def box_iou(boxes: Floats, truths: Floats, *, pixels: bool = False) -> Floats:
     return result
 
 
-def _by_frame(frames: Ints) -> Iterator[Ints]:
-    order = np.argsort(frames, kind="stable")
-    if len(order):
-        yield from np.split(order, np.flatnonzero(np.diff(frames[order])) + 1)
-
-
 def frame_average_precision(truth: Boxes, predicted: Boxes, threshold: float = 0.5) -> dict[int, float]:
     """Compute the AVA frame AP of every class that has ground truth, PASCAL matching; mAP is the mean of the values.
 
-    A prediction is compared with the ground truth of highest IoU alone: a second hit is a false positive.
+    A prediction is compared only with the ground truth of highest IoU: a second hit is a false positive.
     Predicted boxes without extent are dropped.
 
     Args:
-        truth, predicted: one row a box and class. threshold: IoU, ">=".
+        truth, predicted: one row per box and class. threshold: IoU, ">=".
 
     Returns:
         class index -> AP in 0..1; 0 for a class without predictions.
@@ -110,9 +88,9 @@ def _hits_by_class(truth: Boxes, predicted: Boxes, threshold: float) -> Iterator
     for label in np.unique(truth.label):
         own, found = truth.take(truth.label == label), predicted.take(predicted.label == label)
         found = found.take(np.argsort(-found.score, kind="stable"))
-        boxes = {int(own.frame[rows[0]]): own.box[rows] for rows in _by_frame(own.frame)}
+        boxes = {int(own.frame[rows[0]]): own.box[rows] for rows in groups(own.frame)}
         hits = np.zeros(len(found), dtype=bool)
-        for rows in _by_frame(found.frame):
+        for rows in groups(found.frame):
             known = boxes.get(int(found.frame[rows[0]]))
             if known is None:
                 continue
@@ -130,38 +108,34 @@ def frame_map_statistic(
     """Return the mAP of resampled videos as a statistic for `bootstrap.interval`; matching is done once.
 
     Args:
-        truth, predicted, threshold: as in `frame_average_precision`. video: (F,) to which video, of V, a frame belongs.
+        truth, predicted, threshold: as in `frame_average_precision`. video: (F,) index of each frame's video, of V.
 
     Returns:
-        weights (b, V), how often each video counts -> (b,): mAP of the classes drawn.
+        weights (b, V), count of each video -> (b,): mAP of the classes present.
     """
-    return _mean_precision(
-        [
-            (video[own.frame], video[found.frame], hits)
-            for own, found, hits in _hits_by_class(truth, predicted, threshold)
-        ]
-    )
+    classes = _hits_by_class(truth, predicted, threshold)
+    return _mean_precision([(video[own.frame], video[found.frame], hits) for own, found, hits in classes])
 
 
-def _mean_precision(
-    parts: Sequence[tuple[Ints, Ints, Bools]],
-) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
-    """Mean AP over classes of drawn videos: for each class the videos of its truths and, best first, of its finds, and
-    which of these are right."""
+def _mean_precision(parts: Sequence[tuple[Ints, Ints, Bools]]) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
+    """Return the mAP of resampled videos as a statistic.
+
+    `parts` has, for each class, the videos of its truths, those of its predictions, best first, and their hits.
+    """
 
     def statistic(weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        total, drawn = np.zeros(len(weights)), np.zeros(len(weights))
+        total, num_present = np.zeros(len(weights)), np.zeros(len(weights))
         for true, found, hits in parts:
-            there = weights @ np.bincount(true, minlength=weights.shape[1])
-            drawn += there > 0
+            truth_weight = weights @ np.bincount(true, minlength=weights.shape[1])
+            num_present += truth_weight > 0
             if not hits.any():
                 continue
-            for row, each in enumerate(weights[:, found]):  # one draw at a time: there may be millions of boxes
-                right = each * hits
-                precision = right.cumsum() / np.maximum(each.cumsum(), 1e-12)
+            for row, weight in enumerate(weights[:, found]):  # one resample at a time: there may be millions of boxes
+                hit_weight = weight * hits
+                precision = hit_weight.cumsum() / np.maximum(weight.cumsum(), 1e-12)
                 envelope = np.maximum.accumulate(precision[::-1])[::-1]
-                total[row] += (envelope * right).sum() / max(there[row], 1e-12)
-        result: NDArray[np.float64] = total / np.maximum(drawn, 1)
+                total[row] += (envelope * hit_weight).sum() / max(truth_weight[row], 1e-12)
+        result: NDArray[np.float64] = total / np.maximum(num_present, 1)
         return result
 
     return statistic
@@ -199,10 +173,9 @@ def anticipation_average_precision(
     Returns:
         noun -> AP in 0..1, or None for a noun that is predicted and never true.
     """
+    rule = {"verb": verb, "seconds": seconds, "iou": iou, "tolerance": tolerance}
     result: dict[int, float | None] = {}
-    for noun, (true, _, hits) in _by_noun(
-        frames, verb=verb, seconds=seconds, top=top, iou=iou, tolerance=tolerance, skip_empty=skip_empty
-    ).items():
+    for noun, (true, _, hits) in _by_noun(frames, top, skip_empty, rule).items():
         total = len(true)
         result[noun] = (float(interpolated_average_precision(hits, total)) if len(hits) else 0.0) if total else None
     return result
@@ -214,26 +187,22 @@ def anticipation_statistic(
     """Return the top-5 mAP over the nouns with ground truth, of resampled groups of images, as a statistic.
 
     Args:
-        frames, verb, seconds: as in `anticipation_average_precision`. group: (F,) to which of V an image belongs.
+        frames, verb, seconds: as in `anticipation_average_precision`. group: (F,) index of each image's group, of V.
 
     Returns:
         weights (b, V) -> (b,).
     """
-    nouns = _by_noun(frames, verb=verb, seconds=seconds, top=5, iou=0.5, tolerance=0.25, skip_empty=True)
+    nouns = _by_noun(frames, 5, True, {"verb": verb, "seconds": seconds, "iou": 0.5, "tolerance": 0.25})
     return _mean_precision([(group[true], group[found], hits) for true, found, hits in nouns.values() if len(true)])
 
 
 def _by_noun(
-    frames: Sequence[tuple[StaObjects, StaObjects, Floats]],
-    *,
-    verb: bool,
-    seconds: bool,
-    top: int | None,
-    iou: float,
-    tolerance: float,
-    skip_empty: bool,
+    frames: Sequence[tuple[StaObjects, StaObjects, Floats]], top: int | None, skip_empty: bool, rule: Mapping[str, Any]
 ) -> dict[int, tuple[Ints, Ints, Bools]]:
-    """For every noun the images of its truths, those of its counted predictions, best first, and which are right."""
+    """Return, per noun, the images of its truths, those of its counted predictions, best first, and their hits.
+
+    `rule` has the keyword arguments of `_match_anticipated`.
+    """
     none: Ints = np.empty(0, dtype=np.int64)
     truths, rows = [(none, none)], [(none.astype(float), none.astype(bool), none, none)]
     for number, (truth, found, scores) in enumerate(frames):
@@ -241,11 +210,11 @@ def _by_noun(
             continue
         truths.append((truth.noun, np.full(len(truth.noun), number)))
         order = np.argsort(-scores, kind="stable")
-        hits = _match_anticipated(truth, found, order, verb=verb, seconds=seconds, iou=iou, tolerance=tolerance)
-        spared = (top - 1) * len(truth.noun) if top else 0
-        kept = hits | ((~hits).cumsum() > spared)
-        row = order[kept]
-        rows.append((scores[row], hits[kept], found.noun[row], np.full(len(row), number)))
+        hits = _match_anticipated(truth, found, order, **rule)
+        num_ignored = (top - 1) * len(truth.noun) if top else 0
+        counted = hits | ((~hits).cumsum() > num_ignored)
+        row = order[counted]
+        rows.append((scores[row], hits[counted], found.noun[row], np.full(len(row), number)))
     true, true_image = (np.concatenate(column) for column in zip(*truths, strict=True))
     score, hit, noun, image = (np.concatenate(column) for column in zip(*rows, strict=True))
     best = np.argsort(-score, kind="stable")
@@ -259,20 +228,20 @@ def _by_noun(
 def _match_anticipated(
     truth: StaObjects, found: StaObjects, order: Ints, *, verb: bool, seconds: bool, iou: float, tolerance: float
 ) -> Bools:
-    """Which predictions, in the order given, find an unmatched ground truth: the best box among those that fit."""
+    """Match predictions, in the order given, to the best unmatched ground truth that fits; return the hits (N,)."""
     overlap = box_iou(found.box, truth.box, pixels=True)
     fits = (overlap > iou) & (found.noun[:, None] == truth.noun[None])
     if verb:
         fits &= found.verb[:, None] == truth.verb[None]
     if seconds:
         fits &= np.abs(found.seconds[:, None] - truth.seconds[None]) <= tolerance
-    free, hits = np.ones(len(truth.noun), dtype=bool), np.zeros(len(order), dtype=bool)
-    for place in np.flatnonzero(fits.any(axis=1)[order]):
-        row = order[place]
-        open_to = fits[row] & free
-        if open_to.any():
-            free[np.where(open_to, overlap[row], -1.0).argmax()] = False
-            hits[place] = True
+    unmatched, hits = np.ones(len(truth.noun), dtype=bool), np.zeros(len(order), dtype=bool)
+    for position in np.flatnonzero(fits.any(axis=1)[order]):
+        row = order[position]
+        candidates = fits[row] & unmatched
+        if candidates.any():
+            unmatched[np.where(candidates, overlap[row], -1.0).argmax()] = False
+            hits[position] = True
     return hits
 
 
@@ -290,8 +259,8 @@ def coco_average_precision(
     Args:
         truth, predicted: labels are not read; no crowd boxes.
         truth_areas: (G,) of the annotated shapes; box areas when None.
-        area: only ground truth of that size counts; a prediction of another size counts only when it is a hit.
-        most: predictions an image, best first.
+        area: only ground truth of that size counts; a prediction of another size counts only if it is a hit.
+        max_detections: predictions per image, best first.
         thresholds: IoU, ">=".
 
     Returns:
@@ -313,10 +282,10 @@ def coco_statistic(truth: Boxes, predicted: Boxes, group: Ints) -> Callable[[NDA
     """Return AP, AP50 and AP75 of resampled groups of images as a statistic for `bootstrap.interval`.
 
     Args:
-        truth, predicted: as in `coco_average_precision`. group: (F,) to which of V an image belongs.
+        truth, predicted: as in `coco_average_precision`. group: (F,) index of each image's group, of V.
 
     Returns:
-        weights (b, V) -> (b, 3); 0 where no ground truth is drawn.
+        weights (b, V) -> (b, 3); 0 where no ground truth is sampled.
     """
     counts = np.ones(len(truth), dtype=bool)
     hit, miss, frame = _coco_rows(truth, predicted, counts, COCO_AREAS["all"], 100, COCO_THRESHOLDS)
@@ -324,10 +293,10 @@ def coco_statistic(truth: Boxes, predicted: Boxes, group: Ints) -> Callable[[NDA
 
     def statistic(weights: NDArray[np.float64]) -> NDArray[np.float64]:
         found = np.zeros((len(weights), 3))
-        for row, drawn in enumerate(weights):
-            total = drawn[own].sum()
+        for row, weight in enumerate(weights):
+            total = weight[own].sum()
             if hit.shape[1] and total:
-                precision = _coco_curve(hit * drawn[owner], miss * drawn[owner], total)[0]
+                precision = _coco_curve(hit * weight[owner], miss * weight[owner], total)[0]
                 found[row] = precision.mean(), precision[0], precision[5]
         return found
 
@@ -342,11 +311,11 @@ def _coco_rows(
     max_detections: int,
     thresholds: Sequence[float],
 ) -> tuple[Bools, Bools, Ints]:
-    """Predictions of all images, best first: hit and miss at every threshold (I, N), and their image (N,)."""
+    """Return hits and misses of all predictions, best first, at every threshold (I, N), and their images (N,)."""
     levels, (low, high) = np.asarray(thresholds)[:, None], limits
-    owned = {int(truth.frame[rows[0]]): rows for rows in _by_frame(truth.frame)}
+    owned = {int(truth.frame[rows[0]]): rows for rows in groups(truth.frame)}
     scores, hits, ignored, frames = [], [], [], []
-    for rows in _by_frame(predicted.frame):
+    for rows in groups(predicted.frame):
         rows = rows[np.argsort(-predicted.score[rows], kind="stable")][:max_detections]
         boxes = predicted.box[rows]
         own = owned.get(int(predicted.frame[rows[0]]), np.zeros(0, dtype=np.int64))
@@ -368,20 +337,20 @@ def _coco_rows(
 
 
 def _coco_matches(overlap: Floats, counts: Bools, thresholds: Floats) -> Ints:
-    """Matched ground truth (or -1) of every prediction, best first: (I, N). Those that count go before the others."""
+    """Return the matched ground truth (or -1) of every prediction, best first: (I, N); counted truths go first."""
     matched = np.full((len(thresholds), len(overlap)), -1, dtype=np.int64)
     if not overlap.shape[1]:
         return matched
     for level, threshold in enumerate(thresholds):
-        free = np.ones(overlap.shape[1], dtype=bool)
+        unmatched = np.ones(overlap.shape[1], dtype=bool)
         for row, values in enumerate(overlap):
             for part in (counts, ~counts):
-                able = free & part & (values >= min(threshold, 1 - 1e-10))
-                if able.any():
-                    masked = np.where(able, values, -1.0)
+                candidates = unmatched & part & (values >= min(threshold, 1 - 1e-10))
+                if candidates.any():
+                    masked = np.where(candidates, values, -1.0)
                     best = len(masked) - 1 - int(masked[::-1].argmax())  # of equals the last, as published
                     matched[level, row] = best
-                    free[best] = False
+                    unmatched[best] = False
                     break
     return matched
 
@@ -393,7 +362,7 @@ def _coco_curve(hits: NDArray[Any], misses: NDArray[Any], total: float) -> tuple
     envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
     area = np.zeros(len(hits))
     for level in range(len(hits)):
-        place = np.searchsorted(recall[level], _RECALLS, side="left")
-        inside = place < recall.shape[1]
-        area[level] = envelope[level, place[inside]].sum() / len(_RECALLS)
+        position = np.searchsorted(recall[level], _RECALLS, side="left")
+        inside = position < recall.shape[1]
+        area[level] = envelope[level, position[inside]].sum() / len(_RECALLS)
     return area, recall[:, -1]

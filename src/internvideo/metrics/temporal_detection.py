@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +20,33 @@ SAME_SEGMENT = 1e-3
 """Ground truths of a class whose ends differ by at most this (seconds) are duplicates."""
 
 
+class Columns:
+    """Base of frozen dataclasses of finite columns (N,), or (N, k) with k of `WIDTHS`."""
+
+    WIDTHS: ClassVar[dict[str, int]] = {}
+
+    def __post_init__(self) -> None:
+        columns = vars(self)
+        if any(column.shape != (len(self), *self._width(name)) for name, column in columns.items()):
+            shapes = ", ".join(f"{name} {column.shape}" for name, column in columns.items())
+            raise ValueError(f"columns do not fit: {shapes}")
+        for name, column in columns.items():
+            if not np.isfinite(column).all():
+                raise ValueError(f"{name} holds NaN or infinity")
+
+    def _width(self, name: str) -> tuple[int, ...]:
+        return (self.WIDTHS[name],) if name in self.WIDTHS else ()
+
+    def __len__(self) -> int:
+        return len(next(iter(vars(self).values())))
+
+    def take(self, rows: Ints | Bools) -> Self:
+        """Select rows."""
+        return type(self)(**{name: column[rows] for name, column in vars(self).items()})
+
+
 @dataclass(frozen=True)
-class Detections:
+class Detections(Columns):
     """Segments as columns, in file order.
 
     Attributes:
@@ -34,27 +59,11 @@ class Detections:
         ValueError: columns of different lengths, or values that are not finite.
     """
 
+    WIDTHS = {"span": 2}  # noqa: RUF012  # a ClassVar of the base
     video: Ints
     label: Ints
     span: Floats
     score: Floats
-
-    def __post_init__(self) -> None:
-        n = len(self.video)
-        if self.label.shape != (n,) or self.span.shape != (n, 2) or self.score.shape != (n,):
-            raise ValueError(
-                f"columns do not fit: video {self.video.shape}, label {self.label.shape}, "
-                f"span {self.span.shape}, score {self.score.shape}"
-            )
-        if not (np.isfinite(self.span).all() and np.isfinite(self.score).all()):
-            raise ValueError("spans or scores hold NaN or infinity")
-
-    def __len__(self) -> int:
-        return len(self.video)
-
-    def take(self, rows: Ints | Bools) -> Detections:
-        """Select rows."""
-        return Detections(self.video[rows], self.label[rows], self.span[rows], self.score[rows])
 
     def best_first(self) -> Detections:
         """Sort by score, equal scores in file order (the published sort is unstable on ties)."""
@@ -78,9 +87,8 @@ def tiou(spans: Floats, truths: Floats, *, union: Literal["true", "hull"] = "tru
     right = np.minimum(spans[:, None, 1], truths[None, :, 1])
     intersection = np.maximum(right - left, 0.0)
     if union == "hull":
-        union_length = np.maximum(spans[:, None, 1], truths[None, :, 1]) - np.minimum(
-            spans[:, None, 0], truths[None, :, 0]
-        )
+        first = np.minimum(spans[:, None, 0], truths[None, :, 0])
+        union_length = np.maximum(spans[:, None, 1], truths[None, :, 1]) - first
     else:
         union_length = (spans[:, 1] - spans[:, 0])[:, None] + (truths[:, 1] - truths[:, 0])[None] - intersection
     result: Floats = np.divide(intersection, union_length, out=np.zeros_like(intersection), where=union_length > 0)
@@ -90,7 +98,7 @@ def tiou(spans: Floats, truths: Floats, *, union: Literal["true", "hull"] = "tru
 def deduplicate(truth: Detections, tolerance: float = SAME_SEGMENT) -> Detections:
     """Remove duplicate ground truth: keep the first of equal segments (video, class, both ends within `tolerance`)."""
     kept_rows: list[int] = []
-    for rows in _groups(truth.video, truth.label):
+    for rows in groups(truth.video, truth.label):
         group_rows: list[int] = []
         for row in rows:
             known = truth.span[group_rows]
@@ -100,7 +108,7 @@ def deduplicate(truth: Detections, tolerance: float = SAME_SEGMENT) -> Detection
     return truth.take(np.asarray(sorted(kept_rows), dtype=np.int64))
 
 
-def _groups(*columns: Ints) -> Iterator[Ints]:
+def groups(*columns: Ints) -> Iterator[Ints]:
     """Yield the row indices of every group of equal values, in file order within a group."""
     if not len(columns[0]):
         return
@@ -183,8 +191,8 @@ def _by_class(
             selected |= predicted.label == column
         class_truth, class_predictions = truth.take(truth.label == label), predicted.take(selected)
         hits = np.zeros((len(levels), len(class_predictions)), dtype=bool)
-        spans = {int(class_truth.video[rows[0]]): class_truth.span[rows] for rows in _groups(class_truth.video)}
-        for rows in _groups(class_predictions.video):
+        spans = {int(class_truth.video[rows[0]]): class_truth.span[rows] for rows in groups(class_truth.video)}
+        for rows in groups(class_predictions.video):
             truth_spans = spans.get(int(class_predictions.video[rows[0]]))
             if truth_spans is not None:
                 hits[:, rows] = _hits(tiou(class_predictions.span[rows], truth_spans), levels)
@@ -253,9 +261,9 @@ def recall_at_multiples(
     num_hits = np.zeros((len(classes), len(levels), len(multiples)))
     predicted_spans = {
         (int(predicted.video[rows[0]]), int(predicted.label[rows[0]])): predicted.span[rows]
-        for rows in _groups(predicted.video, predicted.label)
+        for rows in groups(predicted.video, predicted.label)
     }
-    for rows in _groups(truth.video, truth.label):
+    for rows in groups(truth.video, truth.label):
         video, label = int(truth.video[rows[0]]), int(truth.label[rows[0]])
         spans = predicted_spans.get((video, label))
         if spans is None:

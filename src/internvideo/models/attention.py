@@ -32,14 +32,14 @@ def attend(
         query: (B, H, N, d).
         key: (B, H, K, d), or (B, 1, K, d) for one key/value head shared by all query heads.
         value: as `key`.
-        causal: a query at position n sees keys 0..n.
+        causal: a query at position n attends to keys 0..n.
         scale: factor of the products, None for 1 / sqrt(d).
-        attn_mask: added to the scores before the soft-max, broadcast to (B, H, N, K); -inf, or False in a bool one,
+        attn_mask: added to the scores before the softmax, broadcast to (B, H, N, K); -inf, or False in a bool one,
             hides a key. Not with `causal`.
-        dropout: share of the soft-max's entries set to 0; the caller gives 0 outside training.
+        dropout: probability of setting an attention weight to 0; the caller gives 0 outside training.
 
     Returns:
-        (B, N, H * d), the heads side by side.
+        (B, N, H * d), the heads concatenated.
     """
     if key.shape[1] != query.shape[1]:
         key, value = key.expand(-1, query.shape[1], -1, -1), value.expand(-1, query.shape[1], -1, -1)
@@ -58,31 +58,29 @@ class LayerKVCache:
     """Keys and values that one attention has computed, so that later tokens need not compute them again.
 
     Attributes:
-        key, value: (R, H, n, d) of R texts, None before the first word.
+        pair: key and value (R, H, n, d) of R texts, None before the first token.
     """
 
-    def __init__(self) -> None:
-        self.key: Tensor | None = None
-        self.value: Tensor | None = None
+    pair: tuple[Tensor, Tensor] | None = None
 
     @property
     def length(self) -> int:
         """n."""
-        return 0 if self.key is None else self.key.shape[2]
+        return 0 if self.pair is None else self.pair[0].shape[2]
 
     def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Append those of the next words; all of them, (R, H, n, d) each."""
-        if self.key is not None and self.value is not None:
+        """Append the keys and values of the next tokens, and return all, (R, H, n, d) each."""
+        if self.pair is not None:
             if key.shape[2] != 1:
-                raise ValueError(f"{key.shape[2]} words at once after the first")  # they would need a mask
-            key, value = torch.cat([self.key, key], dim=2), torch.cat([self.value, value], dim=2)
-        self.key, self.value = key, value
-        return key, value
+                raise ValueError(f"{key.shape[2]} tokens at once after the first")  # they would need a mask
+            key, value = torch.cat([self.pair[0], key], dim=2), torch.cat([self.pair[1], value], dim=2)
+        self.pair = key, value
+        return self.pair
 
     def reorder(self, rows: Tensor) -> None:
-        """Go on with these of the R texts, in this order."""
-        if self.key is not None and self.value is not None:
-            self.key, self.value = self.key[rows], self.value[rows]
+        """Select and order the texts: (R',) indices."""
+        if self.pair is not None:
+            self.pair = self.pair[0][rows], self.pair[1][rows]
 
 
 class KVCache:
@@ -92,11 +90,11 @@ class KVCache:
         self._layers: dict[nn.Module, LayerKVCache] = {}
 
     def of(self, attention: nn.Module) -> LayerKVCache:
-        """The cache of one attention."""
+        """Return the cache of one attention."""
         return self._layers.setdefault(attention, LayerKVCache())
 
     def reorder(self, rows: Tensor) -> None:
-        """Go on with these texts, in this order: (R',) indices."""
+        """Select and order the texts of every layer: (R',) indices."""
         for layer in self._layers.values():
             layer.reorder(rows)
 
@@ -130,7 +128,7 @@ class Attention(Module):
     ) -> Tensor:
         """(B, N, D), context (B, K, D) or None for self-attention -> (B, N, D).
 
-        With a `kv_cache` x are the words after it, which see it too: all words at first, then one at a time.
+        With a `kv_cache` x are the tokens after it and attend to it too: all tokens at first, then one at a time.
         """
         weight, bias = self.qkv.weight, self._bias()
         if context is None:
@@ -150,10 +148,10 @@ class Attention(Module):
         return self.proj(out)
 
     def _attend_few_queries(self, x: Tensor, context: Tensor) -> Tensor:
-        """The same for few queries, without making a key and a value of every context token.
+        """Compute the same for few queries, without a key and a value of every context token.
 
         q . (W_k y) = (W_k^T q) . y, and sum a (W_v y) = W_v sum a y: the heads attend to the context itself. The key's
-        bias adds the same to all products of a query, which the soft-max does not see.
+        bias shifts all products of a query equally, to which softmax is invariant.
         """
         batch, count, width = x.shape
         bias = self._bias()
@@ -162,8 +160,8 @@ class Attention(Module):
         query = F.linear(x, to_query, None if bias is None else bias[:width]).view(batch, count, self.heads, size)
         query = torch.einsum("bnhd,hdw->bnhw", query, to_key.view(self.heads, size, width)).flatten(1, 2)
         tokens = context[:, None]
-        seen = attend(query[:, None], tokens, tokens, scale=size**-0.5).view(batch, count, self.heads, width)
-        value = torch.einsum("bnhw,hdw->bnhd", seen, to_value.view(self.heads, size, width)).flatten(2)
+        mixed = attend(query[:, None], tokens, tokens, scale=size**-0.5).view(batch, count, self.heads, width)
+        value = torch.einsum("bnhw,hdw->bnhd", mixed, to_value.view(self.heads, size, width)).flatten(2)
         return value if bias is None else value + bias[2 * width :]
 
 
@@ -176,7 +174,7 @@ class CrossAttention(Module):
         heads: query heads H.
         key_value_heads: H, or 1 for multi-query attention.
         bias: biases on all four projections.
-        dropout: of the soft-max's entries, in training.
+        dropout: of the attention weights, in training.
     """
 
     def __init__(
@@ -210,8 +208,8 @@ class CrossAttention(Module):
         a key.
         """
         query = split_heads(self.q(x), self.heads)
-        if kv_cache is not None and kv_cache.key is not None and kv_cache.value is not None:
-            key, value = kv_cache.key, kv_cache.value
+        if kv_cache is not None and kv_cache.pair is not None:
+            key, value = kv_cache.pair
         else:
             key = split_heads(self.k(context), self.key_value_heads)
             value = split_heads(self.v(context), self.key_value_heads)

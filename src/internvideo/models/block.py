@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -49,10 +49,7 @@ class DropPath(Module):
 
 
 def activate(hidden: Tensor, activation: Activation) -> Tensor:
-    """Apply GELU (exact or tanh), ReLU, SiLU or QuickGELU x * sigmoid(1.702 x), fused to one memory pass less.
-
-    In place without gradients.
-    """
+    """Apply GELU (exact or tanh), ReLU, SiLU or QuickGELU x * sigmoid(1.702 x); in place without gradients."""
     in_place = not torch.is_grad_enabled()
     if activation == "gelu":
         return torch.ops.aten.gelu_(hidden) if in_place else F.gelu(hidden)
@@ -86,10 +83,8 @@ class FeedForward(Module):
         return self.dropout(self.fc2(self.hidden_dropout(hidden)))
 
     def mean(self, x: Tensor) -> Tensor:
-        """(B, N, D) -> (B, D): the mean over the tokens of `forward(x)` without dropout.
-
-        The second map is linear, so it takes the mean instead of every token.
-        """
+        """Compute the mean over the tokens of `forward(x)` without dropout, (B, N, D) -> (B, D)."""
+        # The second map is linear, so it takes the mean instead of every token.
         return self.fc2(activate(self.fc1(x), self.activation).mean(dim=1))
 
 
@@ -103,7 +98,7 @@ class BlockConfig:
         activation: "gelu" (exact), "quick_gelu" (x * sigmoid(1.702 x), CLIP), "gelu_tanh", "relu" or "silu".
         eps: layer norm epsilon (VideoMAE 1e-6, CLIP and CMA 1e-5).
         bias: which of the packed query/key/value projections have a bias (see `Attention`).
-        causal: position n sees 0..n.
+        causal: position n attends to 0..n.
         context: None for self-attention; "packed" attends to tokens of the same width through one packed
             projection (global UniBlock); "separate" attends to tokens of `context_width` (CMA).
         context_width: width of the key/value tokens ("separate" only).
@@ -132,11 +127,10 @@ class BlockConfig:
     hidden_dropout: float = 0.0
 
 
-def run_layer(layer: Callable[..., Tensor], *inputs: Tensor, checkpointing: bool) -> Tensor:
+def run_layer(layer: Callable[..., Tensor], *inputs: object, checkpointing: bool) -> Tensor:
     """Apply a layer; `checkpointing` recomputes its activations in the backward pass."""
     if checkpointing and torch.is_grad_enabled():
-        again: Tensor = checkpoint(layer, *inputs, use_reentrant=False)
-        return again
+        return cast(Tensor, checkpoint(layer, *inputs, use_reentrant=False))
     return layer(*inputs)
 
 
@@ -188,7 +182,7 @@ class Block(Module):
         num_queries: int | None = None,
         kv_cache: LayerKVCache | None = None,
     ) -> Tensor:
-        """The attention half. x (B, N, D), context (B, K, D') -> (B, N, D), or (B, num_queries, D) (see `forward`)."""
+        """Apply the attention half: x (B, N, D), context (B, K, D') -> (B, N or num_queries, D) (see `forward`)."""
         y = self.norm1(x)
         if self.norm_context is not None:
             if context is None:
@@ -204,7 +198,7 @@ class Block(Module):
         return x + self._branch(out, self.gamma_1, self.gate_attn)
 
     def feed_forward_branch(self, x: Tensor) -> Tensor:
-        """The feed-forward half. (B, N, D) -> (B, N, D)."""
+        """Apply the feed-forward half. (B, N, D) -> (B, N, D)."""
         return x + self._branch(self.mlp(self.norm2(x)), self.gamma_2, self.gate_mlp)
 
     def forward(
@@ -223,6 +217,6 @@ class Block(Module):
         return self.feed_forward_branch(self.attention_branch(x, context, num_queries, kv_cache))
 
     def mean(self, x: Tensor) -> Tensor:
-        """(B, N, D) -> (B, D): mean over the tokens of `forward(x)` in evaluation, computed with less work."""
+        """Compute the mean over the tokens of `forward(x)` in evaluation with less work, (B, N, D) -> (B, D)."""
         x = self.attention_branch(x)
         return x.mean(dim=1) + self._branch(self.mlp.mean(self.norm2(x)), self.gamma_2, self.gate_mlp)

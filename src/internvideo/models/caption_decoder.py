@@ -1,6 +1,6 @@
 """Caption decoder: token features attend to a fixed number of pooled visual tokens and predict the next token.
 
-Shapes: B batch, L words, K visual tokens, V vocabulary, W width, Wv visual width, H heads.
+Shapes: B batch, L text tokens, K visual tokens, V vocabulary, W width, Wv visual width, H heads.
 Source: multi-modalities-downstream.
 """
 
@@ -42,13 +42,13 @@ class CaptionDecoderConfig:
 
 
 def swiglu(x: Tensor) -> Tensor:
-    """(..., 2 F) -> (..., F): the second half gates the first."""
+    """Gate the first half by the second, (..., 2 F) -> (..., F)."""
     value, gate = x.chunk(2, dim=-1)
     return F.silu(gate) * value
 
 
 def rotate(x: Tensor, start: int = 0) -> Tensor:
-    """Rotary positions start..start+L-1 over the whole head width d, halves paired. x (B, H, L, d) -> the same.
+    """Apply rotary positions start..start+L-1 over the head width d, halves paired, to x (B, H, L, d).
 
     Frequencies 10000^(-2i/d) are float32, as published, and angles float32 or better, whatever the precision of x.
     """
@@ -77,7 +77,7 @@ class ParallelBlock(Module):
         self.ff_out = Linear(inner, width, bias=False)
 
     def forward(self, x: Tensor, kv_cache: LayerKVCache | None = None) -> Tensor:
-        """(B, L, W) -> (B, L, W); the words after a `kv_cache` see it too."""
+        """(B, L, W) -> (B, L, W); tokens after a `kv_cache` attend to it too."""
         query, key, value, hidden = torch.split(self.fused(self.norm(x)), self.sizes, dim=-1)
         start = 0 if kv_cache is None else kv_cache.length
         query = rotate(split_heads(query, self.heads), start)
@@ -100,7 +100,7 @@ class VisualBlock(Module):
         self.fc2 = Linear(inner, width, bias=False)
 
     def forward(self, x: Tensor, visual: Tensor, kv_cache: LayerKVCache | None = None) -> Tensor:
-        """Words (B, L, W), visual (B, Q, W) -> (B, L, W); a `kv_cache` keeps what it makes of the visual tokens."""
+        """Text (B, L, W), visual (B, Q, W) -> (B, L, W); a `kv_cache` keeps the visual keys and values."""
         y = self.norm(x)
         return x + self.attn(y, visual, kv_cache=kv_cache) + self.fc2(swiglu(self.fc1(y)))
 
@@ -114,15 +114,13 @@ class CaptionLayer(Module):
         self.visual = VisualBlock(config)
 
     def forward(self, x: Tensor, visual: Tensor, kv_cache: KVCache | None = None) -> Tensor:
-        """Words (B, L, W), visual (B, Q, W) -> (B, L, W)."""
-        if kv_cache is not None:
-            words = self.words(x, kv_cache.of(self.words))
-            return self.visual(words, visual, kv_cache.of(self.visual))
-        return self.visual(self.words(x), visual)
+        """Text (B, L, W), visual (B, Q, W) -> (B, L, W)."""
+        caches = [None if kv_cache is None else kv_cache.of(block) for block in (self.words, self.visual)]
+        return self.visual(self.words(x, caches[0]), visual, caches[1])
 
 
 class CaptionDecoder(Module):
-    """Next-word predictions from the text tower's word features and the video tower's last tokens.
+    """Predict next tokens from the text tower's token features and the video tower's last tokens.
 
     No padding mask is needed: attention is causal and padding comes last.
     """
@@ -143,47 +141,40 @@ class CaptionDecoder(Module):
         self.apply(init_normal)
 
     def pool(self, visual: Tensor) -> Tensor:
-        """Last video tokens (B, K, Wv) in any order -> (B, Q, W). The pooler has no residual."""
+        """Pool the last video tokens (B, K, Wv), in any order -> (B, Q, W). The pooler has no residual."""
         queries = self.query_norm(self.queries).expand(len(visual), -1, -1)
         return self.pooled_norm(self.pooler(queries, self.context_norm(visual)))
 
     def decode(self, words: Tensor, pooled: Tensor, kv_cache: KVCache | None = None) -> Tensor:
-        """Word features (B, L, W) of the text tower, pooled visual tokens (B, Q, W) -> logits (B, L, V).
+        """Token features (B, L, W) of the text tower, pooled visual tokens (B, Q, W) -> logits (B, L, V).
 
-        Position i predicts word i + 1. Without a predictor: features (B, L, W). A `kv_cache` holds the words before
+        Position i predicts token i + 1. Without a predictor: features (B, L, W). A `kv_cache` holds the tokens before
         these and the visual tokens of the first call.
         """
         x = self.features(words, pooled, kv_cache)
         return x if self.predictor is None else self.predictor(x)
 
     def features(self, words: Tensor, pooled: Tensor, kv_cache: KVCache | None = None) -> Tensor:
-        """Arguments as `decode` -> what the predictor reads (B, L, W)."""
+        """Compute the predictor's input (B, L, W); arguments as `decode`."""
         x = self.text_norm(words)
         for layer in self.layers:
-            if kv_cache is None:
-                x = run_layer(layer, x, pooled, checkpointing=self.checkpointing)
-            else:
-                x = layer(x, pooled, kv_cache)
+            x = run_layer(layer, x, pooled, kv_cache, checkpointing=self.checkpointing and kv_cache is None)
         return x
 
     def forward(self, visual: Tensor, words: Tensor) -> Tensor:
-        """Video tokens (B, K, Wv), word features (B, L, W) -> logits (B, L, V)."""
+        """Video tokens (B, K, Wv), text features (B, L, W) -> logits (B, L, V)."""
         return self.decode(words, self.pool(visual))
 
 
 def predictor(width: int, vocabulary: int) -> nn.Sequential:
-    """Layer norm, linear, GELU, layer norm, linear to the vocabulary."""
+    """Build the predictor: layer norm, linear, GELU, layer norm, linear to the vocabulary."""
     return Sequential(
-        LayerNorm(width, eps=EPS),
-        Linear(width, width),
-        nn.GELU(),
-        LayerNorm(width, eps=EPS),
-        Linear(width, vocabulary),
+        LayerNorm(width, eps=EPS), Linear(width, width), nn.GELU(), LayerNorm(width, eps=EPS), Linear(width, vocabulary)
     )
 
 
 def init_normal(module: nn.Module) -> None:
-    """Normal weights of std .02 and zero biases for linear maps: decoder and answer heads."""
+    """Initialize linear maps of decoder and answer heads: normal weights of std .02, zero biases."""
     if isinstance(module, nn.Linear):
         nn.init.normal_(module.weight, std=0.02)
         if module.bias is not None:

@@ -95,15 +95,12 @@ class FrameStem(Module):
             raise ValueError(f"image size {image_size} is not a multiple of patch size {patch_size}")
         self.image_size = image_size
         self.grid = image_size // patch_size
-        kernel = 3 if temporal_downsample else 1
-        self.conv = Conv3d(
-            3,
-            width,
-            kernel_size=(kernel, patch_size, patch_size),
-            stride=(2 if temporal_downsample else 1, patch_size, patch_size),
-            padding=(kernel // 2, 0, 0),
-            bias=False,
-        )
+        kernel, stride = (3, 2) if temporal_downsample else (1, 1)
+        sides: dict[str, Any] = {
+            "kernel_size": (kernel, patch_size, patch_size),
+            "stride": (stride, patch_size, patch_size),
+        }
+        self.conv = Conv3d(3, width, **sides, padding=(kernel // 2, 0, 0), bias=False)
         self.class_embedding = nn.Parameter(torch.randn(width) * width**-0.5)
         self.positional_embedding = nn.Parameter(torch.randn(1 + self.grid**2, width) * width**-0.5)
         self.norm = LayerNorm(width, eps=eps)
@@ -143,7 +140,7 @@ class TextConfig:
         width, heads, layers: of the transformer.
         vocabulary: number of token ids; the largest id is the end of text.
         context: largest number of tokens.
-        mask_embedding: has the extra parameter that replaces masked words (multimodal model, not ViCLIP or CLIP).
+        mask_embedding: has the extra parameter that replaces masked tokens (multimodal model, not ViCLIP or CLIP).
         mlp_ratio: width of the feed-forwards over D.
         activation: of the feed-forwards ("quick_gelu" of OpenAI's weights, "gelu" of most others).
         eps: of all norms.
@@ -196,20 +193,20 @@ class TextTower(Module):
         init_clip_blocks(self.blocks)
 
     def tokens(self, ids: Tensor, masked: Tensor | None = None, *, kv_cache: KVCache | None = None) -> Tensor:
-        """Word features after the final norm, before the projection.
+        """Compute the features (B, L, D) of tokens after the final norm, before the projection.
 
         Args:
             ids: (B, L) integer ids, L up to the context length.
-            masked: (B, L) bool, words to replace by the mask embedding; None for none.
-            kv_cache: keys and values of the preceding words; None without incremental decoding.
+            masked: (B, L) bool, tokens to replace by the mask embedding; None for none.
+            kv_cache: keys and values of the preceding tokens; None without incremental decoding.
 
-        Returns:
-            (B, L, D). ValueError for too many words or a mask where the tower has no mask embedding.
+        Raises:
+            ValueError: too many tokens, or a mask where the tower has no mask embedding.
         """
         start = 0 if kv_cache is None else kv_cache.of(self.blocks[0]).length
         end = start + ids.shape[1]
         if end > self.config.context:
-            raise ValueError(f"{end} words, the text tower takes at most {self.config.context}")
+            raise ValueError(f"{end} tokens, the text tower takes at most {self.config.context}")
         x = self.token_embedding(ids)
         if masked is not None:
             if self.mask_embedding is None:
@@ -228,7 +225,7 @@ class TextTower(Module):
         return features if self.projection is None else features @ self.projection
 
     def forward(self, ids: Tensor, masked: Tensor | None = None) -> Tensor:
-        """(B, L) ids -> (B, E), the projected feature of the end-of-text token."""
+        """Return the projected feature (B, E) of the end-of-text token of ids (B, L)."""
         return self.project(at_end_of_text(self.tokens(ids, masked), ids))
 
 
@@ -244,7 +241,7 @@ def without_filling(video: Tensor, frame_mask: Tensor | None) -> Tensor:
 
 
 def masked_mean(frames: Tensor, frame_mask: Tensor | None) -> Tensor:
-    """Mean over the real frames of (B, T, E); all of them for None, and none divides by 1 (Video-Text-Retrieval)."""
+    """Average the real frames of (B, T, E), all for None; 0 if none is real (Video-Text-Retrieval)."""
     if frame_mask is None:
         return frames.mean(dim=1)
     weights = frame_mask[:, :, None].to(frames)
@@ -252,13 +249,13 @@ def masked_mean(frames: Tensor, frame_mask: Tensor | None) -> Tensor:
 
 
 def mean_direction(frames: Tensor, frame_mask: Tensor | None) -> Tensor:
-    """Mean over the real frames of (B, T, E), each of length one, times their mean length: an image keeps its own."""
+    """Average the L2-normalized real frames of (B, T, E), times their mean norm: one image keeps its vector."""
     lengths = frames.norm(dim=-1, keepdim=True).clamp_min(1e-12)
     return masked_mean(frames / lengths, frame_mask) * masked_mean(lengths, frame_mask)
 
 
 class ImageTower(Module):
-    """CLIP's image transformer, run on every frame by itself."""
+    """CLIP's image transformer, applied to each frame independently."""
 
     def __init__(
         self,
@@ -331,13 +328,14 @@ class ClipConfig:
 class Clip(ScaledDualEncoder):
     """The image-text model that the multimodal encoders start from (openai/CLIP).
 
-    Its state dict in the public key layout is read by `key_tables.CLIP`. A clip's vector is the mean of those of its
-    real frames, each of length one (ArrowLuo/CLIP4Clip, modules/modeling.py, `_loose_similarity` with meanP).
+    A clip's vector is the mean of the L2-normalized vectors of its real frames (ArrowLuo/CLIP4Clip,
+    modules/modeling.py, `_loose_similarity` with meanP).
     """
 
     config: ClipConfig
     text: TextTower
     takes_frame_mask = True
+    undecayed = "embedding"
 
     def __init__(self, config: ClipConfig) -> None:
         super().__init__()
@@ -379,10 +377,6 @@ class Clip(ScaledDualEncoder):
     def tokens(self, video: Tensor) -> Tensor:
         """Normalized (B, 3, T, S, S) -> class tokens of the frames (B, T, D)."""
         return self.visual.class_tokens(video)
-
-    def no_weight_decay(self, name: str, parameter: Tensor) -> bool:
-        """No decay below two dimensions, nor for embeddings."""
-        return parameter.dim() < 2 or "embedding" in name
 
     def forward(self, video: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Normalized (B, 3, T, S, S), ids (B, L) -> features (B, E), (B, E)."""

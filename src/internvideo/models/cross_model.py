@@ -10,7 +10,7 @@ Shapes: B batch, S stages n, D widths, C classes. Source: paper 3.3 (the publish
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,8 @@ from internvideo.models.uniformerv2 import ClassHead, UniFormerV2, UniFormerV2Co
 from internvideo.models.videomae import VideoMAEClassifier, VideoMAEConfig, run_blocks
 
 EPS = 1e-5
+Fusion = Literal["scalar", "per_class", "free"]
+Placement = Literal["late", "uniform"]
 
 
 @dataclass(frozen=True)
@@ -39,17 +41,15 @@ class CrossModelConfig:
     """
 
     direction: Literal["paper", "both"] = "paper"
-    fusion: Literal["scalar", "per_class", "free"] = "scalar"
+    fusion: Fusion = "scalar"
     head_dropout: float = 0.9
-    placement: Literal["late", "uniform"] = "late"
+    placement: Placement = "late"
 
     def __post_init__(self) -> None:
-        if self.direction not in ("paper", "both") or self.fusion not in ("scalar", "per_class", "free"):
-            raise ValueError(
-                f"direction {self.direction!r}: paper or both; fusion {self.fusion!r}: scalar, per_class, free"
-            )
-        if self.placement not in ("late", "uniform"):
-            raise ValueError(f"placement {self.placement!r}: late or uniform")
+        allowed = {"direction": ("paper", "both"), "fusion": get_args(Fusion), "placement": get_args(Placement)}
+        for name, values in allowed.items():
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name} {getattr(self, name)!r}: {', '.join(values)}")
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class CrossModelOutput:
 class ScoreFusion(Module):
     """Learned linear combination of two scores, initialized as their mean."""
 
-    def __init__(self, kind: Literal["scalar", "per_class", "free"], num_classes: int) -> None:
+    def __init__(self, kind: Fusion, num_classes: int) -> None:
         super().__init__()
         self.kind = kind
         shape = {"scalar": (1,), "per_class": (num_classes,), "free": (2,)}[kind]
@@ -109,10 +109,7 @@ def cross_attention_block(width: int, heads: int, context_width: int) -> Block:
 
 
 def insertion_layers(
-    global_layers: tuple[int, ...],
-    multimodal_depth: int,
-    masked_depth: int,
-    kind: Literal["late", "uniform"] = "late",
+    global_layers: tuple[int, ...], multimodal_depth: int, masked_depth: int, kind: Placement = "late"
 ) -> tuple[int, ...]:
     """Return the number of masked layers before the module of each stage but the last, by `placement`."""
     if kind == "uniform":
@@ -141,6 +138,8 @@ class CrossModel(VideoEncoder):
     config: CrossModelConfig
     has_logits = True
     takes_temporal_stride = True
+    max_layer_id = 0
+    tower = None  # there are two encoders
     initial_sources = (("masked", "multimodal"),)
     """Both encoders are frozen, so both are loaded from files."""
 
@@ -173,14 +172,14 @@ class CrossModel(VideoEncoder):
     @property
     def trainable_names(self) -> tuple[str, ...]:
         """Names of the trainable parameters, in the order of `named_parameters`."""
-        learning = ("cma.", "cma_both.", "fuse.", "masked.head.", "multimodal.proj.")
-        return tuple(n for n, _ in self.named_parameters() if n.startswith(learning) or n == "multimodal.query")
+        prefixes = ("cma.", "cma_both.", "fuse.", "masked.head.", "multimodal.proj.")
+        return tuple(n for n, _ in self.named_parameters() if n.startswith(prefixes) or n == "multimodal.query")
 
     def freeze(self) -> None:
         """Freeze all parameters but `trainable_names`, and keep the encoders in evaluation mode."""
-        learning = set(self.trainable_names)
+        trainable = set(self.trainable_names)
         for name, parameter in self.named_parameters():
-            parameter.requires_grad_(name in learning)
+            parameter.requires_grad_(name in trainable)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> CrossModel:
@@ -250,11 +249,6 @@ class CrossModel(VideoEncoder):
         size = self.masked.config.image_size
         return {**self.multimodal.test_clips, "frames": self.masked.config.frames, "size": size}
 
-    @property
-    def tower(self) -> None:
-        """None, because there are two encoders."""
-        return
-
     def prepare(self, clips: Tensor, temporal_stride: int = 1) -> tuple[Tensor, Tensor]:
         """Normalize (B, 3, T, S, S) for each encoder; the multimodal one gets every `temporal_stride`-th frame."""
         return self.masked.prepare(clips), self.multimodal.prepare(clips[:, :, ::temporal_stride])
@@ -270,7 +264,7 @@ class CrossModel(VideoEncoder):
         return self.interact(*video)[0]
 
     def logits(self, video: tuple[Tensor, Tensor]) -> Tensor:
-        """The joined scores (B, C)."""
+        """Compute the fused scores (B, C)."""
         return self.forward(*video).fused
 
     def forward(self, masked_video: Tensor, multimodal_video: Tensor) -> CrossModelOutput:
@@ -288,29 +282,18 @@ class CrossModel(VideoEncoder):
 
     def gates(self) -> dict[str, Tensor]:
         """Return tanh of every gate and the mean fusion weights, as detached scalars."""
-        values = {}
+        values, branches = {}, {"attention": "gate_attn", "feed_forward": "gate_mlp"}
         for family, modules in (("cma", self.cma), ("cma_both", self.cma_both)):
             for stage, block in enumerate(modules):
-                assert isinstance(block, Block)
-                assert block.gate_attn is not None
-                assert block.gate_mlp is not None
-                values[f"{family}.{stage}.attention"] = whole(block.gate_attn.detach()).tanh().squeeze()
-                values[f"{family}.{stage}.feed_forward"] = whole(block.gate_mlp.detach()).tanh().squeeze()
+                for branch, gate in branches.items():
+                    value = whole(block.get_parameter(gate).detach()).tanh().squeeze()
+                    values[f"{family}.{stage}.{branch}"] = value
         masked, multimodal = self.fuse.weights()
         return {**values, "fuse.masked": masked.detach().mean(), "fuse.multimodal": multimodal.detach().mean()}
 
-    @property
-    def max_layer_id(self) -> int:
-        """Largest layer id: all trainable parameters have the same learning rate."""
-        return 0
-
     def get_layer_id(self, name: str) -> int:
-        """0 for every parameter."""
+        """Return 0: all trainable parameters have the same learning rate."""
         return 0
-
-    def no_weight_decay(self, name: str, parameter: Tensor) -> bool:
-        """Exclude vectors, gates and the fusion weight from weight decay."""
-        return parameter.dim() <= 1
 
 
 @dataclass(frozen=True)

@@ -14,24 +14,24 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 MOST_WHOLE = 2**20
-"""Of any whole number in a model's settings."""
+"""Largest whole number in a model's settings."""
 MOST_LAYERS = 1024
 MOST_WIDTH = 2**15
 MOST_SIDE = 8192
 """Frames of a clip, pixels of a side."""
 MOST_POSITIONS = 2**26
-"""Numbers of a table of positions."""
+"""Elements of a table of positions."""
 _SIDES = ("image_size", "patch_size", "frames", "tubelet")
 _SPARE_TENSORS, _SPARE_NUMBERS = 256, 2**25
 """A model may build parts that it replaces, and have tables that are in no file."""
 
 
 class DeclaredError(ValueError):
-    """Settings that declare more than is there."""
+    """Settings that declare more than the weights or the memory hold."""
 
 
 def check_whole(name: str, value: object) -> None:
-    """Raise DeclaredError for a setting that no model can have: `name` tells whether it counts layers or pixels."""
+    """Raise DeclaredError for a setting outside the limits of its kind (layers, pixels, width), known by its name."""
     least = 1 if name in (*_SIDES, "width", "heads") else 0
     most = MOST_SIDE if name in _SIDES else MOST_WHOLE
     if name == "width" or name.endswith("_width"):
@@ -47,11 +47,11 @@ def check_whole(name: str, value: object) -> None:
 
 
 @contextmanager
-def at_most(tensors: int, numbers: int, told: str) -> Iterator[None]:
-    """Building modules inside, in this thread, stops with DeclaredError(`told`) at the first parameter beyond.
+def at_most(tensors: int, numbers: int, message: str) -> Iterator[None]:
+    """Stop building modules inside, in this thread, with DeclaredError(`message`) at the first parameter beyond.
 
     Args:
-        tensors: how many parameters there may be. numbers: how many numbers they may have together.
+        tensors: maximum number of parameters. numbers: maximum number of their elements together.
     """
     thread, count, size = threading.get_ident(), 0, 0
 
@@ -61,7 +61,7 @@ def at_most(tensors: int, numbers: int, told: str) -> Iterator[None]:
             return
         count, size = count + 1, size + (0 if parameter.is_meta else parameter.numel())
         if count > tensors or size > numbers:
-            raise DeclaredError(told)
+            raise DeclaredError(message)
 
     hook = register_module_parameter_registration_hook(register)
     try:
@@ -71,21 +71,20 @@ def at_most(tensors: int, numbers: int, told: str) -> Iterator[None]:
 
 
 def within(state: Mapping[str, Tensor]) -> AbstractContextManager[None]:
-    """As `at_most`: models built inside are filled with `state`, and so have no more than it has."""
+    """Limit models built inside, as `at_most`, to the size of `state`, with which they are filled."""
     numbers = sum(tensor.numel() for tensor in state.values())
-    told = f"the settings declare a larger model than its {len(state)} tensors of {numbers:,} numbers"
-    return at_most(2 * len(state) + _SPARE_TENSORS, 2 * numbers + _SPARE_NUMBERS, told)
+    message = f"the settings declare a larger model than its {len(state)} tensors of {numbers:,} numbers"
+    return at_most(2 * len(state) + _SPARE_TENSORS, 2 * numbers + _SPARE_NUMBERS, message)
 
 
 def within_memory(config: object) -> AbstractContextManager[None]:
-    """As `at_most`: models built inside have to fit into the memory of this machine.
+    """Limit models built inside, as `at_most`, to the memory of this machine.
 
-    Attention alone has 4 width^2 weights a layer: a `config` with more of them is refused before any is made, as
-    DeclaredError.
+    Attention alone has 4 width^2 weights per layer: DeclaredError for a `config` with more, before any is allocated.
     """
-    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    told = f"the settings declare a model that does not fit into this machine's memory of {there / 2**30:.0f} GiB"
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    message = f"the settings declare a model that does not fit into this machine's memory of {memory / 2**30:.0f} GiB"
     width, depth = getattr(config, "width", 0), getattr(config, "depth", 0)
-    if 4 * 4 * width**2 * depth > there:
-        raise DeclaredError(told)
-    return at_most(64 * MOST_LAYERS, there // 4, told)
+    if 4 * 4 * width**2 * depth > memory:
+        raise DeclaredError(message)
+    return at_most(64 * MOST_LAYERS, memory // 4, message)

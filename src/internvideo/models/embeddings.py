@@ -29,9 +29,9 @@ NATIVE_CLIP = 224, 16
 
 
 class Normalize(Module):
-    """Pixels 0..255 -> the backbone's scale: (x / 255 - mean) / std per channel.
+    """Normalize pixels 0..255 per channel: (x / 255 - mean) / std.
 
-    Mean and std follow the module's device but are constants: they are in no state dict.
+    Mean and std follow the module's device but are in no state dict.
     """
 
     mean: Tensor
@@ -60,13 +60,10 @@ class TubeletEmbedding(Module):
     """A linear map of cubes of `tubelet` frames x `patch` x `patch` pixels, equal to a Conv3d with kernel = stride.
 
     Holding the map as one Linear lets the masked encoder cut out the visible cubes first and multiply only those.
-    The initialization is the framework's own, as for the published convolution (modeling_pretrain.py).
+    The initialization is torch's, as for the published convolution (modeling_pretrain.py).
 
     Args:
-        width: D.
-        patch: patch side p in pixels.
-        tubelet: frames per token.
-        channels: colors.
+        width: D. patch: side p in pixels. tubelet: frames per token. channels: of a pixel.
         motion_stem: a second map, zero at the start, of the clip minus its mean frame is added. Under tube masking the
             mean frame at a visible position contains visible pixels only, so no masked content leaks.
     """
@@ -78,7 +75,7 @@ class TubeletEmbedding(Module):
         self.motion = nn.Parameter(torch.zeros(width, self.proj.in_features)) if motion_stem else None
 
     def cut(self, video: Tensor, index: Tensor | None = None) -> Tensor:
-        """Cut the pixels of each token, ordered (color, frame, row, column) within a token.
+        """Cut the pixels of each token, ordered (channel, frame, row, column) within a token.
 
         Args:
             video: (B, 3, T, S, S).
@@ -88,15 +85,15 @@ class TubeletEmbedding(Module):
             (B, K or N, 3 * tubelet * p * p).
         """
         p = self.patch
-        batch, colors, frames, height, width = video.shape
-        cubes = video.view(batch, colors, frames // self.tubelet, self.tubelet, height // p, p, width // p, p)
+        batch, channels, frames, height, width = video.shape
+        cubes = video.view(batch, channels, frames // self.tubelet, self.tubelet, height // p, p, width // p, p)
         cubes = cubes.permute(0, 2, 4, 6, 1, 3, 5, 7)  # a view (B, t, h, w, 3, tubelet, p, p)
         if index is None:
             return cubes.flatten(4).flatten(1, 3)
         rows, columns = cubes.shape[2:4]
         sample = torch.arange(batch, device=index.device)[:, None]
-        place = index % (rows * columns)
-        return cubes[sample, index // (rows * columns), place // columns, place % columns].flatten(2)
+        spatial = index % (rows * columns)
+        return cubes[sample, index // (rows * columns), spatial // columns, spatial % columns].flatten(2)
 
     def forward(self, video: Tensor, index: Tensor | None = None) -> Tensor:
         """(B, 3, T, S, S), index (B, K) or None -> (B, K or N, D)."""
@@ -107,32 +104,28 @@ class TubeletEmbedding(Module):
 
 
 def sin_cos_table(tokens: int, width: int) -> Tensor:
-    """Fixed positions over the flattened token index: sin at even and cos at odd channels (modeling_pretrain.py).
-
-    Returns:
-        (N, D) float32, computed in float64.
+    """Build fixed positions (N, D) float32: sin at even and cos at odd channels (modeling_pretrain.py).
 
     Raises:
-        DeclaredError: more numbers than any model has.
+        DeclaredError: a larger table than any model has.
     """
-    if tokens * width > MOST_POSITIONS:
-        raise DeclaredError(f"a table of {tokens:,} positions of width {width:,}, beyond all limits")
+    _check_table(tokens, width)
     channel = np.arange(width)
     angle = np.arange(tokens)[:, None] / np.power(10000.0, 2 * (channel // 2) / width)[None]
     table = np.where(channel % 2 == 0, np.sin(angle), np.cos(angle))
     return torch.from_numpy(table.astype(np.float32))
 
 
+def _check_table(tokens: int, width: int) -> None:
+    if tokens * width > MOST_POSITIONS:
+        raise DeclaredError(f"a table of {tokens:,} positions of width {width:,}, beyond all limits")
+
+
 def resize_table(table: Tensor, grid: tuple[int, int, int], target: tuple[int, int, int]) -> Tensor:
-    """Resize positions: bicubic over rows and columns within each slot, then linear over time (modeling_finetune.py).
+    """Resize positions bicubically in space, then linearly over time (modeling_finetune.py).
 
     Args:
-        table: (N, D) float32 for `grid`.
-        grid: (t, h, w) of `table`.
-        target: (t, h, w) wanted.
-
-    Returns:
-        (N', D).
+        table: (N, D) float32. grid: its (t, h, w). target: (t, h, w) of the result (N', D).
     """
     width = table.shape[1]
     slots = table.reshape(*grid, width).permute(0, 3, 1, 2)  # (t, D, h, w)
@@ -146,11 +139,7 @@ def resize_table(table: Tensor, grid: tuple[int, int, int], target: tuple[int, i
 
 
 def resized_table(
-    grid: tuple[int, int, int],
-    width: int,
-    patch: int,
-    tubelet: int,
-    clip: tuple[int, int] = NATIVE_CLIP,
+    grid: tuple[int, int, int], width: int, patch: int, tubelet: int, clip: tuple[int, int] = NATIVE_CLIP
 ) -> Tensor:
     """Build the classifier's position table for another size by resizing pretraining's (modeling_finetune.py).
 
@@ -158,7 +147,7 @@ def resized_table(
     (OpenGVLab/InternVideo, InternVideo1/Pretrain/VideoMAE/modeling_finetune.py: `org_img_size[1] // patch_size`).
 
     Args:
-        grid: (t, h, w) wanted. width: D. patch, tubelet: of a token. clip: pixels and frames of the pretraining.
+        grid: (t, h, w) of the result. width: D. patch, tubelet: of a token. clip: pixels and frames of the pretraining.
 
     Returns:
         (t * h * w, D) float32.
@@ -169,7 +158,5 @@ def resized_table(
     side, slots = clip[0] // patch, clip[1] // tubelet
     if not side * slots:
         raise ValueError(f"no {clip[0]} px / {clip[1]} frame table for patch {patch}, tubelet {tubelet}")
-    if math.prod(grid) * width > MOST_POSITIONS:
-        raise DeclaredError(f"a table of {math.prod(grid):,} positions of width {width:,}, beyond all limits")
-    native = (slots, side, side)
-    return resize_table(sin_cos_table(native[0] * side * side, width), native, grid)
+    _check_table(math.prod(grid), width)
+    return resize_table(sin_cos_table(slots * side**2, width), (slots, side, side), grid)

@@ -7,6 +7,7 @@ Shapes: B batch, T frames, S side, N tokens, D width, E width of the feature or 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
@@ -42,9 +43,9 @@ class ClipNeeds:
 class VideoEncoder(nn.Module):
     """Base class of video models. A new backbone is one subclass and one row of `factory.BACKBONES`.
 
-    `features`, `tokens` and `logits` take the output of `prepare`. Optional attributes are `no_weight_decay(name,
-    parameter)`, `get_layer_id(name)` and `max_layer_id` (for `training.optimizer`), and `class_layer`,
-    `initial_sources` and `initial_state(state)` (for `weights.initialize`).
+    `features`, `tokens` and `logits` take the output of `prepare`. Optional attributes are `get_layer_id(name)` and
+    `max_layer_id` (for `training.optimizer`), and `class_layer`, `initial_sources` and `initial_state(state)` (for
+    `weights.initialize`).
 
     Attributes:
         config: frozen dataclass with the sizes.
@@ -53,11 +54,13 @@ class VideoEncoder(nn.Module):
         takes_temporal_stride: whether `prepare` subsamples the frames for a part of the model.
         fixed_clip_size: whether the weights work only for clips of their own size.
         can_caption: whether the model generates captions.
+        undecayed: pattern of the parameters of two or more dimensions that weight decay exempts, "" for none.
     """
 
     has_logits: ClassVar[bool] = False
     takes_temporal_stride: ClassVar[bool] = False
     fixed_clip_size: ClassVar[bool] = False
+    undecayed: ClassVar[str] = ""
     config: Any
     normalize: Normalize
 
@@ -69,8 +72,7 @@ class VideoEncoder(nn.Module):
     @property
     def embed_dim(self) -> int:
         """E."""
-        width: int = self.config.width
-        return width
+        return int(self.config.width)
 
     @property
     def num_classes(self) -> int:
@@ -130,6 +132,10 @@ class VideoEncoder(nn.Module):
         """Compute class scores (B, C) from the output of `prepare`."""
         raise NotImplementedError  # the model's class says
 
+    def no_weight_decay(self, name: str, parameter: Tensor) -> bool:
+        """Return whether weight decay exempts a parameter: vectors, scalars and those that `undecayed` finds."""
+        return parameter.dim() < 2 or (self.undecayed != "" and re.search(self.undecayed, name) is not None)
+
 
 class DualEncoder(VideoEncoder):
     """A video encoder and a text encoder with a joint embedding space.
@@ -150,8 +156,7 @@ class DualEncoder(VideoEncoder):
     @property
     def embed_dim(self) -> int:
         """E, the dimension of the joint space."""
-        width: int = self.config.joint_width
-        return width
+        return int(self.config.joint_width)
 
     @property
     def scale(self) -> Tensor:
@@ -182,7 +187,7 @@ class ScaledDualEncoder(DualEncoder):
 
     @property
     def scale(self) -> Tensor:
-        """exp(logit_scale), the factor of the cosines."""
+        """exp(logit_scale)."""
         return self.logit_scale.exp()
 
     @torch.no_grad()
@@ -199,8 +204,7 @@ class ClipClassifier(VideoEncoder, Module):
     @property
     def num_classes(self) -> int:
         """C of the config."""
-        num_classes: int = self.config.num_classes
-        return num_classes
+        return int(self.config.num_classes)
 
     @property
     def head_layer(self) -> nn.Linear:
@@ -243,14 +247,12 @@ def check_clip(model: nn.Module, *, frames: int, size: int, temporal_stride: int
     # hasattr on the class, because an AttributeError inside the property must not look like a missing one.
     needs = cast(tuple[ClipNeeds, ...], model.clip_needs) if hasattr(type(model), "clip_needs") else ()
     num_frames = len(range(0, frames, 1 if getattr(model, "takes_temporal_stride", False) else temporal_stride))
+    found = f"the model gets {num_frames} frames"
     for need in needs:
         key = f"model.overrides{need.part}"
         if need.image_size not in (None, size):
             raise RecipeError("data.augment.size", str(size), f"{need.image_size}, {key}.image_size")
         if need.frames not in (None, num_frames):
-            raise RecipeError(
-                "data.sampling.frames", f"the model sees {num_frames} frames", f"{need.frames}, {key}.frames"
-            )
+            raise RecipeError("data.sampling.frames", found, f"{need.frames}, {key}.frames")
         if need.max_frames is not None and num_frames > need.max_frames:
-            expected = f"up to {need.max_frames}, {key}.frames"
-            raise RecipeError("data.sampling.frames", f"the model sees {num_frames} frames", expected)
+            raise RecipeError("data.sampling.frames", found, f"up to {need.max_frames}, {key}.frames")

@@ -6,13 +6,12 @@ Source: modeling_pretrain.py, modeling_finetune.py.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
-from internvideo.errors import RecipeError
+from internvideo.errors import RecipeError, suggestion
 from internvideo.models.declared import DeclaredError, check_whole, within_memory
 from internvideo.models.entry import ModelEntry
 from internvideo.models.external.internvideo2 import InternVideo2, InternVideo2Config
@@ -36,15 +35,13 @@ VIDEOMAE_SIZES: dict[str, VideoMAEConfig] = {
 }
 """Decoder depth 4 as in the paper; the released pretraining scripts use 12 for L and 8 for H."""
 
-_PRETRAIN_MILLIONS = {
-    "s": 24.029,
-    "b": 94.211,
-    "l": 317.782,
-    "h": 645.659,
-    "g14": 1026.307,
-    "g16": 1026.998,
-    "G14": 1859.244,
-}
+
+def _size_of(config: Any) -> str:
+    return f"width {config.width}, {config.depth} layers"
+
+
+_PRETRAIN_MILLIONS = {"s": 24.029, "b": 94.211, "l": 317.782, "h": 645.659}
+_PRETRAIN_MILLIONS |= {"g14": 1026.307, "g16": 1026.998, "G14": 1859.244}
 _CLASSIFIER_MILLIONS = {"s": 22.034, "b": 86.535, "l": 304.271, "h": 632.119, "g14": 1012.174, "G14": 1843.911}
 
 _PRETRAIN = {
@@ -52,7 +49,7 @@ _PRETRAIN = {
         build=VideoMAEPretrain,
         config=config,
         parameters=_PRETRAIN_MILLIONS[size],
-        about=f"masked encoder and decoder, width {config.width}, {config.depth} layers, patch {config.patch_size}",
+        about=f"masked encoder and decoder, {_size_of(config)}, patch {config.patch_size}",
     )
     for size, config in VIDEOMAE_SIZES.items()
 }
@@ -61,7 +58,7 @@ _CLASSIFIER = {
         build=VideoMAEClassifier,
         config=dataclasses.replace(config, num_classes=400),
         parameters=_CLASSIFIER_MILLIONS.get(size),
-        about=f"masked encoder with a head, width {config.width}, {config.depth} layers, patch {config.patch_size}",
+        about=f"masked encoder with a head, {_size_of(config)}, patch {config.patch_size}",
     )
     for size, config in VIDEOMAE_SIZES.items()
 }
@@ -71,33 +68,35 @@ _SIGLIP_SIZES = {
     "l16": SigLIPConfig(width=1024, depth=24, heads=16),
     "so400m-14": SigLIPConfig(patch_size=14, width=1152, depth=27, heads=16, mlp_ratio=4304 / 1152),
 }
-"""At 224 px; the published files of 256, 384 and 512 px have other positions alone."""
+"""At 224 px; the published files of 256, 384 and 512 px differ only in the positions."""
 _INTERNVIDEO2_SIZES = {
     "b14": InternVideo2Config(width=768, depth=12, heads=12, mlp_ratio=4.0, align_width=512),
     "l14": InternVideo2Config(width=1024, depth=24, mlp_ratio=4.0, align_width=512),
     "1b": InternVideo2Config(),
     "6b": InternVideo2Config(width=3200, depth=48, heads=25, mlp_ratio=4.0),
 }
-_EXTERNAL = {
-    "vjepa2-l": ModelEntry(VJEPA2, VJEPA2Config(), None, "V-JEPA 2's encoder, width 1024, 24 layers, patch 16"),
-    **{
-        f"siglip-{size}": ModelEntry(
-            SigLIP, config, None, f"SigLIP's image encoder, width {config.width}, {config.depth} layers"
-        )
-        for size, config in _SIGLIP_SIZES.items()
-    },
-    **{
-        f"internvideo2-{size}": ModelEntry(
-            InternVideo2,
-            config,
-            None,
-            f"InternVideo2-CLIP's video encoder, width {config.width}, {config.depth} layers",
-        )
-        for size, config in _INTERNVIDEO2_SIZES.items()
-    },
+_SIGLIP = {
+    f"siglip-{size}": ModelEntry(SigLIP, config, None, f"SigLIP's image encoder, {_size_of(config)}")
+    for size, config in _SIGLIP_SIZES.items()
+}
+_INTERNVIDEO2 = {
+    f"internvideo2-{size}": ModelEntry(
+        InternVideo2, config, None, f"InternVideo2-CLIP's video encoder, {_size_of(config)}"
+    )
+    for size, config in _INTERNVIDEO2_SIZES.items()
+}
+_VJEPA2 = {
+    "vjepa2-l": ModelEntry(VJEPA2, VJEPA2Config(), None, f"V-JEPA 2's encoder, {_size_of(VJEPA2Config())}, patch 16")
 }
 
-BACKBONES: dict[str, ModelEntry] = {**_PRETRAIN, **_CLASSIFIER, **_EXTERNAL, **MULTIMODAL_MODELS}
+BACKBONES: dict[str, ModelEntry] = {
+    **_PRETRAIN,
+    **_CLASSIFIER,
+    **_VJEPA2,
+    **_SIGLIP,
+    **_INTERNVIDEO2,
+    **MULTIMODAL_MODELS,
+}
 """All models of clips; `model_table.MODELS` also has those of the tasks."""
 
 
@@ -118,15 +117,10 @@ EARLIER_SETTINGS = {"classes": "num_classes"}
 """Setting of a model's config in files of earlier versions -> its present name."""
 
 
-def _near(name: str, expected: list[str]) -> str:
-    close = difflib.get_close_matches(name, expected, n=1)
-    return f"did you mean {close[0]!r}?" if close else ""
-
-
 def _fits(value: object, current: object) -> bool:
     """Return whether a value has the type of the setting that it replaces."""
     if isinstance(current, bool) or isinstance(value, bool):
-        return isinstance(current, bool) and isinstance(value, bool)
+        return type(current) is type(value)
     if isinstance(current, float):
         return isinstance(value, int | float)
     return current is None or value is None or isinstance(value, type(current))
@@ -137,7 +131,7 @@ def _replace(config: Any, overrides: Mapping[str, object], where: str) -> Any:
     values: dict[str, object] = {}
     for name, value in overrides.items():
         if name not in names:
-            raise RecipeError(f"{where}.{name}", "no such setting", ", ".join(names), _near(name, names))
+            raise RecipeError(f"{where}.{name}", "no such setting", ", ".join(names), suggestion(name, names))
         current = getattr(config, name)
         if dataclasses.is_dataclass(current) and isinstance(value, Mapping):
             value = _replace(current, value, f"{where}.{name}")
@@ -162,7 +156,7 @@ def configure(
     """Return a model's config with overridden settings. Raises RecipeError as `create_model`."""
     entry = models.get(name)
     if entry is None:
-        raise RecipeError("model", repr(name), ", ".join(models), _near(name, list(models)))
+        raise RecipeError("model", repr(name), ", ".join(models), suggestion(name, models))
     return _replace(entry.config, overrides or {}, f"model {name}")
 
 
@@ -196,9 +190,7 @@ def differences(base: Any, config: Any) -> dict[str, object]:
     changed: dict[str, object] = {}
     for field in dataclasses.fields(base):
         old, new = getattr(base, field.name), getattr(config, field.name)
-        if dataclasses.is_dataclass(old) and dataclasses.is_dataclass(new):
-            if inner := differences(old, new):
-                changed[field.name] = inner
-        elif old != new:
-            changed[field.name] = list(new) if isinstance(new, tuple) else new
+        if old != new:
+            nested = dataclasses.is_dataclass(old) and dataclasses.is_dataclass(new)
+            changed[field.name] = differences(old, new) if nested else list(new) if isinstance(new, tuple) else new
     return changed

@@ -26,25 +26,25 @@ def generate(
     """Decode B token sequences by beam search with K beams (K = 1: greedy).
 
     Args:
-        step: (ids (R, l), text (R,) that each row belongs to) -> log probabilities of the next word (R, V). Each call
-            has one word more than the last.
+        step: (ids (R, l), text (R,) that each row belongs to) -> log probabilities of the next token (R, V). Each call
+            has one token more than the last.
         batch: B.
         start, end: ids of the start and the end of a text.
         length: largest number of ids with both.
         device: where `step` takes its ids.
         beams: K.
-        length_penalty: candidates are ranked by log probability / words ** length_penalty.
+        length_penalty: candidates are ranked by log probability / tokens ** length_penalty.
         reorder: called with the beam index (R,) of the last call that each row of the next one continues; for a `step`
             with a KV cache.
 
     Returns:
-        (B, length) int64 ids, zero after the end; a text cut by `length` ends with `end` all the same.
+        (B, length) int64 ids, zero after the end; a text cut at `length` also ends with `end`.
     """
     if beams < 1:
         raise ValueError(f"beams {beams}: at least 1")
     texts = torch.arange(batch, device=device)
     ids = torch.full((batch, beams, 1), start, device=device)
-    # One beam of each text lives at first, or all K would write the same text.
+    # Only one beam of each text is alive at first, or all K would generate the same text.
     total = torch.full((batch, beams), -torch.inf, device=device)
     total[:, 0] = 0.0
     words = torch.zeros(batch, beams, device=device)
@@ -53,7 +53,7 @@ def generate(
         scores = step(ids.flatten(0, 1), texts.repeat_interleave(beams)).reshape(batch, beams, -1)
         vocabulary = scores.shape[2]
         scores[:, :, start] = -torch.inf
-        # A finished text is carried on as one candidate, followed by padding (id 0) at no cost.
+        # A finished text stays as one candidate, followed by padding (id 0) at no cost.
         padding = torch.full((vocabulary,), -torch.inf, device=device)
         padding[0] = 0.0
         candidates = total[:, :, None] + torch.where(finished[:, :, None], padding, scores)
@@ -69,10 +69,10 @@ def generate(
         if reorder is not None and beams > 1:
             reorder((texts[:, None] * beams + beam).flatten())
     best_beam = (total / words.clamp(min=1) ** length_penalty).argmax(dim=1)
-    chosen, done = ids[texts, best_beam], finished[texts, best_beam]
+    best_ids, done = ids[texts, best_beam], finished[texts, best_beam]
     out = torch.zeros(batch, length, dtype=torch.long, device=device)
-    out[:, : chosen.shape[1]] = chosen
-    out[~done, chosen.shape[1]] = end
+    out[:, : best_ids.shape[1]] = best_ids
+    out[~done, best_ids.shape[1]] = end
     return out
 
 
@@ -94,7 +94,7 @@ def sample(
         step, batch, start, end, length, device: as in `generate`.
         nucleus: probability mass p, over 0 to 1 (1: all tokens).
         temperature: divides the log probabilities.
-        generator: of the draws, on the CPU, so that every device writes the same texts.
+        generator: on the CPU, so that every device samples the same texts.
 
     Returns:
         as `generate`.
@@ -105,19 +105,19 @@ def sample(
     out = torch.zeros(batch, length, dtype=torch.long, device=device)
     out[:, 0] = start
     finished = torch.zeros(batch, dtype=torch.bool, device=device)
-    for place in range(1, length):
-        if place == length - 1:
-            word = torch.full_like(texts, end)
+    for position in range(1, length):
+        if position == length - 1:
+            token = torch.full_like(texts, end)
         else:
-            scores = step(out[:, :place], texts).clone()
+            scores = step(out[:, :position], texts).clone()
             scores[:, start] = -torch.inf
-            likely, words = (scores / temperature).softmax(dim=1).sort(dim=1, descending=True)
-            before = likely.cumsum(dim=1) - likely  # the first word is always in, whatever its share
-            likely = likely.masked_fill(before >= nucleus, 0.0)
-            drawn = torch.multinomial(likely.cpu(), 1, generator=generator).to(device)
-            word = words.gather(1, drawn)[:, 0]
-        out[:, place] = word.masked_fill(finished, 0)
-        finished |= word == end
+            probabilities, tokens = (scores / temperature).softmax(dim=1).sort(dim=1, descending=True)
+            before = probabilities.cumsum(dim=1) - probabilities  # the first token is always in the nucleus
+            probabilities = probabilities.masked_fill(before >= nucleus, 0.0)
+            sampled = torch.multinomial(probabilities.cpu(), 1, generator=generator).to(device)
+            token = tokens.gather(1, sampled)[:, 0]
+        out[:, position] = token.masked_fill(finished, 0)
+        finished |= token == end
         if bool(finished.all()):
             break
     return out

@@ -1,6 +1,6 @@
 """Question answering and multiple choice on top of the multimodal model.
 
-Shapes: B batch, T frames, S side, L words, K choices, A answers, D video width, W text width.
+Shapes: B batch, T frames, S side, L text tokens, K choices, A answers, D video width, W text width.
 Source: multi-modalities-downstream.
 """
 
@@ -20,7 +20,7 @@ from internvideo.models.embeddings import Normalize
 from internvideo.models.encoder import ClipNeeds, VideoEncoder, in_part
 from internvideo.models.module import Dropout, LayerNorm, Linear, Module, Sequential
 from internvideo.models.uniformerv2 import UniFormerV2Config
-from internvideo.models.video_language import VideoLanguage, VideoLanguageConfig
+from internvideo.models.video_language import UNDECAYED, VideoLanguage, VideoLanguageConfig
 
 LEFT_BEHIND = re.compile(r"visual_projection|text\.projection|caption_decoder\.predictor\..*")
 """Parameters of a video-language model that a question answering network does not have."""
@@ -104,6 +104,8 @@ class FusedQANetwork(VideoEncoder):
         video: whether the video is used; otherwise its features and pooled tokens are zeros.
     """
 
+    undecayed = UNDECAYED
+
     def __init__(
         self, config: VideoLanguageConfig, outputs: int, dropout: float = 0.5, layers: int = 2, video: bool = True
     ) -> None:
@@ -124,11 +126,11 @@ class FusedQANetwork(VideoEncoder):
         self.model.checkpointing = value
 
     def is_unused_parameter(self, name: str) -> bool:
-        """Return whether a parameter does not affect the scores: logit scale, word mask, tower of an unused video."""
+        """Return whether a parameter does not affect the scores: logit scale, mask embedding, unused video tower."""
         if name in ("model.logit_scale", "model.text.mask_embedding"):
             return True
-        eyes = r"model\.(visual\.|visual_norm\.|caption_decoder\.(quer|context_norm|pool))"
-        return not self.video and re.match(eyes, name) is not None
+        visual = r"model\.(visual\.|visual_norm\.|caption_decoder\.(quer|context_norm|pool))"
+        return not self.video and re.match(visual, name) is not None
 
     @property
     def decoder(self) -> CaptionDecoder:
@@ -180,11 +182,9 @@ class FusedQANetwork(VideoEncoder):
         """Encode videos (B, 3, T, S, S), normalized, once for all their questions."""
         decoder = self.decoder
         if not self.video:
-            config, unseen = decoder.config, self.model.visual_norm.weight
-            return EncodedVideo(
-                unseen.new_zeros(len(video), config.vision_width),
-                unseen.new_zeros(len(video), config.queries, config.width),
-            )
+            config, zeros = decoder.config, self.model.visual_norm.weight.new_zeros
+            pooled = zeros(len(video), config.queries, config.width)
+            return EncodedVideo(zeros(len(video), config.vision_width), pooled)
         features = self.model.forward_features(video)
         return EncodedVideo(self.model.project_video(features.pooled), decoder.pool(features.tokens))
 
@@ -194,10 +194,10 @@ class FusedQANetwork(VideoEncoder):
         The decoder has one position less than the text tower; a text that fills the context is read at its last one.
         """
         choices = len(tokens) // len(encoded.features)
-        words = self.model.text.tokens(tokens)
-        caption = self.decoder.decode(words[:, :-1], encoded.pooled.repeat_interleave(choices, dim=0))
+        text_tokens = self.model.text.tokens(tokens)
+        caption = self.decoder.decode(text_tokens[:, :-1], encoded.pooled.repeat_interleave(choices, dim=0))
         features = encoded.features.repeat_interleave(choices, dim=0)
-        text = at_end_of_text(words, tokens)
+        text = at_end_of_text(text_tokens, tokens)
         scores = self.head(torch.cat([at_end_of_text(caption, tokens), features, text], dim=1))
         return AnswerOutput(scores, features, text, caption)
 
@@ -223,10 +223,6 @@ class FusedQANetwork(VideoEncoder):
         """Layer of a parameter (see `VideoLanguage.get_layer_id`)."""
         inner = name.removeprefix("model.")
         return self.max_layer_id if inner == name else self.model.get_layer_id(inner)
-
-    def no_weight_decay(self, name: str, parameter: Tensor) -> bool:
-        """See `VideoLanguage.no_weight_decay`."""
-        return self.model.no_weight_decay(name.removeprefix("model."), parameter)
 
 
 class VideoQuestionAnswering(FusedQANetwork):
@@ -256,7 +252,7 @@ class VideoQuestionAnswering(FusedQANetwork):
 
     @property
     def clip_needs(self) -> tuple[ClipNeeds, ...]:
-        """See `FusedQANetwork.clip_needs`."""
+        """Clip needs of the video tower, in the settings of this model."""
         return in_part("model", super().clip_needs)
 
     @property
@@ -283,7 +279,7 @@ class PairScoringMultipleChoice(FusedQANetwork):
 
 
 class ZeroShotMultipleChoice(Module):
-    """Multiple choice by the cosine of the video with each text (zero-shot: no weights of its own)."""
+    """Multiple choice by the cosine of the video with each text (zero-shot: no further weights)."""
 
     def __init__(self, config: VideoLanguageConfig) -> None:
         super().__init__()
@@ -295,6 +291,6 @@ class ZeroShotMultipleChoice(Module):
 
     def forward(self, video: Tensor, tokens: Tensor) -> Tensor:
         """Normalized (B, 3, T, S, S), ids of the choices (B, K, L) -> scaled cosines (B, K)."""
-        seen = nn.functional.normalize(self.model.encode_video(video), dim=-1)
+        features = nn.functional.normalize(self.model.encode_video(video), dim=-1)
         text = nn.functional.normalize(self.model.encode_text(tokens.flatten(0, 1)), dim=-1)
-        return self.model.scale * (text.reshape(*tokens.shape[:2], -1) @ seen[:, :, None]).squeeze(2)
+        return self.model.scale * (text.reshape(*tokens.shape[:2], -1) @ features[:, :, None]).squeeze(2)

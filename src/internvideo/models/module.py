@@ -1,6 +1,6 @@
-"""Typed `nn.Module`: calling it returns what its `forward` returns; at runtime it is torch's own class.
+"""Typed `nn.Module`: a call has the return type of `forward`; at runtime it is torch's class.
 
-torch declares that calling a module gives Any. Here a module whose `forward` gives one tensor derives from `Module`.
+torch declares that calling a module gives Any. Here a module whose `forward` returns one tensor derives from `Module`.
 """
 
 # ruff: noqa: D101  # torch documents its own classes
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
 
     class Module(nn.Module):
-        """A module that gives one tensor."""
+        """A module that returns one tensor."""
 
         __call__: Callable[..., Tensor]
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
+
+from torch import nn
 
 from internvideo.models.caption_decoder import CaptionDecoder, CaptionDecoderConfig
 from internvideo.models.clip import Clip, ClipConfig, TextConfig
@@ -23,33 +27,19 @@ _L14 = UniFormerV2Config(
 
 
 def _something_something(config: UniFormerV2Config, stages: int) -> UniFormerV2Config:
-    """The variant with local blocks, twice the global stages and halved frames."""
-    return replace(
-        config,
-        frames=16,
-        num_classes=174,
-        global_layers=tuple(range(config.depth - stages, config.depth)),
-        local_blocks=2,
-        temporal_downsample=True,
-        backbone_drop_path=0.2,
-        drop_path=0.4,
-    )
+    """Return the variant with local blocks, twice the global stages and halved frames."""
+    layers = tuple(range(config.depth - stages, config.depth))
+    config = replace(config, frames=16, num_classes=174, global_layers=layers, local_blocks=2)
+    return replace(config, temporal_downsample=True, backbone_drop_path=0.2, drop_path=0.4)
 
 
+_DIRECTED = "with local temporal blocks, for time-directed classes"
 _UNIFORMERV2 = {
     "uniformerv2-b16": (_B16, 114.552, "multimodal encoder B/16 with a head"),
     "uniformerv2-l14": (_L14, 354.100, "multimodal encoder L/14 with a head"),
     "uniformerv2-l14-336": (replace(_L14, image_size=336), 354.427, "multimodal encoder L/14 at 336 px with a head"),
-    "uniformerv2-b16-ssv2": (
-        _something_something(_B16, 8),
-        162.993,
-        "multimodal encoder B/16 with local temporal blocks, for time-directed classes",
-    ),
-    "uniformerv2-l14-ssv2": (
-        _something_something(_L14, 16),
-        573.950,
-        "multimodal encoder L/14 with local temporal blocks, for time-directed classes",
-    ),
+    "uniformerv2-b16-ssv2": (_something_something(_B16, 8), 162.993, f"multimodal encoder B/16 {_DIRECTED}"),
+    "uniformerv2-l14-ssv2": (_something_something(_L14, 16), 573.950, f"multimodal encoder L/14 {_DIRECTED}"),
 }
 
 _TEXT = {"b16": TextConfig(width=512, heads=8, layers=12), "l14": TextConfig(width=768, heads=12, layers=12)}
@@ -60,7 +50,7 @@ _MM = {
 
 
 def _captioner(config: VideoLanguageConfig, layers: int) -> VideoLanguageConfig:
-    """With a caption decoder of the text tower's width."""
+    """Add a caption decoder of the text tower's width."""
     width = config.text.width
     decoder = CaptionDecoderConfig(width=width, heads=width // 64, vision_width=config.vision.width, layers=layers)
     return replace(config, caption=decoder)
@@ -71,12 +61,13 @@ _MM_CAPTION = {size: _captioner(config, layers=6) for size, config in _MM.items(
 
 
 def build_answering(config: AnswerConfig) -> VideoQuestionAnswering:
-    """The network of a config."""
+    """Build the network of a config."""
     return VideoQuestionAnswering(config.model, config.answers, config.dropout, config.layers, config.video)
 
 
 _ANSWERING = {size: _captioner(config, layers=4) for size, config in _MM.items()}
 """Four decoder layers as in the released answering networks (multi-modalities-downstream)."""
+_QA = {size: AnswerConfig(config, 1501) for size, config in _ANSWERING.items()}
 
 _CLIP_TEXT = {size: replace(text, mask_embedding=False) for size, text in _TEXT.items()}
 _CLIP = {
@@ -86,17 +77,10 @@ _CLIP = {
     "l14-336": ClipConfig(336, 14, 1024, 24, 16, _CLIP_TEXT["l14"], 768),
 }
 
+_VICLIP_TEXT = {size: replace(text, context=32) for size, text in _CLIP_TEXT.items()}
 _VICLIP = {
-    size: ViCLIPConfig(
-        image_size=224,
-        patch_size=tower.patch_size,
-        width=tower.width,
-        depth=tower.depth,
-        heads=tower.heads,
-        joint_width=_TEXT[size].width,
-        text=replace(_TEXT[size], context=32, mask_embedding=False),
-    )
-    for size, tower in _TOWERS.items()
+    size: ViCLIPConfig(224, tower.patch_size, tower.width, tower.depth, tower.heads, text.width, text)
+    for (size, tower), text in zip(_TOWERS.items(), _VICLIP_TEXT.values(), strict=True)
 }
 
 _MASKED = {
@@ -110,6 +94,13 @@ _INTERACTION = {
     "interaction-h": (InteractionConfig(_MASKED["h"], _L14), "masked ViT-H with multimodal L/14, both frozen (paper)"),
 }
 
+
+def _rows(
+    name: str, build: Callable[[Any], nn.Module], configs: Mapping[str, Any], about: str
+) -> dict[str, ModelEntry]:
+    return {name.format(size): ModelEntry(build, c, None, about.format(size)) for size, c in configs.items()}
+
+
 MULTIMODAL_MODELS: dict[str, ModelEntry] = {
     **{name: ModelEntry(UniFormerV2, *row) for name, row in _UNIFORMERV2.items()},
     "internvideo-mm-b16": ModelEntry(VideoLanguage, _MM["b16"], 178.066, "video and text towers B/16"),
@@ -122,28 +113,15 @@ MULTIMODAL_MODELS: dict[str, ModelEntry] = {
     ),
     "viclip-b16": ModelEntry(ViCLIP, _VICLIP["b16"], None, "joint space-time video tower and text tower B/16"),
     "viclip-l14": ModelEntry(ViCLIP, _VICLIP["l14"], None, "joint space-time video tower and text tower L/14"),
-    **{
-        f"internvideo-mm-{size}-vqa": ModelEntry(
-            build_answering, AnswerConfig(config, 1501), None, f"question answering on {size}"
-        )
-        for size, config in _ANSWERING.items()
-    },
-    **{
-        f"internvideo-mm-{size}-choice": ModelEntry(
-            PairScoringMultipleChoice, config, None, f"multiple choice on {size}"
-        )
-        for size, config in _ANSWERING.items()
-    },
-    **{
-        f"caption-decoder-{size}": ModelEntry(
-            CaptionDecoder, config.caption, millions, f"the caption decoder of {size} alone, four layers"
-        )
-        for (size, config), millions in zip(_ANSWERING.items(), (56.257, 106.953), strict=True)
-    },
-    **{
-        f"clip-{size}": ModelEntry(Clip, config, None, f"image and text towers {size}, frame by frame")
-        for size, config in _CLIP.items()
-    },
+    **_rows("internvideo-mm-{}-vqa", build_answering, _QA, "question answering on {}"),
+    **_rows("internvideo-mm-{}-choice", PairScoringMultipleChoice, _ANSWERING, "multiple choice on {}"),
+    "caption-decoder-b16": ModelEntry(
+        CaptionDecoder, _ANSWERING["b16"].caption, 56.257, "the caption decoder of b16 alone, four layers"
+    ),
+    "caption-decoder-l14": ModelEntry(
+        CaptionDecoder, _ANSWERING["l14"].caption, 106.953, "the caption decoder of l14 alone, four layers"
+    ),
+    **_rows("clip-{}", Clip, _CLIP, "image and text towers {}, frame by frame"),
     **{name: ModelEntry(build_cross_model, config, None, about) for name, (config, about) in _INTERACTION.items()},
 }
 """Name -> entry; merged into factory.BACKBONES."""

@@ -23,25 +23,23 @@ from internvideo.models.embeddings import resize_table
 from internvideo.models.videomae_config import VideoMAEConfig
 
 NATIVE_SLOTS = 8
-"""Slots in time of what is published: 16 frames of tubelets of two, 8 frames of tubelets of one (UMT)."""
+"""Temporal tokens of the published models: 16 frames of tubelets of two, 8 frames of tubelets of one (UMT)."""
 
 
 def learned_grid(tokens: int, side: int) -> tuple[int, int] | None:
-    """Infer (temporal tokens, side) of a learned table from its number of tokens; None where that is ambiguous.
+    """Infer (temporal tokens, side) of a learned table from its number of tokens N; None where that is ambiguous.
 
-    Args:
-        tokens: N. side: of the published picture, in patches.
-
-    A power of two of temporal tokens at the published side, or the published number at any side; None if both fit.
+    `side` is that of the published frame, in patches. The table has a power of two of temporal tokens at this side, or
+    the published number of them at any side; None if both fit.
     """
     slots = tokens // side**2
     wide = math.isqrt(tokens // NATIVE_SLOTS)
-    found = set()
+    fitting = set()
     if slots * side**2 == tokens and slots & (slots - 1) == 0:
-        found.add((slots, side))
+        fitting.add((slots, side))
     if wide and NATIVE_SLOTS * wide**2 == tokens:
-        found.add((NATIVE_SLOTS, wide))
-    return found.pop() if len(found) == 1 else None
+        fitting.add((NATIVE_SLOTS, wide))
+    return fitting.pop() if len(fitting) == 1 else None
 
 
 def resize_patches(table: Tensor, side: int) -> Tensor:
@@ -61,22 +59,20 @@ def resize_times(table: Tensor, frames: int) -> Tensor:
 
 
 def fit_positions(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Resize the positions among the tensors to the model's clip size.
+    """Resize the positions among the tensors to the model's clip size; what cannot be resized stays as it is.
 
     Returns:
-        the tensors, and one line for each table that was resized. What cannot be resized stays as it is.
+        the tensors, and one line for each table that was resized.
     """
-    own, fitted, told = model.state_dict(), dict(state), []
+    own, fitted, lines = model.state_dict(), dict(state), []
     for name, value in state.items():
-        wanted = own.get(name)
-        if wanted is None or value.dim() < 2 or value.dim() != wanted.dim() or value.shape[-1] != wanted.shape[-1]:
+        target = own.get(name)
+        if target is None or value.dim() < 2 or value.dim() != target.dim() or value.shape[-1] != target.shape[-1]:
             continue
-        if value.shape != wanted.shape:
-            resized = _resized(model, name, value, wanted.shape[-2])
-            if resized is not None:
-                fitted[name] = resized
-                told.append(f"{name} resized from {value.shape[-2]} to {wanted.shape[-2]}")
-    return fitted, tuple(told)
+        if value.shape != target.shape and (resized := _resized(model, name, value, target.shape[-2])) is not None:
+            fitted[name] = resized
+            lines.append(f"{name} resized from {value.shape[-2]} to {target.shape[-2]}")
+    return fitted, tuple(lines)
 
 
 def _resized(model: nn.Module, name: str, value: Tensor, length: int) -> Tensor | None:
@@ -89,6 +85,5 @@ def _resized(model: nn.Module, name: str, value: Tensor, length: int) -> Tensor 
     if leaf == "pos_embed" and isinstance(config, VideoMAEConfig):
         grid = learned_grid(value.shape[1], config.native_clip[0] // config.patch_size)
         if grid is not None:
-            slots, side = grid
-            return resize_table(value[0].float(), (slots, side, side), config.grid)[None]
+            return resize_table(value[0].float(), (*grid, grid[1]), config.grid)[None]
     return None

@@ -1,7 +1,7 @@
-"""Layers of BERT: a norm after every addition, where `block.Block` has it before every branch.
+"""Post-norm layers of BERT, with the attention and feed-forward of `block.Block`.
 
-The attention and the feed-forward are the package's own. Used by the navigation planner and the waypoint predictor,
-which continue published weights of this form. Source: Visual-Language-Navigation.
+Used by the navigation planner and the waypoint predictor, whose published weights have this form. Source:
+Visual-Language-Navigation.
 Shapes: B batch, N tokens, K tokens of the other side, D width.
 """
 
@@ -39,8 +39,7 @@ class PostNormAttention(Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None, attn_mask: Tensor | None = None) -> Tensor:
         """(B, N, D), context (B, K, D) or None for x itself, attn_mask bool to (B, H, N, K) -> (B, N, D)."""
-        read = self.attn(x, x if context is None else context, attn_mask=attn_mask)
-        return self.norm(x + self.dropout(read))
+        return self.norm(x + self.dropout(self.attn(x, x if context is None else context, attn_mask=attn_mask)))
 
 
 class PostNormFeed(Module):

@@ -1,6 +1,6 @@
 """Build a model without random initialization, because its weights will be read from a file.
 
-Drawing takes most of the time of opening a large model, and all of it is overwritten.
+Random initialization takes most of the time of opening a large model.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ RANDOM_INITS = (Tensor.uniform_, Tensor.normal_, nn.init.uniform_, nn.init.norma
 
 
 class _SkipInit(TorchFunctionMode):
-    """NaN in place of random numbers."""
+    """Fill tensors with NaN instead of random numbers."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: Any = (), kwargs: dict[str, Any] | None = None
@@ -33,13 +33,13 @@ class _SkipInit(TorchFunctionMode):
 
 @contextmanager
 def skip_init() -> Iterator[None]:
-    """Models built inside hold NaN wherever they would be random; fill them strictly, then `check_all_loaded`."""
+    """Fill with NaN instead of random numbers in models built inside; load them strictly, then `check_all_loaded`."""
     with _SkipInit():
         yield
 
 
 def check_all_loaded(module: nn.Module, where: object) -> None:
-    """Raises WeightsError for a parameter that no file filled."""
+    """Raise WeightsError for a parameter that no file filled."""
     for name, parameter in module.named_parameters():
         if parameter.numel() and bool(parameter.detach().reshape(-1)[0].isnan()):
             raise WeightsError(where, f"leaves {name} empty", "a tensor for every parameter")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,7 @@ class UniFormerV2Config:
         local_blocks: local temporal blocks per layer: 0, 1 (before attention) or 2 (also before the feed-forward).
         local_reduction: channel reduction inside them.
         temporal_downsample: the patch kernel halves the frames.
-        balance: mix the mean class token into the output (False: the "frozen" variant, the query alone).
+        balance: mix the mean class token into the output (False: the "frozen" variant, only the query).
         head_dropout, mlp_dropout: before the classifier; inside the feed-forward of the global blocks.
         drop_path, backbone_drop_path: largest stochastic depth rate of global blocks and of CLIP layers.
         mean, std: per channel, of pixels in 0..1.
@@ -92,7 +92,7 @@ class StagedFeatures:
 
 
 class LocalBlock(Module):
-    """Temporal mixing of patch tokens at the same place: norm, 1x1x1, depthwise 3x1x1, 1x1x1 convolutions, residual."""
+    """Mix patch tokens over time at each position: norm, 1x1x1, depthwise 3x1x1, 1x1x1 convolutions, residual."""
 
     def __init__(self, width: int, reduction: float, drop_path: float) -> None:
         super().__init__()
@@ -140,7 +140,7 @@ class GlobalBlock(Module):
                 nn.init.zeros_(parameter)
 
     def positioned(self, tokens: Tensor, frames: int) -> Tensor:
-        """(B, T * N, D) -> the same with the position term added to the patches, class tokens unchanged."""
+        """Add the position term to the patches of (B, T * N, D); class tokens stay unchanged."""
         batch, count, width = tokens.shape
         x = tokens.reshape(batch * frames, -1, width)
         patches = to_grid(x[:, 1:], frames)
@@ -248,9 +248,8 @@ class UniFormerV2(ClipClassifier):
         return stages, x.reshape(batch, frames, *x.shape[1:])
 
     def read_stage(self, stage: int, query: Tensor, tokens: Tensor, frames: int) -> Tensor:
-        """Global stage `stage` (0-based): query (B, 1, D), its tokens (B, T * N, D) -> query (B, 1, D)."""
-        read: Tensor = self.global_blocks[stage](query, tokens, frames)
-        return read
+        """Apply global stage `stage` (0-based): query (B, 1, D), its tokens (B, T * N, D) -> query (B, 1, D)."""
+        return cast(Tensor, self.global_blocks[stage](query, tokens, frames))
 
     def stages(self, video: Tensor) -> StagedFeatures:
         """Map a normalized video (B, 3, T, S, S) to the intermediate outputs."""
@@ -277,12 +276,8 @@ class UniFormerV2(ClipClassifier):
     @property
     def test_clips(self) -> dict[str, Any]:
         """UniFormerV2 configs: sparse frames, torch's bilinear resize without antialiasing."""
-        return {
-            "frames": self.config.frames,
-            "size": self.config.image_size,
-            "sampler": "sparse",
-            "resize_backend": "torch",
-        }
+        clip = {"frames": self.config.frames, "size": self.config.image_size}
+        return {**clip, "sampler": "sparse", "resize_backend": "torch"}
 
     @property
     def tower(self) -> UniFormerV2 | None:
@@ -316,11 +311,11 @@ class UniFormerV2(ClipClassifier):
 
     @property
     def head_layer(self) -> nn.Linear:
-        """The linear layer of the classes. Raises ValueError without one."""
+        """The classifier. Raises ValueError without one."""
         return self._class_head().linear
 
     def head_input(self, video: Tensor) -> Tensor:
-        """Normalized (B, 3, T, S, S) -> (B, D), what `head_layer` reads, before the dropout."""
+        """Normalized (B, 3, T, S, S) -> (B, D), input of `head_layer` before the dropout."""
         return self._class_head().norm(self.features(video))
 
     def logits_and_grid(self, video: Tensor) -> tuple[Tensor, Tensor]:
@@ -341,13 +336,7 @@ class UniFormerV2(ClipClassifier):
 
     def get_layer_id(self, name: str) -> int:
         """Return the layer id for layer-wise learning rates: 0 stem, i + 1 layer i, `max_layer_id` otherwise."""
-        parts = name.split(".")
-        if parts[0] == "stem":
-            return 0
-        if parts[0] in {"blocks", "local1", "local2"}:
-            return int(parts[1]) + 1
-        return self.max_layer_id
-
-    def no_weight_decay(self, name: str, parameter: Tensor) -> bool:
-        """One-dimensional parameters do not decay; positions, the query token and position kernels do (UniFormerV2)."""
-        return parameter.dim() <= 1
+        part, _, rest = name.partition(".")
+        if part in {"blocks", "local1", "local2"}:
+            return int(rest.partition(".")[0]) + 1
+        return 0 if part == "stem" else self.max_layer_id

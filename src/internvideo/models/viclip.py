@@ -31,7 +31,7 @@ class ViCLIPConfig:
         joint_width: E.
         text: the text tower (context 32, no mask embedding).
         drop_path: largest stochastic depth rate (along token positions, as published).
-        keep: share of patch tokens kept in training (published .1 first, then 1).
+        keep: fraction of patch tokens kept in training (published .1 first, then 1).
     """
 
     image_size: int
@@ -74,17 +74,16 @@ class ViCLIPVision(Module):
     def tokens(self, video: Tensor) -> Tensor:
         """Normalized (B, 3, T, S, S) -> all tokens after the last norm (B, 1 + HW * T, D).
 
-        The class token comes first, then the patches place by place, as in the published code.
-
-        In training only a random share `keep` of the patch tokens goes through the layers.
+        The class token comes first, then the patches position by position, as in the published code. In training only
+        a random fraction `keep` of the patch tokens passes through the layers.
         """
         stem = self.stem
         x = stem.patches(video) + stem.positional_embedding[1:] + self._times(video.shape[2])
         x = x.transpose(1, 2).flatten(1, 2)
         if self.training and self.config.keep < 1:
             count = max(1, int(x.shape[1] * self.config.keep))
-            kept = torch.rand(x.shape[:2], device=x.device).argsort(dim=1)[:, :count].sort(dim=1).values
-            x = x.gather(1, kept[:, :, None].expand(-1, -1, x.shape[2]))
+            index = torch.rand(x.shape[:2], device=x.device).argsort(dim=1)[:, :count].sort(dim=1).values
+            x = x.gather(1, index[:, :, None].expand(-1, -1, x.shape[2]))
         cls = (stem.class_embedding + stem.positional_embedding[0]).expand(x.shape[0], 1, -1)
         x = stem.norm(torch.cat([cls.to(x.dtype), x], dim=1))
         for block in self.blocks:
@@ -102,6 +101,7 @@ class ViCLIP(DualEncoder):
     config: ViCLIPConfig
     text: TextTower
     initial_sources = (("weights",), ("clip",))
+    undecayed = "embedding"
 
     def __init__(self, config: ViCLIPConfig) -> None:
         super().__init__()
@@ -122,14 +122,9 @@ class ViCLIP(DualEncoder):
 
     @property
     def test_clips(self) -> dict[str, Any]:
-        """viclip.py: squashed to the square, bicubic. The frame rule is not in the paper: middles of equal pieces."""
-        return {
-            "frames": self.config.frames,
-            "size": self.config.image_size,
-            "sampler": "segment_middle",
-            "keep_aspect": False,
-            "resize_backend": "pil_bicubic",
-        }
+        """viclip.py: resized to a square, bicubic. The frame rule is not in the paper: centers of equal segments."""
+        square = {"size": self.config.image_size, "keep_aspect": False, "resize_backend": "pil_bicubic"}
+        return {"frames": self.config.frames, "sampler": "segment_middle", **square}
 
     @property
     def tower(self) -> ViCLIPVision:
@@ -142,7 +137,7 @@ class ViCLIP(DualEncoder):
 
     @property
     def scale(self) -> Tensor:
-        """1 / temperature, the factor of the cosines."""
+        """1 / temperature."""
         return 1 / self.temperature
 
     def forward(self, video: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -159,7 +154,3 @@ class ViCLIP(DualEncoder):
         if name.startswith(("visual.stem.", "visual.time_embedding")):
             return 0
         return int(name.split(".")[2]) + 1 if name.startswith("visual.blocks.") else self.max_layer_id
-
-    def no_weight_decay(self, name: str, parameter: Tensor) -> bool:
-        """No decay below two dimensions nor for embeddings."""
-        return parameter.dim() < 2 or "embedding" in name

@@ -1,6 +1,6 @@
 """The multimodal model: UniFormerV2 video tower, CLIP text tower, contrastive space and caption decoder.
 
-Shapes: B batch, T frames, S side, D video width, W text width, E joint space, L words, V vocabulary.
+Shapes: B batch, T frames, S side, D video width, W text width, E joint space, L text tokens, V vocabulary.
 Source: Multi-Modalities-Pretraining (towers), multi-modalities-downstream (caption decoder, weight-space ensemble).
 """
 
@@ -9,26 +9,22 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from internvideo.models.attention import KVCache
 from internvideo.models.caption_decoder import CaptionDecoder, CaptionDecoderConfig
-from internvideo.models.clip import (
-    EPS,
-    INITIAL_LOGIT_SCALE,
-    TextConfig,
-    TextTower,
-    at_end_of_text,
-    without_filling,
-)
+from internvideo.models.clip import EPS, INITIAL_LOGIT_SCALE, TextConfig, TextTower, at_end_of_text, without_filling
 from internvideo.models.embeddings import CLIP_MEAN, CLIP_STD, Normalize
 from internvideo.models.encoder import ClipNeeds, ScaledDualEncoder, in_part
 from internvideo.models.generation import generate, sample
 from internvideo.models.module import LayerNorm
 from internvideo.models.uniformerv2 import UniFormerV2, UniFormerV2Config
+
+UNDECAYED = r"embedding|^(model\.)?visual\.query$"
+"""Embeddings and the query token (Multi-Modalities-Pretraining), also inside a network that has the model as a part."""
 
 
 @dataclass(frozen=True)
@@ -67,14 +63,14 @@ class VideoLanguageOutput:
 
     Attributes:
         video, text: (B, E), not normalized.
-        caption_logits: (B, L - 1, V) of the captioned clips, position i predicts word i + 1; None without a decoder.
+        caption_logits: (B, L - 1, V) of the captioned clips, position i predicts token i + 1; None without a decoder.
+        caption_features: (B, L - 1, W), input of `predict_words`; replaces `caption_logits` with `predict=False`.
     """
 
     video: Tensor
     text: Tensor
     caption_logits: Tensor | None
     caption_features: Tensor | None = None
-    """(B, L - 1, W), input of `predict_words`; replaces `caption_logits` with `predict=False`."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +88,7 @@ class VideoLanguage(ScaledDualEncoder):
     text: TextTower
     initial_sources = (("weights",), ("clip",))
     takes_frame_mask = True
+    undecayed = UNDECAYED
 
     def __init__(self, config: VideoLanguageConfig) -> None:
         super().__init__()
@@ -126,25 +123,19 @@ class VideoLanguage(ScaledDualEncoder):
 
     @property
     def clip_needs(self) -> tuple[ClipNeeds, ...]:
-        """Those of the video tower."""
+        """Clip needs of the video tower."""
         return in_part("vision", self.visual.clip_needs)
 
     @property
     def test_clips(self) -> dict[str, Any]:
         """First frame to last, short side 256 for 224 px, PIL's bilinear (Multi-Modalities-Pretraining)."""
-        vision = self.config.vision
-        resize = round(vision.image_size * 256 / 224)
-        return {
-            "frames": vision.frames,
-            "size": vision.image_size,
-            "sampler": "linspace",
-            "resize": resize,
-            "resize_backend": "pil",
-        }
+        frames, size = self.config.vision.frames, self.config.vision.image_size
+        resized = {"resize": round(size * 256 / 224), "resize_backend": "pil"}
+        return {"frames": frames, "size": size, "sampler": "linspace", **resized}
 
     @property
     def tower(self) -> UniFormerV2 | None:
-        """That of the video tower."""
+        """The tower of the video tower's class."""
         return self.visual.tower
 
     def tokens(self, video: Tensor) -> Tensor:
@@ -154,9 +145,8 @@ class VideoLanguage(ScaledDualEncoder):
     def forward_features(self, video: Tensor) -> VideoFeatures:
         """Normalized (B, 3, T, S, S) -> the video tower's outputs."""
         staged = self.visual.stages(video)
-        return VideoFeatures(
-            self.visual.merge_class_token(staged.query, staged.class_mean), staged.all_tokens.flatten(1, 2)
-        )
+        pooled = self.visual.merge_class_token(staged.query, staged.class_mean)
+        return VideoFeatures(pooled, staged.all_tokens.flatten(1, 2))
 
     def project_video(self, pooled: Tensor) -> Tensor:
         """(B, D) -> norm and projection into the joint space (B, E)."""
@@ -164,11 +154,11 @@ class VideoLanguage(ScaledDualEncoder):
         return features if self.visual_projection is None else features @ self.visual_projection
 
     def encode_video(self, video: Tensor, frame_mask: Tensor | None = None) -> Tensor:
-        """Normalized (B, 3, T, S, S), (B, T) bool where frames are real or None -> (B, E), not length-normalized."""
+        """Normalized (B, 3, T, S, S), (B, T) bool where frames are real or None -> (B, E), not L2-normalized."""
         return self.project_video(self.forward_features(without_filling(video, frame_mask)).pooled)
 
     def encode_text(self, tokens: Tensor, masked: Tensor | None = None) -> Tensor:
-        """Ids (B, L), optional mask of words to hide (B, L) -> (B, E), not length-normalized."""
+        """Ids (B, L), optional mask of tokens to hide (B, L) -> (B, E), not L2-normalized."""
         return self.text(tokens, masked)
 
     def _decoder(self) -> CaptionDecoder:
@@ -177,11 +167,9 @@ class VideoLanguage(ScaledDualEncoder):
         return self.caption_decoder
 
     def caption_logits(self, video: Tensor, tokens: Tensor) -> Tensor:
-        """Normalized (B, 3, T, S, S), ids (B, L) -> logits (B, L - 1, V) of the next word."""
-        logits = self.forward(video, tokens).caption_logits
-        if logits is None:
-            raise ValueError("this video-language model has no caption decoder")
-        return logits
+        """Normalized (B, 3, T, S, S), ids (B, L) -> logits (B, L - 1, V) of the next token."""
+        self._decoder()
+        return cast(Tensor, self.forward(video, tokens).caption_logits)
 
     def forward(
         self,
@@ -201,25 +189,24 @@ class VideoLanguage(ScaledDualEncoder):
             frame_mask: (B, T) bool, True where a frame is real; None for all.
             predict: False for the features of the captions instead of their logits.
         """
-        seen, words = self.forward_features(without_filling(video, frame_mask)), self.text.tokens(tokens)
+        visual, text = self.forward_features(without_filling(video, frame_mask)), self.text.tokens(tokens)
         count = len(tokens) if max_captioned_clips is None else max_captioned_clips
         logits, features = None, None
         if count and self.caption_decoder:
-            pooled = self.caption_decoder.pool(seen.tokens[:count])
+            pooled = self.caption_decoder.pool(visual.tokens[:count])
             if predict:
-                logits = self.caption_decoder.decode(words[:count, :-1], pooled)
+                logits = self.caption_decoder.decode(text[:count, :-1], pooled)
             else:
-                features = self.caption_decoder.features(words[:count, :-1], pooled)
-        video_features, text_features = self.project_video(seen.pooled), at_end_of_text(words, tokens)
-        return VideoLanguageOutput(video_features, self.text.project(text_features), logits, features)
+                features = self.caption_decoder.features(text[:count, :-1], pooled)
+        text_features = self.text.project(at_end_of_text(text, tokens))
+        return VideoLanguageOutput(self.project_video(visual.pooled), text_features, logits, features)
 
     def predict_words(self, features: Tensor) -> Tensor:
         """Features of captions (..., W) -> logits (..., V)."""
         predictor = self._decoder().predictor
         if predictor is None:
             raise ValueError("this caption decoder has no predictor")
-        logits: Tensor = predictor(features)
-        return logits
+        return cast(Tensor, predictor(features))
 
     @torch.no_grad()
     def generate(
@@ -240,8 +227,8 @@ class VideoLanguage(ScaledDualEncoder):
             start, end: ids of the start and the end of a text.
             max_length: largest number of ids with start and end, 0 for the text tower's context.
             beams: 1 for greedy decoding, more for beam search.
-            length_penalty: beams are ranked by log probability / words ** length_penalty.
-            nucleus: if > 0, words are sampled with `generator` from the most probable ones with this total probability.
+            length_penalty: beams are ranked by log probability / tokens ** length_penalty.
+            nucleus: if > 0, tokens are sampled with `generator` from the most probable ones of this total probability.
 
         Returns:
             (B, max_length) ids from `start` to `end`, zero padded; a text cut by the limit still ends with `end`.
@@ -261,27 +248,18 @@ class VideoLanguage(ScaledDualEncoder):
             words = self.text.tokens(ids[:, -1:], kv_cache=kv_cache)
             return decoder.decode(words, pooled, kv_cache)[:, -1].float().log_softmax(dim=-1)
 
+        limits = (len(video), start, end, length)
         if nucleus:
-            here = pooled.device
-            return sample(step, len(video), start, end, length, device=here, nucleus=nucleus, generator=generator)
-        return generate(
-            step,
-            len(video),
-            start,
-            end,
-            length,
-            device=pooled.device,
-            beams=beams,
-            length_penalty=length_penalty,
-            reorder=kv_cache.reorder,
-        )
+            return sample(step, *limits, device=pooled.device, nucleus=nucleus, generator=generator)
+        search: dict[str, Any] = {"beams": beams, "length_penalty": length_penalty, "reorder": kv_cache.reorder}
+        return generate(step, *limits, device=pooled.device, **search)
 
     def initial_state(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str | None]:
         """Map the weights of towers and caption decoder; a decoder missing on one side is initialized or dropped."""
         decoder = any(name.startswith("caption_decoder.") for name in state)
         without = decoder and self.caption_decoder is None
-        kept = {n: value for n, value in state.items() if not (without and n.startswith("caption_decoder."))}
-        return kept, None if decoder else r"caption_decoder\."
+        used = {n: value for n, value in state.items() if not (without and n.startswith("caption_decoder."))}
+        return used, None if decoder else r"caption_decoder\."
 
     @property
     def max_layer_id(self) -> int:
@@ -293,30 +271,26 @@ class VideoLanguage(ScaledDualEncoder):
         inner = name.removeprefix("visual.")
         return self.max_layer_id if inner == name else self.visual.get_layer_id(inner)
 
-    def no_weight_decay(self, name: str, parameter: Tensor) -> bool:
-        """Exempt parameters below two dimensions, embeddings and the query token (Multi-Modalities-Pretraining)."""
-        return parameter.dim() < 2 or "embedding" in name or name == "visual.query"
-
 
 def interpolate_weights(
-    a: Mapping[str, Tensor], b: Mapping[str, Tensor], coefficient: float, kept: str = r"(.*\.)?logit_scale"
+    a: Mapping[str, Tensor], b: Mapping[str, Tensor], coefficient: float, excluded: str = r"(.*\.)?logit_scale"
 ) -> dict[str, Tensor]:
-    r"""Weight-space ensemble: coefficient * a + (1 - coefficient) * b for what both have, the rest from `b`.
+    r"""Weight-space ensemble: coefficient * a + (1 - coefficient) * b for common tensors, the rest from `b`.
 
     Args:
         a, b: state dicts, e.g. of the initial (CLIP) and of the tuned model.
         coefficient: weight of `a`, 0 to 1 (published 0.5).
-        kept: regular expression of whole names taken from `b` as they are. The published code also keeps the video
-            layers from 12 on: r"visual\.blocks\.(1[2-9]|2\d)\..*|logit_scale".
+        excluded: regular expression of whole names taken from `b`. The published code also excludes the video layers
+            from 12 on: r"visual\.blocks\.(1[2-9]|2\d)\..*|logit_scale".
 
     Returns:
-        A new state dict with the keys of `b`; counters are not mixed. ValueError when a shared tensor differs in shape.
+        A new state dict with the keys of `b`; integers are those of `b`. ValueError for tensors of different shapes.
     """
     if not 0.0 <= coefficient <= 1.0:
         raise ValueError(f"coefficient {coefficient}: 0 to 1")
     mixed = {}
     for key, tuned in b.items():
-        if key not in a or not tuned.is_floating_point() or re.fullmatch(kept, key):
+        if key not in a or not tuned.is_floating_point() or re.fullmatch(excluded, key):
             mixed[key] = tuned.clone()
             continue
         if a[key].shape != tuned.shape:

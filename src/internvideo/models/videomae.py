@@ -52,9 +52,9 @@ def run_blocks(blocks: nn.ModuleList, tokens: Tensor, checkpointing: bool, num_q
 
     With `num_queries` the final layer computes only the last tokens: (B, N, D) -> (B, num_queries, D).
     """
-    for number, block in enumerate(blocks, 1):
-        part = {} if num_queries is None or number < len(blocks) else {"num_queries": num_queries}
-        tokens = run_layer(partial(block, **part), tokens, checkpointing=checkpointing)
+    for index, block in enumerate(blocks, 1):
+        layer = partial(block, num_queries=num_queries) if num_queries and index == len(blocks) else block
+        tokens = run_layer(layer, tokens, checkpointing=checkpointing)
     return tokens
 
 
@@ -171,7 +171,7 @@ class VideoMAEEncoder(Trunk, Module):
 
 
 class VideoMAEDecoder(Module):
-    """Layers over visible and mask tokens; norm and head on the tokens asked for."""
+    """Layers over visible and mask tokens, then norm and head on the last ones."""
 
     pos_embed: Tensor
 
@@ -194,7 +194,7 @@ def visible_first(mask: Tensor, num_visible: int | None) -> tuple[Tensor, int]:
 
     Args:
         mask: (B, N) bool, True = masked.
-        num_visible: K where the caller knows it; None reads it from the mask, which waits for a GPU.
+        num_visible: K where the caller knows it; None reads it from the mask, with a device sync.
 
     Returns:
         (B, N) int64 and K.
@@ -271,7 +271,7 @@ class VideoMAEPretrain(MaskedEncoder, Module):
     def encode(self, video: Tensor, mask: Tensor, num_visible: int | None = None) -> Tensor:
         """(B, 3, T, S, S) normalized, mask (B, N) bool True = masked -> visible tokens (B, K, D), ascending.
 
-        `num_visible` is K; without it the mask is read, which waits for a GPU.
+        `num_visible` is K; without it the mask is read, with a device sync.
         """
         order, num_visible = visible_first(mask, num_visible)
         return self.encoder(video, order[:, :num_visible])
@@ -282,7 +282,7 @@ class VideoMAEPretrain(MaskedEncoder, Module):
         Args:
             video: (B, 3, T, S, S) normalized.
             mask: (B, N) bool, True = masked, the same number in every sample.
-            num_visible: K where the caller knows it; without it the mask is read, which waits for a GPU.
+            num_visible: as in `encode`.
 
         Returns:
             (B, M, P) for the masked tokens in ascending order; all N tokens when none is masked.
@@ -297,10 +297,6 @@ class VideoMAEPretrain(MaskedEncoder, Module):
         position = self.decoder.pos_embed[0][order].to(visible.dtype)
         tokens = torch.cat([visible, empty], dim=1) + position
         return self.decoder(tokens, masked or num_visible)
-
-    def no_weight_decay(self, name: str, parameter: Tensor) -> bool:
-        """Whether the optimizer must not decay this parameter."""
-        return self.encoder.no_weight_decay(name, parameter)
 
 
 def pretrain_to_classifier(
@@ -357,13 +353,8 @@ class VideoMAEClassifier(TunedTrunk, MaskedEncoder, ClipClassifier):
     def features(self, video: Tensor) -> Tensor:
         """(B, 3, T, S, S) normalized -> (B, D)."""
         tokens, last = self.embed(video), self.blocks[-1]
-        if (
-            self.fc_norm is None
-            or self.config.head_places
-            or self.training
-            or torch.is_grad_enabled()
-            or not isinstance(last, Block)
-        ):
+        exact = self.training or torch.is_grad_enabled() or self.config.head_places
+        if exact or self.fc_norm is None or not isinstance(last, Block):
             return self.pool(run_blocks(self.blocks, tokens, self.checkpointing))
         return self.fc_norm(last.mean(run_blocks(self.blocks[:-1], tokens, False)))
 
@@ -373,13 +364,13 @@ class VideoMAEClassifier(TunedTrunk, MaskedEncoder, ClipClassifier):
 
     @property
     def head_layer(self) -> nn.Linear:
-        """The linear layer of the classes. Raises ValueError without one."""
+        """The classifier. Raises ValueError without one."""
         if not isinstance(self.head, nn.Linear):
             raise ValueError("a model without classifier")
         return self.head
 
     def head_input(self, video: Tensor) -> Tensor:
-        """(B, 3, T, S, S) normalized -> (B, D), what `head_layer` reads, before the dropout."""
+        """(B, 3, T, S, S) normalized -> (B, D), input of `head_layer` before the dropout."""
         return self.features(video)
 
     def logits_and_grid(self, video: Tensor) -> tuple[Tensor, Tensor]:
@@ -393,6 +384,6 @@ class VideoMAEClassifier(TunedTrunk, MaskedEncoder, ClipClassifier):
         """Map pretraining weights: (state, pattern of names left at initialization); None for a classifier's."""
         if not any(name.startswith("encoder.") for name in state):
             return None
-        found = pretrain_to_classifier(state, self.config.pooling)
+        mapped = pretrain_to_classifier(state, self.config.pooling)
         kernel = "patch_embed.proj.weight"  # published as a convolution's
-        return {name: value.flatten(1) if name == kernel else value for name, value in found.items()}, FRESH
+        return {name: value.flatten(1) if name == kernel else value for name, value in mapped.items()}, FRESH

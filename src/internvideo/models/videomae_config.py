@@ -17,7 +17,7 @@ EPS = 1e-6
 
 @dataclass(frozen=True)
 class VideoMAEConfig:
-    """Sizes of the pretraining model and of the classifier; each reads what concerns it.
+    """Sizes of the pretraining model and of the classifier; each reads its own part.
 
     Attributes:
         image_size: S in pixels.
@@ -42,8 +42,8 @@ class VideoMAEConfig:
         activation: of the feed-forwards.
         eps: of the norms of layers and encoder; head_eps: of the norm of the mean and of the decoder's last one.
         mean, std: per channel, of pixels in 0..1.
-        head_places: the head reads the tokens averaged over time alone, normalized and side by side: it knows where
-            something was, which the mean over all tokens does not. For answers that are places, and small sets.
+        head_places: the head's input is the tokens averaged over time only, normalized and concatenated, which keeps
+            positions in the frame. For targets that are positions, and small sets.
         motion_stem: a second tubelet map, zero at the start, reads the clip minus its mean frame
             (`embeddings.TubeletEmbedding`). Not of the paper: for small encoders that learn from scratch.
     """
@@ -106,7 +106,7 @@ class VideoMAEConfig:
 
     @property
     def head_width(self) -> int:
-        """Numbers that the head reads."""
+        """Width of the head's input."""
         return self.width * (self.grid[1] * self.grid[2] if self.head_places else 1)
 
     @property
@@ -120,18 +120,19 @@ SOMETHING_SOMETHING = 174
 
 
 class MaskedEncoder(VideoEncoder):
-    """What the models of the family have in common for those who ask a `VideoEncoder`."""
+    """Base class of the family's models."""
 
     config: VideoMAEConfig
+    undecayed = r"(pos_embed|mask_token)$"
 
     @property
     def embed_dim(self) -> int:
-        """E: what the head reads."""
+        """E, the width of the head's input."""
         return self.config.head_width
 
     @property
     def clip_needs(self) -> tuple[ClipNeeds, ...]:
-        """Clips of the config's size alone: the positions are of every place and time."""
+        """Clips of the config's size: each token of it has its position."""
         return (ClipNeeds(image_size=self.config.image_size, frames=self.config.frames),)
 
     @property

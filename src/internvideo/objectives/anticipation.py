@@ -16,7 +16,7 @@ def contact_losses(
 
     Args:
         logits: (R, C + 1). seconds: (R,) predicted.
-        verbs: (R,) int64, C where nothing is done to a box. truth: (R,) seconds, NaN where there is no contact.
+        verbs: (R,) int64, C for a box without an action. truth: (R,) seconds, NaN without a contact.
         divisor: of the number of boxes, and of those with a contact.
 
     Returns:

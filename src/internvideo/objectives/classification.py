@@ -1,19 +1,25 @@
-"""Cross entropy with hard or soft targets and label smoothing; the divisor that turns loss sums into means."""
+"""Cross entropy with hard or soft targets and label smoothing; divisors and precision of all objectives."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 IGNORE_INDEX = -100
 Divisor = Callable[[Tensor], Tensor]
-"""From how many things a sum is of, (), to what it is divided by for their mean.
+"""Maps the number of terms of a sum, (), to its divisor for the mean.
 
-Of several processes this is their mean number: the mean over the processes, which is taken of their gradients, is then
-the mean over all things, as of one process with the joined batch.
+With several processes this is the mean of their numbers: averaging gradients over the processes then gives the mean
+over all terms, as in one process with the joined batch.
 """
+
+
+def to_float32(x: Tensor) -> Tensor:
+    """Convert half precision to float32; keep float32 and float64."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def at_least_one(count: Tensor) -> Tensor:
@@ -46,5 +52,5 @@ def cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0, divis
     total = F.cross_entropy(
         logits.flatten(0, -2), targets.flatten(), ignore_index=IGNORE_INDEX, label_smoothing=smoothing, reduction="sum"
     )
-    # Counted on the device: a batch without labels gives 0, not 0 / 0, and nothing waits for the count.
+    # Counted on the device, without a sync; a batch without labels gives 0, not 0 / 0.
     return total / divisor((targets != IGNORE_INDEX).sum())

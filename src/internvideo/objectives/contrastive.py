@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from internvideo.objectives.classification import to_float32
+
 
 def similarity_loss(similarity: Tensor) -> Tensor:
     """Compute the mean cross entropy over the rows of (B, B) scaled similarities with the pairs on the diagonal."""
@@ -24,6 +26,13 @@ def similarity_loss(similarity: Tensor) -> Tensor:
 def symmetric_similarity_loss(similarity: Tensor) -> Tensor:
     """Compute the mean of the cross entropies over rows and over columns of (B, B) scaled similarities."""
     return (similarity_loss(similarity) + similarity_loss(similarity.t())) / 2
+
+
+def normalized_pairs(video: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+    """L2-normalize paired features (B, E) in float32 or better. Raises ValueError for different shapes."""
+    if video.shape != text.shape:
+        raise ValueError(f"features {tuple(video.shape)} and {tuple(text.shape)} are not pairs")
+    return F.normalize(to_float32(video), dim=-1), F.normalize(to_float32(text), dim=-1)
 
 
 def symmetric_contrastive(
@@ -40,10 +49,8 @@ def symmetric_contrastive(
     Returns:
         Scalar. ValueError when the numbers of rows differ.
     """
-    if video.shape != text.shape:
-        raise ValueError(f"features {tuple(video.shape)} and {tuple(text.shape)} are not pairs")
     with torch.autocast(video.device.type, enabled=False):
-        video, text = F.normalize(to_float32(video), dim=-1), F.normalize(to_float32(text), dim=-1)
+        video, text = normalized_pairs(video, text)
         if similarity_chunk_size is None or similarity_chunk_size >= len(video):
             return symmetric_similarity_loss(scale * video @ text.t())
         return _chunked_loss(video, text, torch.as_tensor(scale).to(video), similarity_chunk_size)
@@ -58,11 +65,12 @@ def _chunked_loss(video: Tensor, text: Tensor, scale: Tensor, chunk_size: int) -
 
 def log_sum_exps(video: Tensor, text: Tensor, scale: Tensor, chunk_size: int) -> tuple[Tensor, Tensor]:
     """Return `_log_sum_exp` of rows (R, E), in chunks that the backward pass computes again: (R,), (B,)."""
-    rows, columns = [], []
-    for part in torch.split(video, chunk_size):
-        row, column = cast(tuple[Tensor, Tensor], checkpoint(_log_sum_exp, part, text, scale, use_reentrant=False))
-        rows.append(row)
-        columns.append(column)
+    chunks = torch.split(video, chunk_size)
+    sums = [
+        cast(tuple[Tensor, Tensor], checkpoint(_log_sum_exp, chunk, text, scale, use_reentrant=False))
+        for chunk in chunks
+    ]
+    rows, columns = zip(*sums, strict=True)
     return torch.cat(rows), torch.stack(columns).logsumexp(dim=0)
 
 
@@ -73,25 +81,14 @@ def _log_sum_exp(video: Tensor, text: Tensor, scale: Tensor) -> tuple[Tensor, Te
 
 
 def dual_softmax(similarity: Tensor, temperature: float = 1000.0) -> Tensor:
-    """Similarities weighted by their share among the queries: S * softmax(S / temperature over rows) * B.
-
-    Args:
-        similarity: (B, B) scaled, rows the queries.
-        temperature: of the weights.
-
-    Returns:
-        (B, B).
-    """
+    """Weight scaled similarities (B, B), rows the queries, by S * softmax(S / temperature over rows) * B."""
     return similarity * F.softmax(similarity / temperature, dim=0) * len(similarity)
 
 
 def symmetric_dual_softmax(video: Tensor, text: Tensor, scale: Tensor | float) -> Tensor:
-    """Mean of `dual_softmax_loss` of texts against videos and of videos against texts; arguments as
-    `symmetric_contrastive` -> scalar."""
-    if video.shape != text.shape:
-        raise ValueError(f"features {tuple(video.shape)} and {tuple(text.shape)} are not pairs")
+    """Average `dual_softmax_loss` of texts against videos and of videos against texts; as `symmetric_contrastive`."""
     with torch.autocast(video.device.type, enabled=False):
-        video, text = F.normalize(to_float32(video), dim=-1), F.normalize(to_float32(text), dim=-1)
+        video, text = normalized_pairs(video, text)
         similarity = scale * text @ video.t()
         return (dual_softmax_loss(similarity) + dual_softmax_loss(similarity.t())) / 2
 
@@ -99,8 +96,3 @@ def symmetric_dual_softmax(video: Tensor, text: Tensor, scale: Tensor | float) -
 def dual_softmax_loss(similarity: Tensor, temperature: float = 1000.0) -> Tensor:
     """Compute the row cross entropy after `dual_softmax`, the released training variant (Video-Text-Retrieval)."""
     return similarity_loss(dual_softmax(similarity, temperature))
-
-
-def to_float32(x: Tensor) -> Tensor:
-    """Convert half precision to float32; keep float32 and float64."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -9,12 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from internvideo.objectives.classification import to_float32
+
 _EPS = 1e-8
-
-
-def _to_float32(x: Tensor) -> Tensor:
-    """Convert half precision to float32, in which sums over thousands of points are accurate enough."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def focal_loss(logits: Tensor, targets: Tensor, *, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
@@ -24,7 +21,7 @@ def focal_loss(logits: Tensor, targets: Tensor, *, alpha: float = 0.25, gamma: f
         logits, targets: (..., K), targets in 0..1.
         alpha: weight of the positive side, below 0 for no weighting. gamma: of the modulating factor.
     """
-    logits = _to_float32(logits)
+    logits = to_float32(logits)
     targets = targets.to(logits.dtype)
     probability = logits.sigmoid()
     entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
@@ -40,7 +37,7 @@ def smooth_targets(targets: Tensor, smoothing: float) -> Tensor:
 
 def _overlap(predicted: Tensor, truth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return IoU, union length and hull length of segments given as distances (..., 2) from a common point."""
-    predicted, truth = _to_float32(predicted), _to_float32(truth)
+    predicted, truth = to_float32(predicted), to_float32(truth)
     inside = torch.minimum(predicted, truth).sum(dim=-1)
     union = predicted.sum(dim=-1) + truth.sum(dim=-1) - inside
     return inside / union.clamp(min=_EPS), union, torch.maximum(predicted, truth).sum(dim=-1)
@@ -49,7 +46,7 @@ def _overlap(predicted: Tensor, truth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def diou_loss(predicted: Tensor, truth: Tensor) -> Tensor:
     """Compute the DIoU loss 1 - IoU + (center distance / hull length)^2, (..., 2) -> (...)."""
     iou, _, hull = _overlap(predicted, truth)
-    predicted, truth = _to_float32(predicted), _to_float32(truth)
+    predicted, truth = to_float32(predicted), to_float32(truth)
     center_distance = 0.5 * (predicted[..., 1] - predicted[..., 0] - truth[..., 1] + truth[..., 0])
     return 1 - iou + (center_distance / hull.clamp(min=_EPS)).square()
 
@@ -59,8 +56,8 @@ def point_targets(
 ) -> tuple[Tensor, Tensor]:
     """Compute the classification and regression targets of every point of one sequence.
 
-    A point answers for the segments whose center is within `radius` strides, that contain it, and whose farther end is
-    in its range; of several for the shortest.
+    A point is assigned to the segments whose center is within `radius` strides, that contain it, and whose farther end
+    is in its range; of several, to the shortest.
 
     Args:
         points: (P, 4) time, range low and high, stride. segments: (G, 2) start and end. labels: (G,) int64.
@@ -104,7 +101,7 @@ def detection_loss(
 
     Args:
         logits: (B, P, K). offsets: (B, P, 2). valid: (B, P) bool. targets: (B, P, K). distances: (B, P, 2).
-        normaliser: () running number of positive points.
+        normalizer: () running number of positive points.
         smoothing: of the class targets. weight: of the regression, 0 or less for cls / max(reg, 0.01).
 
     Returns:
@@ -113,10 +110,8 @@ def detection_loss(
     positive = (targets.sum(dim=-1) > 0) & valid
     each = focal_loss(logits, smooth_targets(targets, smoothing)).sum(dim=-1)
     class_loss = (each * valid).sum() / normalizer
-    # Where nothing is to be found the distances may be negative: they are replaced before the division.
+    # The distances of negative points may be negative: they are replaced before the division.
     truth = torch.where(positive[..., None], distances, torch.ones_like(distances))
     offset_loss = (diou_loss(offsets, truth) * positive).sum() / normalizer
-    if weight <= 0:
-        factor = class_loss.detach() / offset_loss.detach().clamp(min=0.01)
-        return {"loss": class_loss + factor * offset_loss, "class_loss": class_loss, "offset_loss": offset_loss}
-    return {"loss": class_loss + weight * offset_loss, "class_loss": class_loss, "offset_loss": offset_loss}
+    factor = weight if weight > 0 else class_loss.detach() / offset_loss.detach().clamp(min=0.01)
+    return {"loss": class_loss + factor * offset_loss, "class_loss": class_loss, "offset_loss": offset_loss}

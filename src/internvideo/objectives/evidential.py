@@ -80,8 +80,8 @@ def evidential_loss(evidence: Tensor, labels: Tensor, kind: Kind = "log") -> dic
 
 def wrong_evidence(evidence: Tensor, labels: Tensor) -> Tensor:
     """Compute the KL divergence to the uniform Dirichlet after removing the true class's evidence, (B,)."""
-    kept = torch.ones_like(evidence).scatter(-1, labels[:, None], 0.0)
-    return dirichlet_kl(evidence * kept + 1.0)
+    is_wrong = torch.ones_like(evidence).scatter(-1, labels[:, None], 0.0)
+    return dirichlet_kl(evidence * is_wrong + 1.0)
 
 
 def calibration(evidence: Tensor, labels: Tensor, weight: Tensor | float, *, disentangled: bool = False) -> Tensor:
@@ -106,7 +106,7 @@ def hsic(a: Tensor, b: Tensor, *, unbiased: bool = False, normalized: bool = Tru
     """Compute the Hilbert-Schmidt independence criterion of features (B, D), (B, D') -> (); 0 means independent.
 
     RBF kernels exp(-|x - y|^2 / (2 sigma^2)) with sigma = sqrt(D). The debiasing head of DEAR raises it between a
-    branch that sees motion and one that does not.
+    branch with temporal input and one without.
 
     Args:
         a, b: features of the same samples.

@@ -14,7 +14,7 @@ from internvideo.objectives.classification import Divisor, at_least_one
 NO_ANSWER = -100
 """First and last step of a query whose answer is not in the sequence."""
 INSIDE_WEIGHT = 2.0
-"""Weight of the steps of the answer beside the others, as in the released code of VSLNet."""
+"""Weight of the steps of the answer relative to the others, as in the released code of VSLNet."""
 
 
 def span_to_steps(span: Tensor, length: Tensor) -> Tensor:

@@ -1,8 +1,7 @@
 """Masks of masked video pretraining: tube, random, progressive (masking_generator.py).
 
 A mask is (B, N) bool over tokens in the order time, row, column; True = masked; every sample masks the same number.
-The torch forms draw on the generator's device without waiting for it; the numpy forms repeat the published
-generators draw by draw.
+Masks are sampled on the generator's device, without a sync.
 """
 
 from __future__ import annotations
@@ -51,20 +50,16 @@ def num_masked_tokens(kind: MaskKind, grid: Grid, ratio: float, final_ratio: flo
     return t * h * w - sum(progressive_num_visible(grid, ratio, final_ratio, kind))
 
 
-def _ranks(batch: int, places: int, generator: torch.Generator, device: torch.device | str) -> Tensor:
-    """Return (B, places) int64: a uniformly random permutation in each row."""
-    scores = torch.rand(batch, places, generator=generator, device=generator.device)
+def _ranks(batch: int, positions: int, generator: torch.Generator, device: torch.device | str) -> Tensor:
+    """Return (B, positions) int64: a uniformly random permutation in each row."""
+    scores = torch.rand(batch, positions, generator=generator, device=generator.device)
     return scores.argsort(dim=1).to(device, non_blocking=True)
 
 
 def tube_mask(
     batch: int, grid: Grid, ratio: float, generator: torch.Generator, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """Sample one spatial mask per clip, repeated at every temporal position: int(ratio * h * w) masked at each.
-
-    Returns:
-        (B, N) bool.
-    """
+    """Sample one spatial mask of int(ratio * h * w) positions per clip, repeated over time, (B, N) bool."""
     _check(grid, ratio)
     t, h, w = grid
     spatial = _ranks(batch, h * w, generator, device) < int(ratio * h * w)
@@ -74,7 +69,7 @@ def tube_mask(
 def random_mask(
     batch: int, grid: Grid, ratio: float, generator: torch.Generator, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """Sample int(ratio * N) masked tokens anywhere in the clip. Returns (B, N) bool."""
+    """Sample int(ratio * N) masked tokens anywhere in the clip, (B, N) bool."""
     _check(grid, ratio)
     tokens = grid[0] * grid[1] * grid[2]
     return _ranks(batch, tokens, generator, device) < int(ratio * tokens)
@@ -90,23 +85,14 @@ def progressive_mask(
     final_ratio: float = 0.95,
     kind: Literal["progressive", "center"] = "progressive",
 ) -> Tensor:
-    """Rank the h * w spatial positions per clip; each temporal position keeps the first ones, as many as `kind` gives.
-
-    Returns:
-        (B, N) bool.
-    """
+    """Rank the spatial positions per clip; each time keeps as many first ones as `kind` gives, (B, N) bool."""
     num_visible = torch.tensor(progressive_num_visible(grid, ratio, final_ratio, kind)).to(device, non_blocking=True)
     ranks = _ranks(batch, grid[1] * grid[2], generator, device)
     return (ranks[:, None, :] >= num_visible[None, :, None]).flatten(1)
 
 
 def sample_mask(
-    kind: MaskKind,
-    batch: int,
-    grid: Grid,
-    ratio: float,
-    generator: torch.Generator,
-    device: torch.device | str = "cpu",
+    kind: MaskKind, batch: int, grid: Grid, ratio: float, generator: torch.Generator, device: torch.device | str = "cpu"
 ) -> Tensor:
     """Sample masks of a recipe's kind. Returns (B, N) bool; raises ValueError for an unknown kind."""
     if kind == "tube":

@@ -18,10 +18,9 @@ def pixel_targets(
     Args:
         video: (B, 3, T, S, S), uint8 or float in 0..1; float64 stays float64, anything else is taken to float32.
         mask: (B, N) bool, True = masked, tokens in the order time, row, column; the same number in every sample.
-        tubelet: frames per token.
-        patch: p, pixels per side of a token.
+        tubelet: frames per token. patch: p, pixels per side of a token.
         normalize: subtract the mean per token and channel and divide by (its unbiased standard deviation + 1e-6).
-        masked: M, if known to the caller; None reads it from the mask, with a device sync.
+        num_masked: M, if known to the caller; None reads it from the mask, with a device sync.
 
     Returns:
         (B, M, tubelet * p * p * 3), tokens ascending, without gradient, outside autocast.
@@ -53,16 +52,10 @@ def pixel_targets(
 
 
 def patchify(video: Tensor, index: Tensor | None, tubelet: int, patch: int) -> Tensor:
-    """Cut the video into the pixels of its tokens, in its own dtype, with a separate channel axis.
+    """Cut the video into the pixels of its tokens (B, M or N, 3, tubelet * p * p), in its own dtype.
 
     Args:
-        video: (B, 3, T, S, S).
-        index: (B, M) int64 tokens, None for all N.
-        tubelet: frames per token.
-        patch: p.
-
-    Returns:
-        (B, M or N, 3, tubelet * p * p).
+        video: (B, 3, T, S, S). index: (B, M) int64 tokens, None for all N. tubelet: frames per token. patch: p.
     """
     batch, channels, frames, height, width = video.shape
     split = (batch, channels, frames // tubelet, tubelet, height // patch, patch, width // patch, patch)
@@ -76,14 +69,10 @@ def patchify(video: Tensor, index: Tensor | None, tubelet: int, patch: int) -> T
 
 
 def reconstruction_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """Compute the mean squared error over all masked tokens and pixels.
+    """Compute the mean squared error over all masked tokens and pixels, a scalar in the target's dtype.
 
     Args:
-        prediction: (B, M, P), any float dtype.
-        target: (B, M, P) float32 (or float64).
-
-    Returns:
-        Scalar in the target's dtype.
+        prediction: (B, M, P), any float dtype. target: (B, M, P) float32 (or float64).
     """
     if prediction.shape != target.shape:
         raise ValueError(f"prediction {tuple(prediction.shape)}, target {tuple(target.shape)}")
@@ -91,16 +80,11 @@ def reconstruction_loss(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def unpatchify(tokens: Tensor, grid: tuple[int, int, int], tubelet: int, patch: int) -> Tensor:
-    """Invert `pixel_targets` without normalization, for all tokens.
+    """Invert `pixel_targets` without normalization, for all tokens -> (B, 3, t * tubelet, h * p, w * p).
 
     Args:
-        tokens: (B, N, tubelet * p * p * 3), tokens in the order time, row, column.
-        grid: (t, h, w) tokens.
-        tubelet: frames per token.
-        patch: p.
-
-    Returns:
-        (B, 3, t * tubelet, h * p, w * p).
+        tokens: (B, N, tubelet * p * p * 3), tokens in the order time, row, column. grid: (t, h, w) tokens.
+        tubelet: frames per token. patch: p.
     """
     t, h, w = grid
     cubes = tokens.reshape(-1, t, h, w, tubelet, patch, patch, 3).permute(0, 7, 1, 4, 2, 5, 3, 6)

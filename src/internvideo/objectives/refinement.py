@@ -18,7 +18,7 @@ HIGH, LOW = 0.7, 0.3
 def best_truths(proposals: Tensor, truths: Tensor) -> tuple[Tensor, Tensor]:
     """Return the ground truth that each proposal overlaps most, (P, 2), (G, 2) -> (P, 2), and the tIoU (P,).
 
-    Without truths a proposal stands for its own, with tIoU 0.
+    Without ground truth each proposal is returned, with tIoU 0.
     """
     if not len(truths):
         return proposals, proposals.new_zeros(len(proposals))
@@ -55,21 +55,21 @@ def refinement_loss(
     """Compute the smooth-L1 losses of both box codecs, for proposals above `threshold`, and of the quality.
 
     Args:
-        ends, center: (P, 2) offsets. quality: (P,) logits. end_targets, centre_targets: (P, 2).
+        ends, center: (P, 2) offsets. quality: (P,) logits. end_targets, center_targets: (P, 2).
         overlap: (P,) tIoU with the ground truth. threshold: of the regressor. generator: of the balancing.
-        divisor: of the numbers of proposals that overlap enough, and that are chosen.
+        divisor: of the numbers of proposals that overlap enough, and that are sampled.
 
     Returns:
         "loss", "ends_loss", "centre_loss", "quality_loss".
     """
     good = overlap >= threshold
     count = divisor(good.sum())
-    # What does not count may hold infinite targets (no ground truth): it is replaced, not multiplied away.
+    # Other proposals may have infinite targets (no ground truth): they are replaced, not multiplied by 0.
     keep = good[:, None]
     ends_loss = F.smooth_l1_loss(ends, torch.where(keep, end_targets, ends.detach()), reduction="sum") / count
     center_loss = F.smooth_l1_loss(center, torch.where(keep, center_targets, center.detach()), reduction="sum") / count
-    chosen = balanced_sample(overlap, generator)
-    apart = F.smooth_l1_loss(quality.sigmoid(), overlap, reduction="none")
-    quality_loss = (apart * chosen).sum() / divisor(chosen.sum())
+    sampled = balanced_sample(overlap, generator)
+    errors = F.smooth_l1_loss(quality.sigmoid(), overlap, reduction="none")
+    quality_loss = (errors * sampled).sum() / divisor(sampled.sum())
     total = ends_loss + center_loss + quality_loss
     return {"loss": total, "ends_loss": ends_loss, "centre_loss": center_loss, "quality_loss": quality_loss}

@@ -53,9 +53,9 @@ def png(image: NDArray[np.uint8]) -> str:
     """Encode (H, W, 3) uint8 as the data URI of a PNG."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"an image is (H, W, 3) uint8, found {image.shape} {image.dtype}")
-    buffer = io.BytesIO()
     from matplotlib.image import imsave  # slow to import
 
+    buffer = io.BytesIO()
     imsave(buffer, image, format="png", metadata={"Software": ""})
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
@@ -76,15 +76,15 @@ def filmstrip(frames: Frames, max_frames: int = 8, gap: int = 2) -> str:
 def strip(rows: Sequence[Frames], max_frames: int = 8, gap: int = 2) -> NDArray[np.uint8]:
     """Arrange clips of equal shape as an image (H, W, 3), one per row, at most `max_frames` frames each."""
     if not rows or any(row.shape != rows[0].shape or row.ndim != 4 or row.shape[3] != 3 for row in rows):
-        raise ValueError(f"rows of one form (T, H, W, 3), found {[row.shape for row in rows]}")
+        raise ValueError(f"rows of one shape (T, H, W, 3), found {[row.shape for row in rows]}")
     shown = [subsample_frames(row, max_frames) for row in rows]
     count, height, width = shown[0].shape[:3]
-    picture = np.full((len(rows) * (height + gap) - gap, count * (width + gap) - gap, 3), 255, dtype=np.uint8)
+    image = np.full((len(rows) * (height + gap) - gap, count * (width + gap) - gap, 3), 255, dtype=np.uint8)
     for down, row in enumerate(shown):
         for right, frame in enumerate(row):
             top, left = down * (height + gap), right * (width + gap)
-            picture[top : top + height, left : left + width] = frame
-    return picture
+            image[top : top + height, left : left + width] = frame
+    return image
 
 
 def reconstruction_strip(masked: Frames, reconstruction: Frames, original: Frames, max_frames: int = 8) -> str:
@@ -96,13 +96,9 @@ def loss_curves(stages: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -
     """Plot the loss and its running mean in one chart per stage, name -> (steps, losses)."""
     if not stages:
         raise ValueError("no stage to show")
-    rows = (len(stages) + 1) // 2
     with drawing_style():
-        figure = new_figure((5.8, 2.0 * rows))
-        axes = figure.subplots(rows, min(2, len(stages)), squeeze=False).ravel()
-        for axis in axes[len(stages) :]:
-            axis.set_axis_off()
-        for axis, (name, (steps, losses)) in zip(axes, stages.items(), strict=False):
+        figure, axes = _two_columns(len(stages), 5.8, 2.0)
+        for axis, (name, (steps, losses)) in zip(axes, stages.items(), strict=True):
             values = np.asarray(losses, dtype=float)
             axis.plot(steps, values, color=BLUE, alpha=0.3, linewidth=0.8)
             axis.plot(steps, _running_mean(values), color=BLUE, linewidth=1.6)
@@ -113,11 +109,20 @@ def loss_curves(stages: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -
         return svg(figure, "loss over training of each stage")
 
 
+def _two_columns(count: int, width: float, row_height: float) -> tuple[Figure, list[Axes]]:
+    """Lay out `count` charts in two columns, in inches; return figure and axes."""
+    rows = (count + 1) // 2
+    figure = new_figure((width, row_height * rows))
+    axes = list(figure.subplots(rows, min(2, count), squeeze=False).ravel())
+    for axis in axes[count:]:
+        axis.set_axis_off()
+    return figure, axes[:count]
+
+
 def _running_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    window = max(1, len(values) // 20)
     total = np.cumsum(np.concatenate([[0.0], values]))
     ends = np.arange(1, len(values) + 1)
-    starts = np.maximum(ends - window, 0)
+    starts = np.maximum(ends - max(1, len(values) // 20), 0)
     result: NDArray[np.float64] = (total[ends] - total[starts]) / (ends - starts)
     return result
 
@@ -161,12 +166,13 @@ def ablation_bars(
         figure = new_figure((5.6, 0.9 + 0.5 * len(names)))
         axis = figure.subplots()
         for index, (label, values) in enumerate(series.items()):
-            colour = (BLUE, ORANGE, GREEN)[index % 3]
-            places = np.arange(len(names)) + (index - (len(series) - 1) / 2) * height
+            color = (BLUE, ORANGE, GREEN)[index % 3]
+            positions = np.arange(len(names)) + (index - (len(series) - 1) / 2) * height
             shown = [100 * (value or 0.0) for value in values]
-            axis.barh(places, shown, height * 0.9, color=colour, label=label)
-            for place, value, bounds in zip(places, values, intervals.get(label, [None] * len(names)), strict=True):
-                _mark(axis, place, value, bounds)
+            axis.barh(positions, shown, height * 0.9, color=color, label=label)
+            spans = intervals.get(label, [None] * len(names))
+            for position, value, bounds in zip(positions, values, spans, strict=True):
+                _mark(axis, position, value, bounds)
         if chance is not None:
             axis.axvline(100 * chance, color=INK, linewidth=0.8, linestyle="--", alpha=0.6)
         axis.set_yticks(range(len(names)), list(names))
@@ -179,16 +185,16 @@ def ablation_bars(
         return svg(figure, "accuracy of each step of the ablation")
 
 
-def _mark(axis: Axes, place: float, value: float | None, bounds: Bounds | None) -> None:
+def _mark(axis: Axes, position: float, value: float | None, bounds: Bounds | None) -> None:
     """Draw the interval and the value of one bar."""
     end = 0.0 if value is None else 100 * value
     if bounds is not None:
         low, high = 100 * bounds[0], 100 * bounds[1]
-        axis.plot([low, high], [place, place], color=INK, linewidth=1.2)
-        axis.plot([low, low, high, high], [place] * 4, "|", color=INK, markersize=5)
+        axis.plot([low, high], [position] * 2, color=INK, linewidth=1.2)
+        axis.plot([low, low, high, high], [position] * 4, "|", color=INK, markersize=5)
         end = max(end, high)
     text = "not measured" if value is None else f"{100 * value:.1f}"
-    axis.text(end + 1, place, text, va="center", fontsize=8)
+    axis.text(end + 1, position, text, va="center", fontsize=8)
 
 
 def confusion_matrix(matrix: NDArray[Any], classes: Sequence[str]) -> str:
@@ -205,21 +211,14 @@ def confusion_matrix(matrix: NDArray[Any], classes: Sequence[str]) -> str:
         size = 9 if len(classes) <= 30 else 6
         axis.set_xticks(range(len(classes)), list(classes), rotation=90, fontsize=size)
         axis.set_yticks(range(len(classes)), list(classes), fontsize=size)
-        axis.set_xlabel("said")
+        axis.set_xlabel("predicted")
         axis.set_ylabel("true")
         axis.tick_params(length=0)
         if len(classes) <= 12:
+            style: Any = {"ha": "center", "va": "center", "fontsize": 8}
             for row, column in np.argwhere(counts > 0):
-                dark = share[row, column] > 0.5
-                axis.text(
-                    column,
-                    row,
-                    f"{counts[row, column]:.0f}",
-                    ha="center",
-                    va="center",
-                    fontsize=8,
-                    color="white" if dark else "#1a1a1a",
-                )
+                color = "white" if share[row, column] > 0.5 else "#1a1a1a"
+                axis.text(column, row, f"{counts[row, column]:.0f}", color=color, **style)
         return svg(figure, "confusion matrix")
 
 
@@ -227,17 +226,13 @@ def uncertainty_histograms(parts: Mapping[str, tuple[NDArray[Any], NDArray[Any],
     """Plot one histogram per method, name -> (uncertainty of known videos, of unknown ones, threshold)."""
     if not parts:
         raise ValueError("no method to show")
-    rows = (len(parts) + 1) // 2
     with drawing_style():
-        figure = new_figure((6.4, 1.9 * rows))
-        axes = figure.subplots(rows, min(2, len(parts)), squeeze=False).ravel()
-        for axis in axes[len(parts) :]:
-            axis.set_visible(False)
-        for axis, (name, (known, unknown, threshold)) in zip(axes, parts.items(), strict=False):
+        figure, axes = _two_columns(len(parts), 6.4, 1.9)
+        for axis, (name, (known, unknown, threshold)) in zip(axes, parts.items(), strict=True):
             edges = np.histogram_bin_edges(np.concatenate([known, unknown]), bins=40)
-            for values, colour, label in ((known, BLUE, "known"), (unknown, ORANGE, "unknown")):
+            for values, color, label in ((known, BLUE, "known"), (unknown, ORANGE, "unknown")):
                 share = np.full(len(values), 1 / max(len(values), 1))
-                axis.hist(values, bins=edges, weights=share, color=colour, alpha=0.6, label=label)
+                axis.hist(values, bins=edges.tolist(), weights=share, color=color, alpha=0.6, label=label)
             axis.axvline(threshold, color=INK, linewidth=1, linestyle="--", label="threshold")
             axis.set_title(name, loc="left", fontsize=10)
             axis.set_xlabel("uncertainty")
@@ -254,8 +249,8 @@ def risk_coverage(curves: Mapping[str, tuple[NDArray[Any], NDArray[Any]]]) -> st
     with drawing_style():
         figure = new_figure((5.2, 3.6))
         axis = figure.subplots()
-        for place, (name, (coverage, risk)) in enumerate(curves.items()):
-            axis.plot(100 * coverage, 100 * risk, label=name, color=LINES[place % len(LINES)], linewidth=1.4)
+        for index, (name, (coverage, risk)) in enumerate(curves.items()):
+            axis.plot(100 * coverage, 100 * risk, label=name, color=LINES[index % len(LINES)], linewidth=1.4)
         axis.set_xlabel("accepted, the least uncertain first (%)")
         axis.set_ylabel("wrong among the accepted (%)")
         axis.set_ylim(0, 100)
@@ -285,9 +280,9 @@ def timeline(
         above, axis = figure.subplots(2, sharex=True, height_ratios=[1.2, max(len(lanes), 1)])
         for start, end, name in truth or ():
             axis.barh(lanes.index(name) + 0.2, end - start, 0.34, start, color=GREEN)
-        place = -0.2 if truth is not None else 0.0
+        offset = -0.2 if truth is not None else 0.0
         for start, end, name, score in found:
-            axis.barh(lanes.index(name) + place, end - start, 0.34, start, color=BLUE, alpha=0.15 + 0.85 * score)
+            axis.barh(lanes.index(name) + offset, end - start, 0.34, start, color=BLUE, alpha=0.15 + 0.85 * score)
             inside = (moments >= start) & (moments <= end)
             curve[inside] = np.maximum(curve[inside], score)
         above.fill_between(moments, curve, color=BLUE, alpha=0.5, linewidth=0)
@@ -321,16 +316,13 @@ def frames_with_boxes(panels: Sequence[BoxedFrame], columns: int = 3) -> str:
         for axis, panel in zip(axes, panels, strict=True):
             height, width = panel.frame.shape[:2]
             lines = []
-            for number, (box, said) in enumerate(panel.boxes):
+            for number, (box, labels) in enumerate(panel.boxes):
                 x1, y1, x2, y2 = (value * side for value, side in zip(box, (width, height) * 2, strict=True))
-                colour = _BOXES[number % len(_BOXES)]
-                axis.add_patch(Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, edgecolor=colour, lw=2))
-                axis.text(x1, y1, str(number + 1), color="white", fontsize=9, va="bottom", backgroundcolor=colour)
-                true = panel.truth[number] if number < len(panel.truth) else ""
-                lines.append(
-                    f"{number + 1}: {', '.join(said) or 'no action above the threshold'}"
-                    + (f" [{true}]" if true else "")
-                )
+                color = _BOXES[number % len(_BOXES)]
+                axis.add_patch(Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, edgecolor=color, lw=2))
+                axis.text(x1, y1, str(number + 1), color="white", fontsize=9, va="bottom", backgroundcolor=color)
+                true = f" [{panel.truth[number]}]" if number < len(panel.truth) and panel.truth[number] else ""
+                lines.append(f"{number + 1}: {', '.join(labels) or 'no action above the threshold'}{true}")
             axis.set_xlabel("\n".join(textwrap.fill(line, 58) for line in lines), fontsize=8, loc="left")
         return svg(figure, "frames with boxes and their actions")
 
@@ -352,9 +344,9 @@ def frames_with_ways(panels: Sequence[WaysFrame], columns: int = 3) -> str:
             for number, (name, *both) in enumerate(panel.ways):
                 for points, mark, style in zip(both, "ox", ("-", "--"), strict=True):
                     x, y = points[:, 0] * width - 0.5, points[:, 1] * height - 0.5
-                    colour, label = _BOXES[number], f"{name}, {'true' if mark == 'o' else 'predicted'}"
-                    axis.plot(x, y, style, color=colour, lw=1.2, marker=mark, ms=4, label=label)
-                    axis.plot(x[-1:], y[-1:], color=colour, marker=mark, ms=9, mew=2, fillstyle="none")
+                    color, label = _BOXES[number], f"{name}, {'true' if mark == 'o' else 'predicted'}"
+                    axis.plot(x, y, style, color=color, lw=1.2, marker=mark, ms=4, label=label)
+                    axis.plot(x[-1:], y[-1:], color=color, marker=mark, ms=9, mew=2, fillstyle="none")
             axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=2)
         return svg(figure, "frames with the paths of hands")
 

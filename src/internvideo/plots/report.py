@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from importlib import resources
 from pathlib import Path
@@ -33,6 +33,8 @@ ABLATION = {
     "interaction": "cross-model interaction",
 }
 """Rows of the ablation: key in report.json -> name on the page; a report has all of them, in this order."""
+
+_ACCURACIES = ("top1", "top1_time_directed")
 
 
 @dataclass(frozen=True)
@@ -199,11 +201,9 @@ class ReportData:
         names = [row.name for row in self.ablation]
         if names != list(ABLATION):
             raise ValueError(f"the ablation has the rows {', '.join(names)}; it needs {', '.join(ABLATION)}")
-        accuracies = [(f"{row.name} top1", row.top1) for row in self.ablation]
-        accuracies += [(f"{row.name} top1_time_directed", row.top1_time_directed) for row in self.ablation]
+        accuracies = [(f"{row.name} {name}", getattr(row, name)) for row in self.ablation for name in _ACCURACIES]
         if self.zero_shot is not None:
-            shot = self.zero_shot
-            accuracies += [("t2v_r1", shot.t2v_r1), ("v2t_r1", shot.v2t_r1), ("chance", shot.chance)]
+            accuracies += [(name, getattr(self.zero_shot, name)) for name in ("t2v_r1", "v2t_r1", "chance")]
         if self.reverse_clip is not None:
             accuracies.append(("reverse_clip", self.reverse_clip.accuracy))
         for what, value in accuracies:
@@ -213,30 +213,17 @@ class ReportData:
 
 def report_json(data: ReportData) -> dict[str, Any]:
     """Convert the metrics of a report to JSON values."""
-    shot, reverse = data.zero_shot, data.reverse_clip
     return {
         "title": data.title,
-        "ablation": [_row(row) for row in data.ablation],
-        "zero_shot": None
-        if shot is None
-        else {
-            "t2v_r1": shot.t2v_r1,
-            "v2t_r1": shot.v2t_r1,
-            "chance": shot.chance,
-            "t2v_r1_dual_softmax": shot.t2v_r1_dual_softmax,
-            "v2t_r1_dual_softmax": shot.v2t_r1_dual_softmax,
-            "interval_t2v": _pair(shot.interval_t2v),
-            "interval_v2t": _pair(shot.interval_v2t),
-        },
-        "reverse_clip": None
-        if reverse is None
-        else {"accuracy": reverse.accuracy, "interval": _pair(reverse.interval)},
+        "ablation": [asdict(row) for row in data.ablation],
+        "zero_shot": None if data.zero_shot is None else asdict(data.zero_shot),
+        "reverse_clip": None if data.reverse_clip is None else asdict(data.reverse_clip),
         "seconds": data.seconds,
         "peak_memory_mb": data.peak_memory_mb,
-        "claims": [{"text": claim.text, "measured": claim.measured, "held": claim.held} for claim in data.claims],
+        "claims": [asdict(claim) for claim in data.claims],
         "protocol": dict(data.protocol),
         "coverage": None if data.coverage is None else dict(data.coverage),
-        "next_steps": [{"text": step.text, "command": step.command} for step in data.next_steps],
+        "next_steps": [asdict(step) for step in data.next_steps],
         "captions": [
             {
                 "written": " ".join(word for word, _ in one.words),
@@ -250,35 +237,17 @@ def report_json(data: ReportData) -> dict[str, Any]:
     }
 
 
-def _row(row: AblationRow) -> dict[str, Any]:
-    return {
-        "name": row.name,
-        "top1": row.top1,
-        "top1_time_directed": row.top1_time_directed,
-        "interval": _pair(row.interval),
-        "interval_time_directed": _pair(row.interval_time_directed),
-    }
-
-
-def _pair(bounds: Bounds | None) -> list[float] | None:
-    return None if bounds is None else [float(bounds[0]), float(bounds[1])]
-
-
 def write_report(folder: str | os.PathLike[str], data: ReportData) -> Path:
-    """Write report.html and report.json, each atomically.
-
-    Returns:
-        The path of report.html.
+    """Write report.html and report.json, each atomically, and return the path of report.html.
 
     Raises:
         RunError: the disk is full or the folder cannot be written.
     """
-    where = Path(folder)
     page = render(data)
     text = json.dumps(report_json(data), indent=2, ensure_ascii=False, allow_nan=False, default=_plain)
-    write_text(where / "report.json", text + "\n")
-    write_text(where / "report.html", page)
-    return where / "report.html"
+    write_text(Path(folder) / "report.json", text + "\n")
+    write_text(Path(folder) / "report.html", page)
+    return Path(folder) / "report.html"
 
 
 def _plain(value: object) -> object:
@@ -295,9 +264,7 @@ def render(data: ReportData) -> str:
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["percent"] = _percent
-    environment.filters["interval"] = _interval
-    environment.filters["flat"] = _flat
+    environment.filters |= {"percent": _percent, "interval": _interval, "flat": _flat}
     template = resources.files("internvideo").joinpath("report_template.html.j2").read_text("utf-8")
     return environment.from_string(template).render(
         data=data,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 BLUE, ORANGE, GREEN = "#3d7fd6", "#d97a1f", "#2f9e6b"  # readable on white and on near-black
 LINES = (BLUE, ORANGE, GREEN, "#b455c9", "#c94f5d", "#7a8aa0", "#a98f1d", "#1f9fb3")
-INK = "#010203"  # stands for the page's text colour and is replaced by it
+INK = "#010203"  # replaced by the page's text color
 
 STYLE: Any = {
     "font.size": 10,
@@ -38,11 +38,7 @@ STYLE: Any = {
 
 
 def drawing_style(settings: Any = STYLE) -> AbstractContextManager[None]:
-    """Draw with the pages' style. matplotlib is imported by the first picture: it is slow to import.
-
-    Raises:
-        ExtraError: it is not installed.
-    """
+    """Return the context of the pages' style. Raises ExtraError: matplotlib, imported here because slow, is missing."""
     require("plots", "pictures")
     import matplotlib as mpl
 
@@ -57,10 +53,10 @@ def new_figure(size: tuple[float, float]) -> Figure:
 
 
 def write_picture(path: Path, draw: Callable[[], str]) -> None:
-    """Write what `draw` gives; where matplotlib is not installed, tell that instead: a picture never ends a run."""
+    """Write the text that `draw` returns; without matplotlib, log a warning instead."""
     try:
         text = draw()
     except ExtraError as error:
-        LOGGER.warning(f"{path.name} is not drawn: {error}")
+        LOGGER.warning(f"{path.name} is not written: {error}")
     else:
         write_text(path, text + "\n")

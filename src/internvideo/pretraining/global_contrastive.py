@@ -6,15 +6,14 @@ Shapes: B pairs of the joined batch, R of them in this process, E joint space.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from internvideo import distributed
 from internvideo.objectives.contrastive import (
     log_sum_exps,
+    normalized_pairs,
     symmetric_contrastive,
     symmetric_dual_softmax,
-    to_float32,
 )
 
 
@@ -23,10 +22,10 @@ def global_contrastive(
 ) -> Tensor:
     """Compute `symmetric_contrastive` of the joined batch of all processes; each holds only rows of its own pairs.
 
-    A process computes the (R, B) similarities of its videos to all texts, and of its texts to all videos. What the
-    other processes' rows add to a column is one number per column, its log-sum-exp, which is gathered. The gradients of
-    the own features need nothing else, so the backward pass sends nothing. They are those of the whole loss times the
-    number of processes, over which DistributedDataParallel and FSDP average.
+    A process computes the (R, B) similarities of its videos to all texts, and of its texts to all videos. Of the other
+    processes' rows only the log-sum-exp of each column is gathered. The gradients of a process's own features need
+    nothing else, so the backward pass communicates nothing. They are those of the whole loss times the number of
+    processes, over which DistributedDataParallel and FSDP average.
 
     Args:
         video, text: (R, E) of this process; R may differ between processes.
@@ -37,10 +36,8 @@ def global_contrastive(
     """
     if distributed.world_size() == 1:
         return symmetric_contrastive(video, text, scale, similarity_chunk_size)
-    if video.shape != text.shape:
-        raise ValueError(f"features {tuple(video.shape)} and {tuple(text.shape)} are not pairs")
     with torch.autocast(video.device.type, enabled=False):
-        video, text = F.normalize(to_float32(video), dim=-1), F.normalize(to_float32(text), dim=-1)
+        video, text = normalized_pairs(video, text)
         videos, texts = (torch.cat(distributed.gather_rows(features)) for features in (video, text))
         factor = torch.as_tensor(scale).to(video)
         chunk = similarity_chunk_size or max(len(video), 1)
@@ -54,7 +51,7 @@ def global_contrastive(
 
 
 def _own_rows(own: Tensor, others: Tensor, partners: Tensor, scale: Tensor, chunk_size: int) -> tuple[Tensor, Tensor]:
-    """Compute what the whole loss owes to the own features (R, E) against `others` (B, E).
+    """Compute the terms of this process's features (R, E) against `others` (B, E).
 
     Returns:
         a scalar with the gradients of the sum over all rows and columns, and the log-sum-exp of every column over the

@@ -1,8 +1,8 @@
-"""Contrastive learning of batches that are larger than the memory: towers and similarities in parts, exactly.
+"""Compute the exact contrastive loss of a batch that does not fit in memory, by gradient caching (GradCache).
 
-A contrastive loss needs the features of the whole batch at once, but features are small. What is large is what towers
-keep for the backward pass. So each part of the batch is encoded without keeping anything, and encoded again, part by
-part, when the gradient of its features is known: value and gradients are those of the whole batch.
+A contrastive loss needs the features of the whole batch at once; these are small, but the activations of the towers are
+large. So each chunk of the batch is encoded without keeping activations, and again in the backward pass, when the
+gradient of its features is known: value and gradients are those of the whole batch.
 
 Source: Video-Text-Retrieval (loss over gathered batches).
 """
@@ -25,15 +25,16 @@ Gather = Callable[[Tensor], Tensor]
 
 
 def alone(features: Tensor) -> Tensor:
-    """How a single process gathers."""
+    """Return the features: a single process gathers nothing."""
     return features
 
 
 class PartSettings(Settings):
-    """Bounds of the memory of one step; None for no bound.
+    """Memory limits of one step; None for no limit.
 
-    `encode_chunk_size`: clips of this process whose activations are kept. `similarity_chunk_size`: rows of the
-    similarities of the global batch.
+    Attributes:
+        encode_chunk_size: clips of this process whose activations are kept.
+        similarity_chunk_size: rows of the similarities of the global batch.
     """
 
     encode_chunk_size: int | None = Field(None, ge=1)
@@ -41,21 +42,20 @@ class PartSettings(Settings):
 
 
 def in_parts(encode: Encode, batch: Batch, encode_chunk_size: int | None) -> list[Features]:
-    """`encode` of successive parts of a batch, in order.
+    """Encode successive chunks of a batch, in order.
 
     Args:
-        encode: (video, tokens, frame mask, number of the first clip) of a part -> tensors.
-        batch: with tokens.
-        encode_chunk_size: of a part; None for one part that keeps its activations.
+        encode: (video, tokens, frame mask, index of the first clip) of a chunk -> tensors.
+        batch: with tokens. encode_chunk_size: clips per chunk; None for one chunk that keeps its activations.
     """
     if batch.text_ids is None:
         raise ValueError("this stage needs captions: the loader was given no tokenizer")
     size = encode_chunk_size or len(batch)
-    found = []
+    features = []
     for start in range(0, len(batch), size):
-        cut = slice(start, start + size)
-        mask = None if batch.frame_mask is None else batch.frame_mask[cut]
-        part = (batch.video[cut], batch.text_ids[cut], mask, start)
+        rows = slice(start, start + size)
+        mask = None if batch.frame_mask is None else batch.frame_mask[rows]
+        part = (batch.video[rows], batch.text_ids[rows], mask, start)
         whole = size >= len(batch)
-        found.append(encode(*part) if whole else cast(Features, checkpoint(encode, *part, use_reentrant=False)))
-    return found
+        features.append(encode(*part) if whole else cast(Features, checkpoint(encode, *part, use_reentrant=False)))
+    return features

@@ -1,4 +1,4 @@
-"""Stage 4: cross-model interaction. Two frozen encoders exchange features, one learned combination gives the score.
+"""Stage 4: cross-model interaction. Two frozen encoders exchange features; their scores are fused.
 
 Source: paper 3.3 and 4.2.3.
 """
@@ -21,10 +21,10 @@ from internvideo.training.recipe import Job, Recipe, Stage, StageSpec
 
 
 class InteractionSettings(Settings):
-    """How the two encoders share a clip.
+    """Frames of the two encoders, and label smoothing.
 
     Attributes:
-        temporal_stride: the multimodal encoder sees every n-th frame of the masked encoder's clip (spec: every second).
+        temporal_stride: the multimodal encoder gets every n-th frame of the masked encoder's clip.
         label_smoothing: of the class labels.
     """
 
@@ -40,14 +40,13 @@ class InteractionStage(Stage[CrossModel, InteractionSettings]):
         model.freeze()
 
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """{"loss", gates and shares by name}; both encoders see the same spatial and photometric draw of the clip."""
+        """Compute {"loss", gates and fusion weights by name}; both encoders get the same augmented clip."""
         if batch.labels is None:
             raise ValueError("the interaction stage needs labels")
         masked = self.model.masked.normalize(batch.video)
         multimodal = self.model.multimodal.normalize(batch.video[:, :, :: self.settings.temporal_stride])
         scores = self.model(masked, multimodal)
-        smoothing = self.settings.label_smoothing
-        loss = cross_entropy(scores.fused, batch.labels, smoothing=smoothing, divisor=self.divisor)
+        loss = cross_entropy(scores.fused, batch.labels, self.settings.label_smoothing, self.divisor)
         return {"loss": loss, **self.model.gates()}
 
 

@@ -37,14 +37,14 @@ class MaskedSettings(Settings):
 
 
 class MaskedStage(Stage[VideoMAEPretrain, MaskedSettings]):
-    """VideoMAE pretraining: clip -> {"loss": mean squared error over the hidden tubelets}.
+    """VideoMAE pretraining: clip -> {"loss": mean squared error over the masked tubelets}.
 
     Attributes:
-        same_draws: the generators of all processes draw the same (`distributed.draw_rows`), so that the mask of a clip
-            does not depend on the number of processes.
+        same_draws: the generators of all processes sample the same (`distributed.draw_rows`), so that the mask of a
+            clip does not depend on the number of processes.
 
     Raises:
-        ValueError: the mask hides no token of this model's clips, or all of them.
+        ValueError: the mask covers no token of this model's clips, or all of them.
     """
 
     same_draws = True
@@ -52,7 +52,7 @@ class MaskedStage(Stage[VideoMAEPretrain, MaskedSettings]):
     def __init__(self, model: VideoMAEPretrain, settings: MaskedSettings) -> None:
         super().__init__(model, settings)
         if not 0 < self.masked < model.config.tokens:
-            raise ValueError(f"the {settings.mask} mask hides {self.masked} of {model.config.tokens} tokens")
+            raise ValueError(f"the {settings.mask} mask covers {self.masked} of {model.config.tokens} tokens")
 
     @property
     def masked(self) -> int:
@@ -65,19 +65,12 @@ class MaskedStage(Stage[VideoMAEPretrain, MaskedSettings]):
         return sample_mask(self.settings.mask, clips, grid, self.settings.ratio, generator, generator.device)
 
     def targets(self, video: Tensor, mask: Tensor) -> Tensor:
-        """uint8 (B, 3, T, S, S) and mask (B, N) -> (B, M, P) float32 pixels of the hidden tubelets."""
-        config = self.model.config
-        return pixel_targets(
-            video,
-            mask,
-            config.tubelet,
-            config.patch_size,
-            normalize=self.settings.normalize_targets,
-            num_masked=self.masked,
-        )
+        """uint8 (B, 3, T, S, S) and mask (B, N) -> (B, M, P) float32 pixels of the masked tubelets."""
+        sizes = self.model.config.tubelet, self.model.config.patch_size
+        return pixel_targets(video, mask, *sizes, normalize=self.settings.normalize_targets, num_masked=self.masked)
 
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Loss of one batch; the mask is drawn from `generator` on the batch's device."""
+        """Compute the loss of one batch; the mask is sampled with `generator` on the batch's device."""
         mask = distributed.draw_rows(lambda rows: self.draw_mask(rows, generator), len(batch))
         predicted = self.model(self.model.normalize(batch.video), mask, self.model.config.tokens - self.masked)
         return {"loss": reconstruction_loss(predicted, self.targets(batch.video, mask))}
@@ -86,33 +79,24 @@ class MaskedStage(Stage[VideoMAEPretrain, MaskedSettings]):
     def reconstruct(self, video: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return uint8 clips (B, 3, T, S, S) with masked tubelets in gray, and their reconstruction.
 
-        Where targets are normalized, predictions are scaled with mean and deviation of the true tubelet, as is usual.
-
-        Returns:
-            two uint8 tensors (B, 3, T, S, S); the second has the visible tubelets as they are.
+        Predictions of normalized targets are scaled with mean and deviation of the true tubelet. The visible tubelets
+        of the second are those of the input.
         """
-        config, everything = self.model.config, torch.ones(len(video), self.model.config.tokens, dtype=torch.bool)
-        mask = self.draw_mask(len(video), generator)
+        config, mask = self.model.config, self.draw_mask(len(video), generator)
         predicted = self.model(self.model.normalize(video), mask, config.tokens - self.masked).float()
-        pixels = pixel_targets(
-            video,
-            everything.to(video.device),
-            config.tubelet,
-            config.patch_size,
-            normalize=False,
-            num_masked=config.tokens,
-        )
+        everything = torch.ones(len(video), config.tokens, dtype=torch.bool, device=video.device)
+        sizes = config.tubelet, config.patch_size
+        pixels = pixel_targets(video, everything, *sizes, normalize=False, num_masked=config.tokens)
         if self.settings.normalize_targets:
-            clips, hidden, values = predicted.shape
-            form = (clips, hidden, values // 3, 3)
-            variance, mean = torch.var_mean(pixels[mask].reshape(form), dim=2, correction=1, keepdim=True)
-            predicted = (predicted.reshape(form) * (variance.sqrt() + 1e-6) + mean).flatten(2)
-        shown, rebuilt = pixels.clone(), pixels.clone()
-        shown[mask] = 0.5
-        rebuilt[mask] = predicted.flatten(0, 1)
-        whole = [unpatchify(part, config.grid, config.tubelet, config.patch_size) for part in (shown, rebuilt)]
-        seen, made = [(part.clamp(0, 1) * 255).round().to(torch.uint8) for part in whole]
-        return seen, made
+            shape = (*predicted.shape[:2], predicted.shape[2] // 3, 3)
+            variance, mean = torch.var_mean(pixels[mask].reshape(shape), dim=2, correction=1, keepdim=True)
+            predicted = (predicted.reshape(shape) * (variance.sqrt() + 1e-6) + mean).flatten(2)
+        masked, reconstructed = pixels.clone(), pixels.clone()
+        masked[mask] = 0.5
+        reconstructed[mask] = predicted.flatten(0, 1)
+        videos = [unpatchify(tokens, config.grid, *sizes).clamp(0, 1) for tokens in (masked, reconstructed)]
+        first, second = [(clips * 255).round().to(torch.uint8) for clips in videos]
+        return first, second
 
 
 def build(recipe: Recipe, skipped: Path | None) -> Job:
@@ -123,7 +107,7 @@ def build(recipe: Recipe, skipped: Path | None) -> Job:
 
 STAGE = StageSpec(
     "masked",
-    "rebuild the hidden tubes, 90 % in the paper (VideoMAE)",
+    "reconstruct the masked tubes, 90 % in the paper (VideoMAE)",
     MaskedSettings,
     ClipData,
     MaskedStage,

@@ -1,8 +1,8 @@
-"""Stage 2: video-language learning. Clip and caption meet in one space, and the caption is written from the clip.
+"""Stage 2: video-language learning. Contrastive loss of clips and captions, and captioning loss.
 
-Captions that stand several times in a batch need no care: equal texts have equal features, and then the published loss,
-which knows the own pair alone, has the value and the gradients of the one that accepts every equal caption in equal
-shares (ViCLIP's). It only cannot fall to zero, but to the mean logarithm of how often the captions stand there.
+Captions that occur several times in a batch need no handling: equal texts have equal features, and then the published
+loss, which accepts only the own pair, has the gradients of the one that accepts equal captions with equal weights
+(ViCLIP's). Its minimum is the mean logarithm of the captions' counts instead of zero.
 
 Source: paper 3.1.2 and 4.2.1; Multi-Modalities-Pretraining, multi-modalities-downstream.
 """
@@ -42,11 +42,11 @@ from internvideo.training.vocabulary_subset import rows_of, token_ids, train_sub
 class MultimodalSettings(PartSettings):
     """Weights of the two losses (the released code sums them).
 
-    `max_captioned_clips` limits captioning to the first clips of every batch of a process: its logits are as large as
-    the vocabulary. The mean is over the tokens of all processes.
-
-    `vocabulary: occurring` embeds, predicts and trains only the token ids of the training captions; the others stay as
-    they are and are never generated. It saves most of a small model's step; the released code trains all.
+    Attributes:
+        max_captioned_clips: limits captioning to the first clips of every batch of a process, because its logits are as
+            large as the vocabulary. The mean is over the tokens of all processes.
+        vocabulary: "occurring" embeds, predicts and trains only the token ids of the training captions; the others stay
+            unchanged and are never generated. It saves most of a small model's step; the released code trains all.
     """
 
     contrastive_weight: float = Field(1.0, ge=0.0)
@@ -64,15 +64,10 @@ class MultimodalStage(Stage[VideoLanguage, MultimodalSettings]):
     Args:
         model: the video-language model; without a caption decoder `caption_weight` must be 0.
         settings: the loss weights.
-        divisor: what the words of this process are divided by for the mean over those of all processes.
+        divisor: of the number of tokens of this process.
     """
 
-    def __init__(
-        self,
-        model: VideoLanguage,
-        settings: MultimodalSettings,
-        divisor: Divisor = at_least_one,
-    ) -> None:
+    def __init__(self, model: VideoLanguage, settings: MultimodalSettings, divisor: Divisor = at_least_one) -> None:
         super().__init__(model, settings, divisor)
         if settings.caption_weight > 0 and model.caption_decoder is None:
             raise ValueError("caption_weight > 0 needs a model with a caption decoder")
@@ -83,16 +78,15 @@ class MultimodalStage(Stage[VideoLanguage, MultimodalSettings]):
             model.text.mask_embedding.requires_grad_(False)
 
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """{"loss", "contrastive", "caption"}: the losses of one batch, which must carry tokens."""
+        """Compute {"loss", "contrastive", "caption"} of one batch with tokens."""
         self.model.clamp_logit_scale()
         limit = self.settings.max_captioned_clips if self.settings.caption_weight > 0 else 0
-
         chunk = self.settings.caption_chunk_size
 
         def encode(video: Tensor, tokens: Tensor, frame_mask: Tensor | None, start: int) -> tuple[Tensor, ...]:
             count = len(tokens) if limit is None else min(max(limit - start, 0), len(tokens))
-            seen = self.model.normalize(video)
-            encoded = self.model(seen, tokens, max_captioned_clips=count, frame_mask=frame_mask, predict=not chunk)
+            video = self.model.normalize(video)
+            encoded = self.model(video, tokens, max_captioned_clips=count, frame_mask=frame_mask, predict=not chunk)
             if encoded.caption_logits is None and encoded.caption_features is None:
                 return encoded.video, encoded.text
             padding, targets = after_end(tokens[:count]), rows_of(self.model, tokens[:count])
@@ -101,23 +95,22 @@ class MultimodalStage(Stage[VideoLanguage, MultimodalSettings]):
                 loss = chunked_caption_loss(encoded.caption_features, predict, targets, chunk, padding)
             elif encoded.caption_logits is not None:
                 loss = caption_loss(encoded.caption_logits, targets, padding)
-            words = (~padding[:, 1:]).sum()
-            return encoded.video, encoded.text, loss, words
+            return encoded.video, encoded.text, loss, (~padding[:, 1:]).sum()
 
         parts = in_parts(encode, batch, self.settings.encode_chunk_size)
-        video, text = (torch.cat([part[place] for part in parts]) for place in (0, 1))
+        video, text = (torch.cat([part[index] for part in parts]) for index in (0, 1))
         contrastive = global_contrastive(video, text, self.model.scale, self.settings.similarity_chunk_size)
         losses = {"contrastive": contrastive, "loss": self.settings.contrastive_weight * contrastive}
-        written = [part[2:] for part in parts if len(part) > 2]
-        if written:
-            words = torch.stack([count for _, count in written]).to(contrastive)
-            losses["caption"] = (torch.stack([loss for loss, _ in written]) * (words / self.divisor(words.sum()))).sum()
+        captioned = [part[2:] for part in parts if len(part) > 2]
+        if captioned:
+            means, counts = (torch.stack(column).to(contrastive) for column in zip(*captioned, strict=True))
+            losses["caption"] = (means * (counts / self.divisor(counts.sum()))).sum()
             losses["loss"] = losses["loss"] + self.settings.caption_weight * losses["caption"]
         return losses
 
 
 class MultimodalData(CaptionedClipData):
-    """Captioned clips, and captioned images beside them."""
+    """Captioned clips, and optionally captioned images."""
 
     image_manifest: Path | None = Field(
         None, description="captioned images or videos; every second batch is then of single frames"
@@ -125,16 +118,13 @@ class MultimodalData(CaptionedClipData):
     image_shards: str | None = Field(
         None, description="the same from tar shards: a folder, or an address like s3://x/{00000..00099}.tar"
     )
-    shard_index: Path | None = Field(None, description="folder that keeps where what lies in the shards")
+    shard_index: Path | None = Field(None, description="folder for the index of the shards' contents")
     image_batch_size: int | None = Field(None, ge=1, description="of the image batches; that of the videos by default")
 
 
 def build(recipe: Recipe, skipped: Path | None) -> Job:
     """Build the job of a recipe. Raises as `clip_job`."""
     settings, data = recipe.settings_as(MultimodalSettings), recipe.data_as(MultimodalData)
-
-    def stage(model: VideoLanguage) -> MultimodalStage:
-        return MultimodalStage(model, settings, divisor=distributed.divisor)
 
     def loader(manifest: Manifest, model: VideoLanguage) -> BatchSource:
         tokenizer = Tokenizer(context_length=model.config.text.context)
@@ -143,7 +133,12 @@ def build(recipe: Recipe, skipped: Path | None) -> Job:
         return _with_images(clip_loader(recipe, manifest, skipped, tokenizer), data, skipped, tokenizer)
 
     job = clip_job(
-        recipe, skipped, stage, make_loader=loader, captions=data.captions, settings="settings.caption_weight"
+        recipe,
+        skipped,
+        lambda model: MultimodalStage(model, settings, divisor=distributed.divisor),
+        make_loader=loader,
+        captions=data.captions,
+        settings="settings.caption_weight",
     )
     if isinstance(job.loader, AlternatingLoader):
         return replace(job, facts={"image_rows": job.loader.images.sample_index.fingerprint})
@@ -151,7 +146,7 @@ def build(recipe: Recipe, skipped: Path | None) -> Job:
 
 
 def _captions(recipe: Recipe, manifest: Manifest, data: MultimodalData) -> Iterator[str]:
-    """All captions that a run may read. Raises RecipeError where they are not known before, or averages are kept."""
+    """Yield all captions of a run. Raises RecipeError where they are unknown before training, or with averages."""
     if data.image_shards is not None:
         raise RecipeError("settings.vocabulary", "occurring, with captions in data.image_shards", "all")
     if recipe.loop.ema_decay is not None:
@@ -162,7 +157,7 @@ def _captions(recipe: Recipe, manifest: Manifest, data: MultimodalData) -> Itera
 
 
 def _with_images(videos: Loader, data: MultimodalData, skipped: Path | None, tokenizer: Tokenizer) -> BatchSource:
-    """Batches of clips and of images in turn, where the recipe names images. Raises RecipeError, ManifestError."""
+    """Alternate batches of clips and of images, if the recipe names images. Raises RecipeError, ManifestError."""
     if data.image_shards is None and data.image_manifest is None:
         return videos
     sampler = data.sampling.build()
@@ -183,7 +178,7 @@ def _with_images(videos: Loader, data: MultimodalData, skipped: Path | None, tok
 
 STAGE = StageSpec(
     "multimodal",
-    "match clips and captions, write captions (UniFormerV2 on CLIP)",
+    "match clips and captions, generate captions (UniFormerV2 on CLIP)",
     MultimodalSettings,
     MultimodalData,
     MultimodalStage,

@@ -29,14 +29,14 @@ class SupervisedSettings(Settings):
     """Label smoothing, for batches that are not mixed (soft targets are smoothed already)."""
 
     label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
-    temporal_stride: int = Field(1, ge=1, description="the model sees every n-th frame of the batch's clip")
+    temporal_stride: int = Field(1, ge=1, description="the model gets every n-th frame of the batch's clip")
 
 
 class SupervisedStage(Stage[ClipClassifier, SupervisedSettings]):
     """Cross entropy of a classifier on a batch of labeled clips."""
 
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """{"loss"}: mean cross entropy; labels are (B,) class indices or (B, C) soft targets."""
+        """Compute {"loss"}, the mean cross entropy; labels are (B,) class indices or (B, C) soft targets."""
         if batch.labels is None:
             raise ValueError("the supervised stage needs labels")
         video = batch.video[:, :, :: self.settings.temporal_stride]
@@ -56,10 +56,7 @@ def build(recipe: Recipe, skipped: Path | None) -> Job:
         return clips if mixup is None else MixedLoader(clips, mixup, seed=data.loader.seed)
 
     return clip_job(
-        recipe,
-        skipped,
-        lambda model: SupervisedStage(model, settings, divisor=distributed.divisor),
-        make_loader=loader,
+        recipe, skipped, lambda model: SupervisedStage(model, settings, divisor=distributed.divisor), make_loader=loader
     )
 
 

@@ -52,7 +52,7 @@ class Features:
         values: (n, E) float32, or (n, N, D) float16 tokens; of the readable videos.
         read: (n,) their indices in the manifest, ascending.
         coverage: {"asked", "read", "unreadable": [{"id", "path", "reason"}]}.
-        computed: how many were not in the cache. seconds: that these took, decoding included.
+        computed: number of videos that were not in the cache. seconds: their time, decoding included.
     """
 
     values: Tensor
@@ -96,11 +96,7 @@ def row_key(manifest: Manifest, row: Sample) -> str:
 
 @dataclass
 class FeatureCache:
-    """Cached rows of one model and one kind: one file, and parts beside it during a run.
-
-    Args:
-        folder: of the files. name: of the file, from the model and `cache_key`.
-    """
+    """Cached rows of one model and one kind: the file FOLDER/NAME.safetensors, and parts beside it during a run."""
 
     folder: Path
     name: str
@@ -146,13 +142,7 @@ def _write(path: Path, rows: Mapping[str, Tensor]) -> None:
 
 
 def read_features(
-    model: VideoModel,
-    manifest: Manifest,
-    folder: Path,
-    *,
-    kind: Kind = "video",
-    batch_size: int = 8,
-    workers: int = 0,
+    model: VideoModel, manifest: Manifest, folder: Path, *, kind: Kind = "video", batch_size: int = 8, workers: int = 0
 ) -> Features:
     """Return the features of all readable videos of a manifest, from the cache in `folder` or computed.
 
@@ -181,12 +171,8 @@ def read_features(
         if key not in cache.rows
     ]
     if not len(read):
-        raise RunError(
-            manifest.source,
-            f"none of {len(keys)} videos can be read ({unreadable[0]['reason']})",
-            "",
-            "check the files",
-        )
+        found = f"none of {len(keys)} videos can be read ({unreadable[0]['reason']})"
+        raise RunError(manifest.source, found, "", "check the files")
     values = torch.stack([cache.rows[keys[index]] for index in read])
     coverage = {"asked": len(keys), "read": len(read), "unreadable": unreadable}
     return Features(values, read, coverage, len(uncached) - len(failures), time.perf_counter() - start)
@@ -196,7 +182,7 @@ class CacheWriter(VectorWriter):
     """Add the one vector (or the tokens) of each video to a cache, a part every SAVE_INTERVAL_S.
 
     Attributes:
-        failures: key -> why the video gave nothing.
+        failures: key -> why the video has no vector.
     """
 
     def __init__(self, videos: Sequence[VideoFile], keys: Sequence[str], cache: FeatureCache) -> None:
@@ -222,11 +208,11 @@ class CacheWriter(VectorWriter):
             LOGGER.warning("%s: %s", shown(path), shown(end.reason))
 
     def after_batch(self, unfinished: Collection[int]) -> None:
-        """Save what is new from time to time."""
+        """Save new rows every SAVE_INTERVAL_S."""
         if time.perf_counter() - self._saved > SAVE_INTERVAL_S:
             self.close()
 
     def close(self) -> None:
-        """Save what is new."""
+        """Save new rows."""
         self.cache.add(self._new_rows)
         self._new_rows, self._saved = {}, time.perf_counter()

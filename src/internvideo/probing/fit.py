@@ -28,7 +28,6 @@ from internvideo.probing.fit_learn import (
 )
 from internvideo.probing.fit_report import (
     NAME,
-    RowNames,
     add_fold_metrics,
     add_metrics,
     add_unknown,
@@ -63,7 +62,7 @@ class FitSettings:
         accept_known: fraction of videos of known classes that must not be rejected as unknown.
         use_splits: train on "train" and "validation" rows and evaluate on "test" rows if a manifest has both.
         seed: of the splits and of the attentive head.
-        batch_size: clips per batch. workers: decoding processes; None for a default by the number of cores.
+        batch_size: clips per batch. workers: decoding processes; None for one per two cores, at most 4.
 
     Raises:
         RecipeError: a setting out of range.
@@ -111,7 +110,7 @@ class _Dataset:
     test: NDArray[np.bool_]
 
     def ids(self, mask: NDArray[np.bool_]) -> list[str]:
-        return [row.id for row, wanted in zip(self.manifest.rows, mask, strict=True) if wanted]
+        return [self.manifest.rows[index].id for index in np.flatnonzero(mask)]
 
 
 def fit(
@@ -128,7 +127,7 @@ def fit(
     Args:
         source: a folder with one folder per class, or a manifest.
         model: the frozen encoder.
-        output: folder of this fit alone, for classifier.safetensors, report.json, confusion.svg, run.json.
+        output: folder of only this fit, for classifier.safetensors, report.json, confusion.svg, run.json.
         features: cache folder of features, which fits can share; by default OUTPUT/features.
         console: prints progress and metrics.
 
@@ -140,18 +139,13 @@ def fit(
     settings, screen = settings or FitSettings(), console or Screen()
     require("fit", "internvideo fit")
     manifest, groups = read_labeled_manifest(source, settings)
+    workers = max(0, min(4, (os.cpu_count() or 1) // 2)) if settings.workers is None else settings.workers
+    reading: dict[str, Any] = {"kind": KINDS[settings.head], "batch_size": settings.batch_size, "workers": workers}
     with alone_in(output):
         init_run_dir(output, _recipe(manifest, model, settings), results=(CLASSIFIER,))
         for note in (*manifest.notes, *groups.notes):
             screen.print(note, highlight=False, markup=False)
-        found = read_features(
-            model,
-            manifest,
-            features or output / "features",
-            kind=KINDS[settings.head],
-            batch_size=settings.batch_size,
-            workers=_workers(settings.workers),
-        )
+        found = read_features(model, manifest, features or output / "features", **reading)
         _print_feature_report(screen, found)
         began = time.perf_counter()
         dataset = _readable_dataset(manifest, groups, found, settings)
@@ -183,17 +177,24 @@ def _evaluate_and_save(
         add_metrics(metrics, "test_", predictions, data)
     duplicates = _report_duplicates(dataset, screen)
     seconds = {"features": found.seconds, "fit": time.perf_counter() - began}
-    result = _result(metrics, dataset, model, fitted, settings, found, out_of_fold)
+    result: Result = {
+        "task": NAME,
+        "figures": metrics.values,
+        "intervals": metrics.intervals,
+        "protocol": _protocol(dataset, model, fitted, settings, out_of_fold),
+        "coverage": found.coverage,
+    }
     more = {
         "folds": fold_accuracies,
         "confusion": confusion(predictions, data, config.num_classes).tolist(),
         "classes": list(classes),
         "unknown_classes": unknown,
-        "surest_mistakes": most_confident_mistakes(predictions, data, RowNames(dataset.ids(mask), classes)),
+        "surest_mistakes": most_confident_mistakes(predictions, data, dataset.ids(mask), classes),
         "near_duplicates": duplicates,
         "seconds": seconds,
     }
-    probe = _probe(fitted, classes, model, result)
+    facts = {"figures": result["figures"], "intervals": result["intervals"], "protocol": result["protocol"]}
+    probe = Probe(fitted.head, classes, fitted.temperature, fitted.threshold, EncoderReference.of(model), facts)
     probe.save(output / CLASSIFIER)
     write_fit_report(output, result, more, classes)
     print_result(result, screen)
@@ -223,10 +224,8 @@ def _drop_unused_classes(manifest: Manifest) -> Manifest:
     unused = [name for index, name in enumerate(manifest.classes) if index not in used]
     if not unused:
         return manifest
-    new_index = {index: new_label for new_label, index in enumerate(used)}
-    rows = tuple(
-        row.model_copy(update={"label": None if row.label is None else new_index[row.label]}) for row in manifest.rows
-    )
+    new_index = {None: None, **{index: new_label for new_label, index in enumerate(used)}}
+    rows = tuple(row.model_copy(update={"label": new_index[row.label]}) for row in manifest.rows)
     shown = ", ".join(unused[:5]) + (", ..." if len(unused) > 5 else "")
     note = f"{len(unused)} classes without a video left out: {shown}"
     names = tuple(manifest.classes[index] for index in used)
@@ -243,22 +242,16 @@ def _check_splits(manifest: Manifest, groups: VideoGroups, settings: FitSettings
     test = _is_test(manifest, settings)
     if not test.any():
         return
-    unknown_splits = sorted(
-        {str(row.split) for row in manifest.rows} - {str(name) for name in (*TRAIN_SPLITS, TEST_SPLIT)}
-    )
-    if unknown_splits:
-        raise ManifestError(
-            manifest.source, f"split '{unknown_splits[0]}'", "train, validation, test", "or give --no-splits"
-        )
+    known = (*TRAIN_SPLITS, TEST_SPLIT)
+    if unknown := sorted({str(row.split) for row in manifest.rows if row.split not in known}):
+        found, expected = f"split '{unknown[0]}'", "train, validation, test"
+        raise ManifestError(manifest.source, found, expected, "or give --no-splits")
     shared = np.intersect1d(groups.ids[test], groups.ids[~test])
     if len(shared):
         row = next(row for row, group in zip(manifest.rows, groups.ids, strict=True) if group == shared[0])
-        raise ManifestError(
-            manifest.source,
-            f"{len(shared)} groups have videos in both train and test, such as that of '{row.id}'",
-            "each group in one split",
-            "move them to one split, or give --no-splits to have them split anew",
-        )
+        found = f"{len(shared)} groups have videos in both train and test, such as that of '{row.id}'"
+        hint = "move them to one split, or give --no-splits to have them split anew"
+        raise ManifestError(manifest.source, found, "each group in one split", hint)
 
 
 def _readable_dataset(manifest: Manifest, groups: VideoGroups, found: Features, settings: FitSettings) -> _Dataset:
@@ -269,11 +262,6 @@ def _readable_dataset(manifest: Manifest, groups: VideoGroups, found: Features, 
     train = data.subset(~test)
     check_classes(readable, train.labels, train.groups, len(found.coverage["unreadable"]))
     return _Dataset(readable, data, test)
-
-
-def _workers(workers: int | None) -> int:
-    """Return the number of decoding processes: 1 for each 2 cores, at most 4."""
-    return max(0, min(4, (os.cpu_count() or 1) // 2)) if workers is None else workers
 
 
 def _report_duplicates(dataset: _Dataset, screen: Screen) -> list[dict[str, Any]]:
@@ -297,24 +285,21 @@ def _report_duplicates(dataset: _Dataset, screen: Screen) -> list[dict[str, Any]
 
 def _recipe(manifest: Manifest, model: VideoModel, settings: FitSettings) -> dict[str, Any]:
     """Return the settings that identify a fit; batch size and workers do not."""
-    kept = {key: value for key, value in asdict(settings).items() if key not in ("batch_size", "workers")}
-    kept["known"] = kept.pop("accept_known")  # as the run.json of earlier fits has it
-    kind = KINDS[settings.head]
-    return {"fit": kept, "manifest": manifest.fingerprint, "model": model.name, "features": cache_key(model, kind)}
+    identity = {key: value for key, value in asdict(settings).items() if key not in ("batch_size", "workers")}
+    identity["known"] = identity.pop("accept_known")  # as in the run.json of earlier fits
+    features = cache_key(model, KINDS[settings.head])
+    return {"fit": identity, "manifest": manifest.fingerprint, "model": model.name, "features": features}
 
 
-def _result(
-    metrics: MetricValues,
+def _protocol(
     dataset: _Dataset,
     model: VideoModel,
     fitted: FittedProbe,
     settings: FitSettings,
-    found: Features,
     out_of_fold: OutOfFoldPredictions,
-) -> Result:
-    encoder = EncoderReference.of(model)
-    rule = model.preprocessing
-    protocol: dict[str, Any] = {
+) -> dict[str, Any]:
+    encoder, rule = EncoderReference.of(model), model.preprocessing
+    return {
         "model": encoder.name,
         "weights_sha256": encoder.weights_sha256,
         "weights": encoder.source,
@@ -338,18 +323,6 @@ def _result(
         "precision": model.precision,
         "bootstrap": {**BOOTSTRAP, "method": "percentile, whole sources"},
     }
-    return {
-        "task": NAME,
-        "figures": metrics.values,
-        "intervals": metrics.intervals,
-        "protocol": protocol,
-        "coverage": found.coverage,
-    }
-
-
-def _probe(fitted: FittedProbe, classes: tuple[str, ...], model: VideoModel, result: Result) -> Probe:
-    facts = {"figures": result["figures"], "intervals": result["intervals"], "protocol": result["protocol"]}
-    return Probe(fitted.head, classes, fitted.temperature, fitted.threshold, EncoderReference.of(model), facts)
 
 
 def _print_feature_report(screen: Screen, found: Features) -> None:
@@ -358,6 +331,7 @@ def _print_feature_report(screen: Screen, found: Features) -> None:
             f"features of {found.computed} videos: {found.seconds:.1f} s, {found.seconds / found.computed:.2f} s each",
             highlight=False,
         )
-    lost = found.coverage["unreadable"]
-    if lost:
-        screen.print(f"{len(lost)} videos cannot be read and are left out, such as '{lost[0]['id']}'", highlight=False)
+    if failed := found.coverage["unreadable"]:
+        screen.print(
+            f"{len(failed)} videos cannot be read and are left out, such as '{failed[0]['id']}'", highlight=False
+        )

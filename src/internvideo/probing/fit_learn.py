@@ -99,9 +99,8 @@ def fit_probe(data: LabeledFeatures, config: FitConfig) -> FittedProbe:
         if len(np.unique(inside.labels)) < 2:
             continue
         for index, head in enumerate(fit_heads(inside.features, inside.labels, config.num_classes, grid, config.seed)):
-            held_out_logits[index, fold_ids == fold], id_scores[index, fold_ids == fold] = head.logits_and_id_scores(
-                outside.features
-            )
+            scores = head.logits_and_id_scores(outside.features)
+            held_out_logits[index, fold_ids == fold], id_scores[index, fold_ids == fold] = scores
         usable[fold_ids == fold] = np.isin(outside.labels, inside.labels)
     if usable.sum() < MIN_HELD_OUT:
         regularization = DEFAULT_REGULARIZATION[data.kind]
@@ -109,10 +108,8 @@ def fit_probe(data: LabeledFeatures, config: FitConfig) -> FittedProbe:
         return FittedProbe(head, regularization, 1.0, -1.0, 0)
     labels = data.labels[usable]
     temperatures = [fit_temperature(logits[usable], labels) for logits in held_out_logits]
-    losses = [
-        cross_entropy(logits[usable] / t, labels) for logits, t in zip(held_out_logits, temperatures, strict=True)
-    ]
-    best = int(np.argmin(losses))
+    pairs = zip(held_out_logits, temperatures, strict=True)
+    best = int(np.argmin([cross_entropy(logits[usable] / t, labels) for logits, t in pairs]))
     (head,) = fit_heads(data.features, data.labels, config.num_classes, (grid[best],), config.seed)
     threshold = threshold_for(id_scores[best][usable], config.accept_known)
     return FittedProbe(head, grid[best], temperatures[best], threshold, int(usable.sum()))
@@ -185,7 +182,7 @@ def cross_validate(data: LabeledFeatures, config: FitConfig, num_folds: int, log
         predictions.append((fold_ids == fold, result))
         accuracy = float((result.logits.argmax(axis=1) == test.labels).mean())
         log(f"fold {fold + 1} of {fold_ids.max() + 1}: {100 * accuracy:.1f} % of {len(test)} videos")
-    order = np.argsort(np.concatenate([np.flatnonzero(chosen) for chosen, _ in predictions]))
+    order = np.argsort(np.concatenate([np.flatnonzero(mask) for mask, _ in predictions]))
     columns = {
         name: np.concatenate([getattr(part, name) for _, part in predictions])[order]
         for name in vars(predictions[0][1])
@@ -222,12 +219,9 @@ def leave_one_class_out(
     labels = np.unique(data.labels)
     if len(labels) < 3:
         return None
-    fold_indices = np.unique(fold)
-    chosen = labels[
-        np.linspace(0, len(labels) - 1, min(MAX_LEFT_OUT_CLASSES[data.kind], len(labels))).round().astype(int)
-    ]
+    fold_indices, count = np.unique(fold), min(MAX_LEFT_OUT_CLASSES[data.kind], len(labels))
     areas, per_class, accepted = [], {}, []
-    for index, label in enumerate(chosen):
+    for index, label in enumerate(labels[np.linspace(0, len(labels) - 1, count).round().astype(int)]):
         held_out = fold == fold_indices[index % len(fold_indices)]
         train = data.subset(~held_out & (data.labels != label))
         known = data.subset(held_out & (data.labels != label) & np.isin(data.labels, train.labels))

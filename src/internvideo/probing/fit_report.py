@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +19,9 @@ from internvideo.storage import write_text
 from internvideo.tasks.table import MetricValues, Result
 
 MAX_MISTAKES = 20
-"""Number of most confident mistakes that are listed: often the label is what is wrong."""
+"""Number of most confident mistakes that are listed: often the label is wrong."""
 
 NAME = "fit"
-
-
-@dataclass(frozen=True)
-class RowNames:
-    """Names of the rows and columns: ids of the predicted videos, and classes."""
-
-    ids: Sequence[str]
-    classes: Sequence[str]
 
 
 def add_metrics(metrics: MetricValues, prefix: str, predictions: OutOfFoldPredictions, data: LabeledFeatures) -> None:
@@ -79,17 +70,17 @@ def add_unknown(metrics: MetricValues, check: UnknownCheck | None, classes: Sequ
 
 
 def most_confident_mistakes(
-    predictions: OutOfFoldPredictions, data: LabeledFeatures, names: RowNames
+    predictions: OutOfFoldPredictions, data: LabeledFeatures, ids: Sequence[str], classes: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Return the mistakes with the largest probability, in descending order."""
+    """Return the mistakes with the largest probability, in descending order; `ids` are those of the videos."""
     probabilities = predictions.probabilities
     predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
     wrong = np.flatnonzero(predicted != data.labels)
     return [
         {
-            "id": names.ids[index],
-            "label": names.classes[data.labels[index]],
-            "said": names.classes[predicted[index]],
+            "id": ids[index],
+            "label": classes[data.labels[index]],
+            "said": classes[predicted[index]],
             "probability": round(float(confidence[index]), 4),
         }
         for index in wrong[np.argsort(-confidence[wrong], kind="stable")][:MAX_MISTAKES]

@@ -56,14 +56,12 @@ def assign_groups(manifest: Manifest, pattern: str | None = None) -> VideoGroups
     if pattern is None:
         names = [row.path if row.group is None else f"group {row.group}" for row in manifest.rows]
         alone = sum(row.group is None for row in manifest.rows)
-        notes = []
-        if alone:
-            who = "every video" if alone == len(names) else f"each of {alone} videos without a group"
-            notes.append(
-                f"{who} counts as a group of its own; if several were cut from one recording, give the manifest's "
-                "column 'group' or --group-pattern, or the metrics will be too good"
-            )
-        return _index_groups(names, notes)
+        who = "every video" if alone == len(names) else f"each of {alone} videos without a group"
+        note = (
+            f"{who} counts as a group of its own; if several were cut from one recording, give the manifest's "
+            "column 'group' or --group-pattern, or the metrics will be too good"
+        )
+        return _index_groups(names, [note] if alone else [])
     try:
         search = re.compile(pattern)
     except re.error as error:
@@ -101,14 +99,11 @@ def check_classes(manifest: Manifest, labels: Ints, groups: Ints, unreadable: in
     names = manifest.classes
     unreadable_note = f" ({unreadable} videos cannot be read)" if unreadable else ""
     if len(names) < 2:
-        found = f"1 class, '{names[0]}'" if names else "no class"
-        raise ManifestError(
-            manifest.source, found + unreadable_note, "2 or more", "put each class in a folder of its own"
-        )
+        found = (f"1 class, '{names[0]}'" if names else "no class") + unreadable_note
+        raise ManifestError(manifest.source, found, "2 or more", "put each class in a folder of its own")
     if "unknown" in names:
-        raise ManifestError(
-            manifest.source, "a class called 'unknown'", "any other name", "rename it: rejected videos have that label"
-        )
+        hint = "rename it: rejected videos have that label"
+        raise ManifestError(manifest.source, "a class called 'unknown'", "any other name", hint)
     videos = np.bincount(labels, minlength=len(names))
     smallest = int(videos.argmin())
     if videos[smallest] < 2:
@@ -142,9 +137,8 @@ def folds(labels: Ints, groups: Ints, max_folds: int, seed: int) -> Ints:
             warnings.simplefilter("ignore", UserWarning)  # a class with fewer videos than folds
             for index, (_, held_out) in enumerate(splitter.split(present, present, groups)):
                 fold_ids[held_out] = index
-        gaps = sum(
-            len(np.unique(present)) - len(np.unique(present[fold_ids != index])) for index in np.unique(fold_ids)
-        )
+        num_trained = [len(np.unique(present[fold_ids != index])) for index in np.unique(fold_ids)]
+        gaps = len(np.unique(present)) * len(num_trained) - sum(num_trained)
         if best is None or gaps < best[0]:
             best = (gaps, fold_ids)
         if gaps == 0:

@@ -23,7 +23,7 @@ Floats = NDArray[np.floating]
 
 @dataclass(frozen=True)
 class PixelRidge:
-    """Scores (n, C) on the readable test videos, their row numbers, and the regularization that was chosen."""
+    """Scores (n, C) on the readable test videos, their row indices, and the selected regularization."""
 
     scores: Floats
     rows: list[int]
@@ -31,7 +31,7 @@ class PixelRidge:
 
 
 def tiny_pixels(manifest: Manifest, row: Sample) -> Floats:
-    """(T * S * S,) gray values 0..1 of evenly spaced frames, each the mean of its part. Raises VideoError."""
+    """Read evenly spaced frames as gray values 0..1, averaged to S x S, (T * S * S,). Raises VideoError."""
     with Video(manifest.video_path(row), short_side=2 * SIDE, fps=row.frame_rate) as video:
         info = video.info
         inside = np.arange(info.frames) if row.span is None else info.within(*row.span)
@@ -44,32 +44,32 @@ def tiny_pixels(manifest: Manifest, row: Sample) -> Floats:
 
 
 def pixel_ridge(train: Manifest, test: Manifest) -> PixelRidge:
-    """Fit on the labeled videos of `train`, choose the regularization by leaving one out, score those of `test`.
+    """Fit on the labeled videos of `train`, with the best regularization of leave-one-out, and score those of `test`.
 
     Unreadable videos are left out. Raises VideoError when no training video can be read.
     """
     x, known = _read(train)
-    asked, read = _read(test)
+    test_x, read = _read(test)
     if not known:
         raise VideoError(train.source, "no video can be read")
     targets = np.eye(len(train.classes))[[train.rows[index].label or 0 for index in known]]
     mean, scale = x.mean(axis=0), x.std(axis=0) + 1e-3
-    x, asked = (x - mean) / scale, (asked - mean) / scale
+    x, test_x = (x - mean) / scale, (test_x - mean) / scale
     offset = targets.mean(axis=0)
     kernel = x @ x.T / x.shape[1]
     values, vectors = np.linalg.eigh(kernel)
     rotated = vectors.T @ (targets - offset)
     best: tuple[float, float, Floats] | None = None
-    for strength in REGULARIZATION:
-        inverse = vectors / (values.clip(0) + strength / len(x))
+    for penalty in REGULARIZATION:
+        inverse = vectors / (values.clip(0) + penalty / len(x))
         weights = inverse @ rotated
-        # Left-one-out residuals of kernel ridge: dual weights over the diagonal of the inverse.
+        # Leave-one-out residuals of kernel ridge: dual weights over the diagonal of the inverse.
         residual = weights / (inverse * vectors).sum(axis=1)[:, None]
         error = float((residual**2).mean())
         if best is None or error < best[0]:
-            best = error, strength, weights
+            best = error, penalty, weights
     assert best is not None
-    return PixelRidge(asked @ x.T / x.shape[1] @ best[2] + offset, read, best[1])
+    return PixelRidge(test_x @ x.T / x.shape[1] @ best[2] + offset, read, best[1])
 
 
 def _read(manifest: Manifest) -> tuple[Floats, list[int]]:

@@ -5,8 +5,8 @@ learned queries. Probabilities are calibrated by one temperature. A video whose 
 largest cosine to a class prototype) is below a threshold is classified as "unknown": a classifier can be as confident
 about a class that it was not trained on.
 
-Shapes: n videos, N tokens, D dimension of a feature or token, H queries, W = D or H D dimension of what is classified,
-C classes.
+Shapes: n videos, N tokens, D dimension of a feature or token, H queries, W = D or H D dimension of the
+classifier's input, C classes.
 """
 
 from __future__ import annotations
@@ -71,9 +71,9 @@ class ProbeHead:
 
     def pool(self, features: Tensor) -> Tensor:
         """Pool features (n, D), or (n, N, D) for an attentive head -> (n, W)."""
-        wanted = 2 if self.query is None else 3
-        if features.ndim != wanted or features.shape[-1] != len(self.mean):
-            raise ValueError(f"features {tuple(features.shape)}: {wanted} dimensions, the last of {len(self.mean)}")
+        ndim = 2 if self.query is None else 3
+        if features.ndim != ndim or features.shape[-1] != len(self.mean):
+            raise ValueError(f"features {tuple(features.shape)}: {ndim} dimensions, the last of {len(self.mean)}")
         with torch.no_grad():
             chunks = torch.split(features, CHUNK_SIZE)
             return torch.cat([pool_features(chunk, self.mean, self.scale, self.query) for chunk in chunks])
@@ -148,22 +148,14 @@ class Probe:
         """
         now = EncoderReference.of(model)
         if now.weights_sha256 != self.encoder.weights_sha256:
-            raise WeightsError(
-                "classifier",
-                f"fitted on features of {self.encoder.name} (weights {self.encoder.weights_sha256[:12]}), "
-                f"not of {now.name} ({now.weights_sha256[:12]})",
-                self.encoder.source or self.encoder.name,
-                "give it that model, or fit it again on this one",
-            )
-        was, is_now = dict(self.encoder.preprocessing), dict(now.preprocessing)
-        changed = [key for key in was if was[key] != is_now.get(key)]
-        if changed:
-            raise WeightsError(
-                "classifier",
-                f"fitted on clips with {changed[0]} {was[changed[0]]}, not {is_now.get(changed[0])}",
-                "",
-                "open the model as it was then, or fit it again",
-            )
+            fitted = f"{self.encoder.name} (weights {self.encoder.weights_sha256[:12]})"
+            found = f"fitted on features of {fitted}, not of {now.name} ({now.weights_sha256[:12]})"
+            hint = "give it that model, or fit it again on this one"
+            raise WeightsError("classifier", found, self.encoder.source or self.encoder.name, hint)
+        for key, was in self.encoder.preprocessing.items():
+            if was != now.preprocessing.get(key):
+                found = f"fitted on clips with {key} {was}, not {now.preprocessing.get(key)}"
+                raise WeightsError("classifier", found, "", "open the model as it was then, or fit it again")
 
     def features(self, model: VideoModel, clips: Tensor) -> Tensor:
         """Encode clips (n, 3, T, S, S) to features (n, D), or (n, N, D) for an attentive head."""
@@ -199,10 +191,8 @@ class Probe:
             WeightsError: not the encoder on which it was fitted. VideoError: a video that cannot be read.
         """
         self.check(model)
-        predictions: list[dict[str, float]] = []
-        for clips in model.read(videos, batch_size=batch_size):
-            predictions.extend(self.predict(self.features(model, clips)))
-        return predictions
+        batches = model.read(videos, batch_size=batch_size)
+        return [answer for clips in batches for answer in self.predict(self.features(model, clips))]
 
     # ------------------------------------------------------------------------------------------------------ files
 
@@ -227,9 +217,9 @@ class Probe:
             WeightsError: no such file, a corrupt one, or not a classifier written by `internvideo fit`.
         """
         tensors, metadata = read_safetensors(path)
-        wanted = "a classifier written by `internvideo fit`"
+        expected = "a classifier written by `internvideo fit`"
         if KEY not in metadata:
-            raise WeightsError(path, "holds no classifier", wanted)
+            raise WeightsError(path, "holds no classifier", expected)
         try:
             about = untrusted.parse_json(metadata[KEY])
             if about["format"] != FORMAT_VERSION:
@@ -240,7 +230,7 @@ class Probe:
             temperature, threshold = float(about["temperature"]), float(about["threshold"])
             probe = cls(head, names, temperature, threshold, EncoderReference(**about["encoder"]), about["facts"])
         except (ValueError, KeyError, TypeError) as error:
-            raise WeightsError(path, f"truncated or corrupt ({error})", wanted, "fit it again") from error
+            raise WeightsError(path, f"truncated or corrupt ({error})", expected, "fit it again") from error
         probe._check_parts(path)
         return probe
 
@@ -248,11 +238,11 @@ class Probe:
         head, classes = self.head, len(self.classes)
         width = len(head.mean) * (1 if head.query is None else len(head.query))
         found = {name: tuple(value.shape) for name, value in vars(head).items() if value is not None}
-        wanted = {"mean": head.mean.shape[:1], "scale": head.mean.shape[:1], "weight": (classes, width)}
-        wanted |= {"bias": (classes,), "feature_mean": (width,), "class_prototypes": (classes, width)}
+        expected = {"mean": head.mean.shape[:1], "scale": head.mean.shape[:1], "weight": (classes, width)}
+        expected |= {"bias": (classes,), "feature_mean": (width,), "class_prototypes": (classes, width)}
         if head.query is not None:
-            wanted["query"] = (head.query.shape[0], len(head.mean))
-        for name, shape in wanted.items():
+            expected["query"] = (head.query.shape[0], len(head.mean))
+        for name, shape in expected.items():
             if found[name] != tuple(shape):
                 raise WeightsError(path, f"{name} {found[name]}", str(tuple(shape)), "fit it again")
         finite = all(bool(torch.isfinite(value).all()) for value in vars(head).values() if value is not None)

@@ -147,11 +147,9 @@ def _attentive(features: Tensor, labels: Ints, num_classes: int, weight_decay: f
     n = len(labels)
     size = min(BATCH_SIZE, n)
     total = min(EPOCHS * -(-n // size), MAX_STEPS)
-    settings = TrainingSettings(
-        optimizer=OptimizerSettings(base_lr=PEAK_LR, weight_decay=weight_decay),
-        schedule=ScheduleSettings(steps=total),
-        loop=LoopSettings(precision="float32", seed=seed),
-    )
+    optimizer = OptimizerSettings(base_lr=PEAK_LR, weight_decay=weight_decay)
+    loop = LoopSettings(precision="float32", seed=seed)
+    settings = TrainingSettings(optimizer=optimizer, schedule=ScheduleSettings(steps=total), loop=loop)
     device = torch.device("cpu")
     train_step = TrainStep(stage, settings, total, device, torch.Generator(device))
     targets = torch.from_numpy(labels)
@@ -159,9 +157,8 @@ def _attentive(features: Tensor, labels: Ints, num_classes: int, weight_decay: f
     for step in range(total):
         indices = order[step]
         batch = Batch(features[indices], tuple(str(index) for index in indices.tolist()), targets[indices])
-        train_step(
-            [batch], cosine_with_warmup(step, total, peak=PEAK_LR, final=0.0, warmup=int(WARMUP_FRACTION * total))
-        )
+        lr = cosine_with_warmup(step, total, peak=PEAK_LR, final=0.0, warmup=int(WARMUP_FRACTION * total))
+        train_step([batch], lr)
     if train_step.found_inf:
         raise RunError("attentive probe", "its loss became NaN or infinite", "", "check the model's weights")
     bias = stage.bias.detach().clone()

@@ -157,10 +157,10 @@ def resume(folder: Path, state: RunState) -> Path | None:
 
 
 def _check_shared(path: Path) -> None:
-    """Raise RunError in every process if only some of them see a checkpoint: the folder is not shared."""
-    seen = distributed.collect(path.exists())
-    if not all(seen):
-        without = ", ".join(str(rank) for rank, sees in enumerate(seen) if not sees)
+    """Raise RunError in every process if a checkpoint exists only for some: the folder is not shared."""
+    exists = distributed.collect(path.exists())
+    if not all(exists):
+        without = ", ".join(str(rank) for rank, present in enumerate(exists) if not present)
         found = f"exists for process 0 but not for process {without}"
         raise RunError(path, found, "one folder that all processes share", "give a folder on a shared file system")
 
@@ -170,32 +170,26 @@ def _set_aside(damaged: list[Path]) -> None:
         try:
             path.rename(path.with_suffix(".damaged"))
         except OSError as error:
-            raise RunError(
-                path, f"cannot be renamed: {error.strerror or error}", "", "remove it, then resume"
-            ) from error
+            found = f"cannot be renamed: {error.strerror or error}"
+            raise RunError(path, found, "", "remove it, then resume") from error
 
 
 def _load_sharded(path: Path, state: RunState) -> None:
     """Read this process's part of a checkpoint of any number of processes."""
-    parameters, model = dict(state.stage.named_parameters()), state.stage.state_dict()
-    averages = {} if state.ema is None else state.ema.averages
-    rank = distributed.rank()
+    divided: dict[str, dict[str, Tensor]] = {
+        "model": state.stage.state_dict(),
+        "ema": {} if state.ema is None else state.ema.averages,
+        "optimizer": {name: parameter.detach() for name, parameter in state.stage.named_parameters()},
+    }
     tensors: dict[str, Tensor] = {}
     for name, (size, dtype) in sharded_checkpoint.shapes(path).items():
         kind, _, rest = name.partition("/")
-        like: Tensor | None = None
-        if kind == "model":
-            like = model.get(rest)
-        elif kind == "ema":
-            like = averages.get(rest)
-        elif kind == "optimizer":
-            like = parameters.get(rest.rpartition("/")[0])
-        elif kind == "random" and rest.partition("/")[0] not in (str(rank), "0"):
-            continue
-        if kind == "ema" and like is None:
+        like = divided.get(kind, {}).get(rest.rpartition("/")[0] if kind == "optimizer" else rest)
+        other_rank = kind == "random" and rest.partition("/")[0] not in (str(distributed.rank()), "0")
+        if other_rank or (kind == "ema" and like is None):
             continue
         if like is not None and like.shape == size:
-            tensors[name] = torch.zeros_like(like.detach(), dtype=dtype)
+            tensors[name] = torch.zeros_like(like, dtype=dtype)
         else:
             tensors[name] = torch.zeros(size, dtype=dtype)
     sharded_checkpoint.read(path, tensors)
@@ -224,20 +218,15 @@ def _load_state(path: Path, tensors: Mapping[str, Tensor], saved: Mapping[str, A
 
 def _check_processes(path: Path, saved: Mapping[str, Any], state: RunState) -> None:
     """Raise RunError if the number of processes has changed but must not."""
-    same = saved["processes"] == distributed.world_size()
-    fixed = state.batches_per_step is not None and saved.get("batches_per_step")
-    if same or fixed:
-        return
-    raise RunError(
-        path,
-        f"written by {saved['processes']} processes, now there are {distributed.world_size()}",
-        "the same number, because the data is divided among them",
-        "start torchrun with the same number; runs with loop.global_batch_size may be resumed with another",
-    )
+    fixed_batch = state.batches_per_step is not None and saved.get("batches_per_step")
+    if saved["processes"] != distributed.world_size() and not fixed_batch:
+        found = f"written by {saved['processes']} processes, now there are {distributed.world_size()}"
+        hint = "start torchrun with the same number; runs with loop.global_batch_size may be resumed with another"
+        raise RunError(path, found, "the same number, because the data is divided among them", hint)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read the stage's state dict from a checkpoint; with `ema`, averages replace the parameters that have them.
+    """Read the stage's state dict from a checkpoint; averages replace the parameters that have them.
 
     Raises:
         WeightsError: not a checkpoint.
@@ -271,15 +260,11 @@ def _tensors(state: RunState, random: list[dict[str, Tensor]]) -> dict[str, Tens
 
 
 def _metadata(state: RunState, recipe: Mapping[str, Any]) -> dict[str, Any]:
+    counters = ("step", "epoch", "position", "seconds", "clips", "batches_per_step")
     return {
         "format": FORMAT,
-        "step": state.step,
-        "epoch": state.epoch,
-        "position": state.position,
-        "seconds": state.seconds,
-        "clips": state.clips,
+        **{name: getattr(state, name) for name in counters},
         "processes": distributed.world_size(),
-        "batches_per_step": state.batches_per_step,
         "torch": torch.__version__,
         "recipe": untrusted.parse_json(json.dumps(recipe, default=str), finite=False),
     }

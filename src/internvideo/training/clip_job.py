@@ -1,4 +1,4 @@
-"""Jobs that learn from clips of videos: rows, loader, model with its initial weights, stage."""
+"""Build jobs that train on clips of videos: rows, loader, model with its initial weights, stage."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ def clip_job(
     captions: CaptionChoice = "random",
     settings: str = "settings",
 ) -> Job:
-    """Build a job that learns from clips with labels or captions.
+    """Build a job that trains on clips with labels or captions.
 
     Args:
-        recipe: with `TrainClipData`. skipped: file that names unreadable videos.
+        recipe: with `TrainClipData`. skipped: file that lists unreadable videos.
         make_stage: model -> stage. make_loader: (rows, model) -> batches, by default `clip_loader`.
-        captions: which are learned. settings: what a ValueError of the stage is about.
+        captions: caption selection. settings: setting that a ValueError of the stage concerns.
 
     Raises:
-        RecipeError, ManifestError, WeightsError: what does not fit together.
+        RecipeError, ManifestError, WeightsError: recipe, rows and weights that do not fit together.
     """
     manifest = training_rows(recipe, captions)
     check_flip(recipe.data_as(TrainClipData).augment.flip, manifest.classes)
@@ -49,10 +49,7 @@ def clip_job(
     head = load_init_weights(model, recipe, manifest.classes)
     with setting(settings):
         stage = make_stage(model)
-    if make_loader is None:
-        loader: BatchSource = clip_loader(recipe, manifest, skipped)
-    else:
-        loader = make_loader(manifest, model)
+    loader = clip_loader(recipe, manifest, skipped) if make_loader is None else make_loader(manifest, model)
     return Job(recipe, stage, loader, manifest.classes, manifest.fingerprint, head=head)
 
 
@@ -73,38 +70,26 @@ def training_rows(recipe: Recipe, captions: CaptionChoice = "random") -> Manifes
         manifest = manifest.subset(split=data.split)
     for name, other in data.extra_manifests.items():
         if other.stride is not None and not hasattr(SAMPLERS[data.sampling.kind], "stride"):
-            place = f"data.extra_manifests.{name}.stride"
-            raise RecipeError(
-                place, f"'{data.sampling.kind}' has no stride", "data.sampling.kind: dense, dense_pretrain"
-            )
+            key, found = f"data.extra_manifests.{name}.stride", f"'{data.sampling.kind}' has no stride"
+            raise RecipeError(key, found, "data.sampling.kind: dense, dense_pretrain")
         more = read_manifest(other.manifest).with_notes_logged()
-        manifest = join_manifests(
-            manifest, name, more if other.split is None else more.subset(split=other.split), other.stride
-        )
+        more = more if other.split is None else more.subset(split=other.split)
+        manifest = join_manifests(manifest, name, more, other.stride)
     return with_captions(manifest, captions)
 
 
 def check_flip(flip: bool, classes: tuple[str, ...], what: str = "class") -> None:
-    """Raise RecipeError where clips are mirrored whose classes know left from right."""
-    sides = direction_classes(classes)
-    if flip and sides:
-        raise RecipeError(
-            "data.augment.flip", f"true, but mirroring changes the {what} '{sides[0]}'", "false for such label sets"
-        )
+    """Raise RecipeError where clips are mirrored although classes distinguish left from right."""
+    if flip and (directed := direction_classes(classes)):
+        found = f"true, but mirroring changes the {what} '{directed[0]}'"
+        raise RecipeError("data.augment.flip", found, "false for such label sets")
 
 
 def check_clips(recipe: Recipe, model: nn.Module) -> None:
-    """Check that the recipe's clips are those that the model is made for.
-
-    Raises:
-        RecipeError: naming the settings of both.
-    """
+    """Check that the model takes the recipe's clips. Raises RecipeError, naming the settings of both."""
     data = recipe.data_as(SampledData)
     if data.sampling.kind == "one_per_second" and not getattr(model, "takes_frame_mask", False):
-        raise RecipeError(
-            "data.sampling.kind", "one_per_second, whose clips differ in length", "a fixed number of frames"
-        )
-    frames = 1 if data.loader.single_frame else data.sampling.frames
-    check_clip(
-        model, frames=frames, size=data.augment.size, temporal_stride=getattr(recipe.settings, "temporal_stride", 1)
-    )
+        found = "one_per_second, whose clips differ in length"
+        raise RecipeError("data.sampling.kind", found, "a fixed number of frames")
+    frames, stride = data.sampling.frames, getattr(recipe.settings, "temporal_stride", 1)
+    check_clip(model, frames=1 if data.loader.single_frame else frames, size=data.augment.size, temporal_stride=stride)

@@ -1,4 +1,4 @@
-"""Read recipes of earlier versions, which lie in weights and run folders, as recipes of this version.
+"""Upgrade recipes of earlier versions, saved in weights and run folders, to the current version.
 
 Version 1 had no version and the settings of every task below `data`; version 2 had the names that `RENAMED` lists; up
 to version 3 the number of classes in `model.overrides` was called `classes`.
@@ -50,7 +50,7 @@ REPLACED = {
     "data.augment.test_style": "data.augment.resize_backend",
     "data.augment.squash": "data.augment.keep_aspect=false",
 }
-"""Setting of versions 1 and 2 -> what it is since version 3."""
+"""Setting of versions 1 and 2 -> its replacement since version 3."""
 RENAMED_VALUES = {
     "stage": {
         "localisation": "temporal_localization",
@@ -64,12 +64,11 @@ RENAMED_VALUES = {
     "settings.mask": {"centre": "center"},
     "settings.debias": {"maximised": "maximized"},
 }
-"""Setting -> its values of versions 1 and 2 that have another name."""
+"""Setting -> renamed values of versions 1 and 2."""
 
 VERSION_1_DATA = {
-    *("extra_manifests", "image_manifest", "image_shards", "shard_index", "image_batch_size"),
-    *("captions", "sampling", "augment"),
-    *("features", "proposals", "key_frames", "hands", "questions", "queries", "world"),
+    *("extra_manifests", "image_manifest", "image_shards", "shard_index", "image_batch_size", "captions", "sampling"),
+    *("augment", "features", "proposals", "key_frames", "hands", "questions", "queries", "world"),
 }
 VERSION_1_INSIDE = {
     "augment": {
@@ -93,7 +92,7 @@ def new_value(setting: str, value: object) -> str | None:
 
 
 def upgraded(tree: Mapping[str, Any], catalog: Catalog) -> dict[str, Any]:
-    """Return a saved recipe as this version writes it, without settings that its stage never read."""
+    """Return a saved recipe in the current version, without settings that its stage never read."""
     version = tree.get("version", 1)
     if version not in (1, 2, 3):
         return dict(tree)

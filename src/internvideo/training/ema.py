@@ -25,9 +25,9 @@ class Ema:
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
-        trainable = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
-        self._parameters = [parameter for _, parameter in trainable]
-        self.averages = {name: parameter.detach().float().clone() for name, parameter in trainable}
+        trainable = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+        self._parameters = list(trainable.values())
+        self.averages = {name: parameter.detach().float().clone() for name, parameter in trainable.items()}
 
     @torch.no_grad()
     def update(self) -> None:

@@ -13,7 +13,7 @@ from internvideo.datasets.class_names import ClassMatch, match_classes, only_cou
 from internvideo.errors import RecipeError, WeightsError
 from internvideo.training.recipe import Recipe
 
-DO = "set init_head: match_names to keep its rows of these classes, init_head: random for a new one"
+HINT = "set init_head: match_names to keep its rows of these classes, init_head: random for a new one"
 
 
 class HeadInitializer:
@@ -28,12 +28,11 @@ class HeadInitializer:
 
     def __init__(self, recipe: Recipe, classes: Sequence[str]) -> None:
         self.kind, self.class_map, self.classes = recipe.init_head, recipe.init_class_map, tuple(classes)
-        self.given = "weights" in recipe.init
-        self.asked = 0
+        self.has_weights = "weights" in recipe.init
         self.match: ClassMatch | None = None
         if self.class_map is not None and self.kind != "match_names":
             raise RecipeError("init_class_map", str(self.class_map), "with init_head: match_names")
-        if self.kind != "exact" and recipe.init and not self.given:
+        if self.kind != "exact" and recipe.init and not self.has_weights:
             raise RecipeError("init_head", self.kind, "exact, unless init.weights is given")
 
     def __call__(self, known: tuple[str, ...], path: Path) -> Sequence[int] | None:
@@ -42,22 +41,23 @@ class HeadInitializer:
         Raises:
             WeightsError: other classes, and `init_head` is exact. ManifestError: see `match_classes`.
         """
-        self.asked += 1
         if self.kind == "random":
             return None
         if self.kind == "match_names":
             self.match = match_classes(self.classes, known, where="init_head: match_names", class_map=self.class_map)
             return self.match.rows
         if len(known) != len(self.classes):
-            raise WeightsError(path, f"a head of {len(known)} classes", f"{len(self.classes)}, those of data.train", DO)
-        numbers = only_count(known) or only_count(self.classes)
-        other = next((pair for pair in zip(known, self.classes, strict=True) if pair[0] != pair[1]), None)
-        if other is not None and not numbers:
-            found = f"class '{other[0]}' of the head has the index of '{other[1]}' in data.train"
-            raise WeightsError(path, found, "the same classes in the same order", DO)
+            raise WeightsError(
+                path, f"a head of {len(known)} classes", f"{len(self.classes)}, those of data.train", HINT
+            )
+        numbered = only_count(known) or only_count(self.classes)
+        different = next((pair for pair in zip(known, self.classes, strict=True) if pair[0] != pair[1]), None)
+        if different is not None and not numbered:
+            found = f"class '{different[0]}' of the head has the index of '{different[1]}' in data.train"
+            raise WeightsError(path, found, "the same classes in the same order", HINT)
         return range(len(known))
 
-    def told(self, recipe: Recipe) -> tuple[str, ...]:
+    def summary(self, recipe: Recipe) -> tuple[str, ...]:
         """Describe the initialization in one line; () if the head is the file's or there is no file.
 
         Raises:
@@ -65,14 +65,13 @@ class HeadInitializer:
         """
         if self.kind == "exact":
             return ()
-        if not self.given:
+        if not self.has_weights:
             return (f"{self.kind} (nothing yet: give init.weights, training waits for it)",)
         if self.kind == "random":
             return (f"random, {len(self.classes)} classes",)
         if self.match is None:
-            raise WeightsError(
-                recipe.init["weights"], "has no classification head", "weights of a classifier", "init_head: exact"
-            )
+            found, weights = "has no classification head", recipe.init["weights"]
+            raise WeightsError(weights, found, "weights of a classifier", "init_head: exact")
         return (self.match.about,)
 
 

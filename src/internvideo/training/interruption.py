@@ -11,7 +11,7 @@ from internvideo.terminal import LOGGER
 
 
 class StopSignals:
-    """Set `requested` when SIGINT or SIGTERM is received within the block. Main thread only; elsewhere never."""
+    """Set `requested` when SIGINT or SIGTERM is received within the block; only in the main thread."""
 
     def __init__(self) -> None:
         self.requested = False

@@ -14,7 +14,7 @@ from typing import Any, Self
 from tqdm import tqdm
 
 from internvideo import distributed, untrusted
-from internvideo.errors import RunError
+from internvideo.errors import unwritable
 from internvideo.extras import require
 from internvideo.storage import write_text
 from internvideo.terminal import LOGGER
@@ -55,11 +55,9 @@ class MetricLog:
     """Metric log of one run; only rank 0 writes and prints.
 
     Args:
-        folder: run folder.
-        total: number of steps of the run.
+        folder: run folder. total: number of steps of the run.
         step: steps already made; lines of later steps, written before a crash, are removed.
-        title: prefix of the progress line.
-        tensorboard: also write events to folder/tensorboard.
+        title: prefix of the progress line. tensorboard: also write events to folder/tensorboard.
 
     Raises:
         RecipeError: `tensorboard` is set but TensorBoard is not installed.
@@ -73,14 +71,8 @@ class MetricLog:
         self.last_progress_time = self.started
         self.last_values: Mapping[str, float] = {}
         self.events = _event_writer(folder, step) if tensorboard and self.active else None
-        self.bar = tqdm(
-            total=total,
-            initial=step,
-            desc=title,
-            unit="step",
-            file=sys.stderr,
-            disable=not (self.active and sys.stderr.isatty()),
-        )
+        hidden = not (self.active and sys.stderr.isatty())
+        self.bar = tqdm(total=total, initial=step, desc=title, unit="step", file=sys.stderr, disable=hidden)
         if self.active and self.file.exists():
             valid = [line for line in read_metrics(folder) if line["step"] <= step]
             write_text(self.file, "".join(json.dumps(line) + "\n" for line in valid))
@@ -123,7 +115,7 @@ class MetricLog:
             with self.file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(json_safe(line)) + "\n")
         except OSError as error:
-            raise RunError(self.file, f"cannot be written: {error.strerror}", "", "free space, then resume") from error
+            raise unwritable(self.file, error) from error
 
     def progress(self, step: int) -> None:
         """Show the progress: a bar with the remaining time, or one line every ten seconds without a terminal."""
@@ -133,8 +125,7 @@ class MetricLog:
         if self.active and self.bar.disable and due:
             self.last_progress_time = now
             seconds_left = (now - self.started) / max(1, step - self.first_step) * (self.total - step)
-            left = format_duration(seconds_left)
-            self.message(f"step {step}/{self.total}, {self._summary()}, {left} left")
+            self.message(f"step {step}/{self.total}, {self._summary()}, {format_duration(seconds_left)} left")
 
     def _summary(self) -> str:
         last, labels = self.last_values, {"loss": "loss", "clips_per_second": "clips/s"}

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,25 +22,12 @@ from internvideo.training import checkpoint, run_folder
 from internvideo.training.checkpoint import RunState
 from internvideo.training.interruption import StopSignals
 from internvideo.training.logging import MetricLog
+from internvideo.training.metric_buffer import BatchSource as BatchSource
 from internvideo.training.metric_buffer import MetricBuffer
 from internvideo.training.schedule import Schedule
 from internvideo.training.settings import TrainingSettings
 from internvideo.training.sharding import is_sharded
 from internvideo.training.step import TrainStep
-
-
-class BatchSource(Protocol):
-    """Interface of a training loader."""
-
-    @property
-    def data_time(self) -> float:
-        """Seconds spent waiting for batches so far."""
-
-    def __len__(self) -> int:
-        """Number of batches per epoch on this process."""
-
-    def epoch(self, k: int, start: int = 0) -> Iterator[Batch]:
-        """Yield the batches of epoch k from batch index `start` (0..len) on; deterministic."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +78,8 @@ def train(
         loader: batches of this process.
         settings: optimizer, schedule, loop.
         folder: run folder; holds run.json, metrics.jsonl, checkpoints/ and, after a failure, nonfinite.json.
-        recipe: resolved settings, plain values; stored in every checkpoint. On resume they must be equal, except for a
-            longer schedule, `ignore_keys` and `changes`.
+        recipe: resolved settings as JSON values; stored in every checkpoint. On resume they must be equal, except for
+            a longer schedule, `ignore_keys` and `changes`.
         batch_size: clips per batch and process, repeats not counted (for "batch/256").
         device: training device; the CPU by default.
         title: prefix of the progress line.
@@ -112,7 +99,7 @@ def train(
         run_folder.locked(folder),
     ):
         per_epoch = len(loader)
-        if settings.loop.global_batch_size is not None:  # whole steps alone, whatever a process's share of one is
+        if settings.loop.global_batch_size is not None:  # whole steps only, for any number of processes
             per_epoch -= per_epoch % settings.loop.grad_accum_steps
         schedule = _schedule(settings, per_epoch, batch_size)
         train_step, state = _setup(stage, settings, schedule.total, here)
@@ -159,15 +146,11 @@ def _schedule(settings: TrainingSettings, batches: int, batch_size: int) -> Sche
     if batches == 0:
         found = f"{batch_size} on each of {distributed.world_size()} processes: fewer samples than one batch"
         raise RunError("data.loader.batch_size", found, "at least one batch", "lower it or add clips")
-    grad_accum_steps = settings.loop.grad_accum_steps
-    scale = settings.optimizer.scale(batch_size * grad_accum_steps * distributed.world_size())
-    return Schedule(
-        settings.schedule,
-        peak=settings.optimizer.base_lr * scale,
-        scale=scale,
-        total=settings.schedule.total_steps(batches / grad_accum_steps),
-        warmup=settings.schedule.warmup_steps(batches / grad_accum_steps),
-    )
+    schedule, num_accumulated = settings.schedule, settings.loop.grad_accum_steps
+    scale = settings.optimizer.scale(batch_size * num_accumulated * distributed.world_size())
+    steps_per_epoch = batches / num_accumulated
+    total, warmup = schedule.total_steps(steps_per_epoch), schedule.warmup_steps(steps_per_epoch)
+    return Schedule(schedule, settings.optimizer.base_lr * scale, scale, total, warmup)
 
 
 def _setup(
@@ -230,7 +213,5 @@ class BatchStream:
 
     def close(self) -> None:
         """Close the epoch's iterator, which ends the loader's workers."""
-        close = getattr(self._batches, "close", None)
-        if close is not None:
-            close()
+        getattr(self._batches, "close", lambda: None)()
         self._batches = None

@@ -1,4 +1,4 @@
-"""Count the memory of a training step per tensor, or predict it without computing: the same on every machine."""
+"""Count the memory of a training step per tensor, or predict it from shapes."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Activations:
     """Tensors that autograd keeps for the backward pass.
 
     Attributes:
-        bytes: the most that are kept at once. uses: storage -> how many saved tensors need it now.
+        bytes: peak. current: bytes kept now. uses: storage -> number of saved tensors that need it now.
     """
 
     bytes: int = 0
     uses: Counter[int] = field(default_factory=Counter)
-    kept: int = 0
+    current: int = 0
 
 
 class _Saved:
@@ -42,27 +42,27 @@ class _Saved:
     def __init__(self, tensor: Tensor, counted: Activations) -> None:
         self.tensor, self.counted, self.storage = tensor, counted, _storage(tensor)
         if not counted.uses[self.storage]:
-            counted.kept += tensor.untyped_storage().nbytes()
-            counted.bytes = max(counted.bytes, counted.kept)
+            counted.current += tensor.untyped_storage().nbytes()
+            counted.bytes = max(counted.bytes, counted.current)
         counted.uses[self.storage] += 1
 
     def __del__(self) -> None:
         self.counted.uses[self.storage] -= 1
         if not self.counted.uses[self.storage]:
-            self.counted.kept -= self.tensor.untyped_storage().nbytes()
+            self.counted.current -= self.tensor.untyped_storage().nbytes()
 
 
 @contextmanager
 def counted_activations(weights: Iterable[Tensor]) -> Iterator[Activations]:
     """Count what forward passes inside the block save for backward, without the storages of `weights`.
 
-    What is freed by a backward pass inside counts no longer; what it computes again does. Temporary tensors of the
-    forward and the backward pass are not counted.
+    Tensors freed by a backward pass inside are subtracted, recomputed ones are added. Temporary tensors are not
+    counted.
     """
-    counted, own = Activations(), {_storage(tensor) for tensor in weights}
+    counted, excluded = Activations(), {_storage(tensor) for tensor in weights}
 
     def pack(tensor: Tensor) -> Tensor | _Saved:
-        return tensor if _storage(tensor) in own else _Saved(tensor, counted)
+        return tensor if _storage(tensor) in excluded else _Saved(tensor, counted)
 
     def unpack(saved: Tensor | _Saved) -> Tensor:
         return saved.tensor if isinstance(saved, _Saved) else saved
@@ -76,19 +76,15 @@ def _storage(tensor: Tensor) -> int:
 
 
 def predict_activations(stage: nn.Module, batch: Any, *, bfloat16: bool) -> tuple[int, int]:
-    """Predict a forward and backward pass of a stage, with shapes alone: nothing is computed, no device is needed.
+    """Predict the memory of a forward and backward pass of a stage from shapes, without computing values.
 
     Returns:
-        bytes that autograd keeps at most, and floating-point operations of matrix products.
+        peak bytes kept by autograd, and floating-point operations of matrix products.
 
     Raises:
-        RunError: shapes of this stage follow from values.
+        RunError: shapes of this stage depend on values.
     """
-    from torch._subclasses.fake_tensor import (
-        DataDependentOutputException,
-        DynamicOutputShapeException,
-        FakeTensorMode,
-    )
+    from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
     from torch.func import functional_call
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -106,13 +102,13 @@ def predict_activations(stage: nn.Module, batch: Any, *, bfloat16: bool) -> tupl
                     losses = functional_call(stage, {**weights}, (batch, torch.Generator()))
                 torch.autograd.backward(losses["loss"])
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
-            found = "shapes of this stage follow from values"
+            found = "shapes of this stage depend on values"
             raise RunError("prediction of memory", found, "", "it is measured where one step is made") from error
     return activations.bytes, operations.get_total_flops()
 
 
 def _checks_pass() -> Any:
-    """Return a mode in which what is asked of tensors without values as true or false is true."""
+    """Return a mode in which tensors without values are true in conditions."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class ChecksPass(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it so
@@ -125,23 +121,23 @@ def _checks_pass() -> Any:
 
 
 def state_bytes(stage: nn.Module, settings: TrainingSettings, processes: int = 1) -> dict[str, int]:
-    """Bytes on each process of what a run keeps between steps, and of the gradients.
+    """Compute the bytes per process of parameters, gradients, optimizer state and averages.
 
     Args:
-        processes: that divide the parameters, where `loop.parallel` does: all of "fsdp", those of a machine of "hsdp".
-            A layer is then gathered whole, one after another, and so is what lies in no layer.
+        processes: number that shards the parameters: all of "fsdp", those of one machine of "hsdp". Layers are
+            gathered one after another; parameters outside of layers stay gathered.
     """
     every, repeated = tensor_bytes(stage.parameters()), [tensor_bytes(layer.parameters()) for layer in layers(stage)]
-    learning = tensor_bytes(p for p in stage.parameters() if p.requires_grad)
-    share = 1 if settings.loop.parallel == "ddp" else processes
+    trainable = tensor_bytes(p for p in stage.parameters() if p.requires_grad)
+    shards = 1 if settings.loop.parallel == "ddp" else processes
     largest = max(repeated, default=0)
-    gathered = (every - sum(repeated) + largest) * (share - 1) // share
+    gathered = (every - sum(repeated) + largest) * (shards - 1) // shards
     moments = {"adamw": 2, "bert_adam": 2, "sgd": 1}[settings.optimizer.kind]
     return {
-        "parameters": every // share + gathered + tensor_bytes(stage.buffers()),
-        "gradients": learning // share + (largest if share > 1 else 0),
-        "optimizer": moments * learning // share,
-        "averages": learning // share if settings.loop.ema_decay is not None else 0,
+        "parameters": every // shards + gathered + tensor_bytes(stage.buffers()),
+        "gradients": trainable // shards + (largest if shards > 1 else 0),
+        "optimizer": moments * trainable // shards,
+        "averages": trainable // shards if settings.loop.ema_decay is not None else 0,
     }
 
 

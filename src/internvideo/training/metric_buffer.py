@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,22 +23,27 @@ from internvideo.training.step import GRADIENT_NORM
 NONFINITE = "nonfinite.json"
 
 
-class HasDataTime(Protocol):
-    """A loader that measures data-loading time."""
+class BatchSource(Protocol):
+    """Interface of a training loader."""
 
     @property
     def data_time(self) -> float:
         """Seconds spent waiting for batches so far."""
 
+    def __len__(self) -> int:
+        """Number of batches per epoch on this process."""
+
+    def epoch(self, k: int, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of epoch k from batch index `start` (0..len) on; deterministic."""
+
 
 class MetricBuffer:
-    """Collect the losses of training steps; `flush` logs their mean and raises on non-finite values.
+    """Collect the losses of training steps and the data time of a loader.
 
-    Args:
-        loader: its `data_time` is logged.
+    `flush` logs their mean and raises on non-finite values.
     """
 
-    def __init__(self, loader: HasDataTime) -> None:
+    def __init__(self, loader: BatchSource) -> None:
         self.loader = loader
         self.steps: list[dict[str, Tensor]]
         self.ids: list[tuple[str, ...]]
@@ -68,7 +73,7 @@ class MetricBuffer:
         steps = [_mean(values) for values in zip(*per_process, strict=True)]
         first = state.step - len(steps) + 1
         for index, values in enumerate(zip(*per_process, strict=True)):
-            if not all(math.isfinite(value[name]) for value in values for name in ("loss", GRADIENT_NORM)):
+            if not all(map(_is_finite, values)):
                 self._raise_nonfinite(first + index, self.ids[index], list(values), state, folder)
         seconds, data_time = time.perf_counter() - self.started, self.loader.data_time - self.data_time_at_start
         clips = distributed.sum_over_processes(sum(len(ids) for ids in self.ids))
@@ -80,23 +85,17 @@ class MetricBuffer:
 
     def _to_host(self) -> list[dict[str, float]]:
         """Copy the buffered values to the host, the only host-device sync of the training loop."""
-        flat = torch.stack([value.double() for losses in self.steps for value in losses.values()]).tolist()
-        values = iter(flat)
+        values = iter(torch.stack([value.double() for losses in self.steps for value in losses.values()]).tolist())
         return [{name: next(values) for name in losses} for losses in self.steps]
 
     def _raise_nonfinite(
         self, step: int, ids: tuple[str, ...], values: list[dict[str, float]], state: RunState, folder: Path
     ) -> None:
         clips: list[tuple[str, ...]] = distributed.collect(ids)
-        either_nonfinite = [
-            rank
-            for rank, value in enumerate(values)
-            if not all(math.isfinite(value[name]) for name in ("loss", GRADIENT_NORM))
-        ]
-        loss_is_nonfinite: list[bool] = [not math.isfinite(value["loss"]) for value in values]
-        what = "loss" if any(loss_is_nonfinite) else "gradient"
         # All processes have the same gradient, but each has its own loss.
-        nonfinite_ranks = [rank for rank, nonfinite in enumerate(loss_is_nonfinite) if nonfinite] or either_nonfinite
+        nonfinite_ranks = [rank for rank, value in enumerate(values) if not math.isfinite(value["loss"])]
+        what = "loss" if nonfinite_ranks else "gradient"
+        nonfinite_ranks = nonfinite_ranks or [rank for rank, value in enumerate(values) if not _is_finite(value)]
         clip_ids = [name for rank in nonfinite_ranks for name in clips[rank]]
         report = {
             "step": step,
@@ -109,12 +108,13 @@ class MetricBuffer:
         if distributed.rank() == 0:
             write_text(folder / NONFINITE, json.dumps(json_safe(report), indent=1) + "\n")
         shown = ", ".join(dict.fromkeys(clip_ids[:8])) + (", ..." if len(clip_ids) > 8 else "")
-        raise RunError(
-            folder / NONFINITE,
-            f"the {what} of step {step} is not finite; clips {shown}",
-            "finite numbers",
-            "look at these clips, lower optimizer.base_lr or set loop.max_grad_norm, then start in another folder",
-        )
+        hint = "look at these clips, lower optimizer.base_lr or set loop.max_grad_norm, then start in another folder"
+        found = f"the {what} of step {step} is not finite; clips {shown}"
+        raise RunError(folder / NONFINITE, found, "finite numbers", hint)
+
+
+def _is_finite(losses: Mapping[str, float]) -> bool:
+    return math.isfinite(losses["loss"]) and math.isfinite(losses[GRADIENT_NORM])
 
 
 def parameter_norms(stage: nn.Module) -> dict[str, float]:
@@ -126,9 +126,8 @@ def parameter_norms(stage: nn.Module) -> dict[str, float]:
 
 def _mean(values: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Average each name over the mappings that contain it."""
-    names = dict.fromkeys(name for value in values for name in value)
-    return {name: _average([value[name] for value in values if name in value]) for name in names}
-
-
-def _average(numbers: list[float]) -> float:
-    return sum(numbers) / len(numbers)
+    columns: dict[str, list[float]] = {}
+    for value in values:
+        for name, number in value.items():
+            columns.setdefault(name, []).append(number)
+    return {name: sum(numbers) / len(numbers) for name, numbers in columns.items()}

@@ -25,7 +25,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def training_path(recipe: Recipe) -> Path:
-    """What the recipe learns from. Raises RecipeError when it does not say."""
+    """Return the path of the training data. Raises RecipeError without one."""
     if recipe.data.train is None:
         raise RecipeError("data.train", "is missing", "a manifest or a folder of videos", "add data.train=PATH")
     return recipe.data.train
@@ -39,7 +39,7 @@ def build_model(recipe: EvaluationRecipe, num_classes: int) -> nn.Module:
 def model_overrides(recipe: EvaluationRecipe, num_classes: int) -> dict[str, Any]:
     """Return the settings of the model; a classifier without a number of classes gets that of the manifest.
 
-    So does one whose head is not that of `init`: a recipe's own number of classes is then that of its data set alone.
+    So does one with another head than `init`: the recipe's number of classes is then that of its own data set.
 
     Raises:
         RecipeError: the recipe's number of classes is not that of the manifest.
@@ -53,29 +53,22 @@ def model_overrides(recipe: EvaluationRecipe, num_classes: int) -> dict[str, Any
     if spec.classifiers and not num_classes:
         raise RecipeError("data.train", "has no labels", "a label in every row")
     for part in spec.classifiers:
-        place, settings = "model.overrides", overrides
+        key, settings = "model.overrides", overrides
         if part:
-            place, settings = f"model.overrides.{part}", overrides.setdefault(part, {})
+            key, settings = f"model.overrides.{part}", overrides.setdefault(part, {})
         if not isinstance(settings, dict):
-            raise RecipeError(place, f"found {settings!r}", "settings of the model")
-        asked = settings.setdefault(spec.outputs, num_classes)
+            raise RecipeError(key, f"found {settings!r}", "settings of the model")
+        given = settings.setdefault(spec.outputs, num_classes)
         if isinstance(recipe, Recipe) and recipe.init_head != "exact":
             settings[spec.outputs] = num_classes
-        elif asked != num_classes:
-            found = f"{asked}, but the manifest has {num_classes} {spec.outputs.removeprefix('num_')}"
-            raise RecipeError(f"{place}.{spec.outputs}", found, str(num_classes))
+        elif given != num_classes:
+            found = f"{given}, but the manifest has {num_classes} {spec.outputs.removeprefix('num_')}"
+            raise RecipeError(f"{key}.{spec.outputs}", found, str(num_classes))
     return overrides
 
 
 def init_model(recipe: Recipe, num_classes: int, *kinds: type[Model]) -> Model:
-    """Build the recipe's model with random weights of the recipe's seed.
-
-    Args:
-        kinds: what the stage trains.
-
-    Raises:
-        RecipeError: the model is of another kind.
-    """
+    """Build the recipe's model with random weights of its seed. Raises RecipeError for another class than `kinds`."""
     torch.manual_seed(recipe.loop.seed)  # of the initial weights; the loop seeds its own generators
     with torch.device("meta") if builds_on_meta(recipe.loop.parallel) else nullcontext():
         model = build_model(recipe, num_classes)
@@ -89,10 +82,10 @@ def load_init_weights(model: nn.Module, recipe: Recipe, classes: Sequence[str] |
     """Fill the model with the weights of `init`, and let it recompute activations where the recipe says so.
 
     Args:
-        classes: of the training rows, for a model with a head that `init_head` is about.
+        classes: of the training rows, for a model with a head that `init_head` initializes.
 
     Returns:
-        what was done with the head, one line each.
+        lines that describe the initialization of the head.
 
     Raises:
         WeightsError: `init` cannot be used. RecipeError, ManifestError: `init_head` cannot.
@@ -108,16 +101,16 @@ def load_init_weights(model: nn.Module, recipe: Recipe, classes: Sequence[str] |
     rule = None if classes is None else HeadInitializer(recipe, classes)
     if builds_on_meta(recipe.loop.parallel):  # the first process has the weights, and sends them
         return ()
-    for line in (*positions.told(recipe), *initialize(model, recipe.init, rule)):
+    for line in (*positions.summary(recipe), *initialize(model, recipe.init, rule)):
         if distributed.rank() == 0:
             LOGGER.info(f"positions: {line}")
-    return () if rule is None else rule.told(recipe)
+    return () if rule is None else rule.summary(recipe)
 
 
 @contextmanager
-def setting(place: str) -> Iterator[None]:
-    """Report a ValueError inside as the mistake in the setting `place`."""
+def setting(key: str) -> Iterator[None]:
+    """Convert a ValueError inside to a RecipeError of the setting `key`."""
     try:
         yield
     except ValueError as error:
-        raise RecipeError(place, str(error)) from error
+        raise RecipeError(key, str(error)) from error

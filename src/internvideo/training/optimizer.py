@@ -9,9 +9,9 @@ The outermost module that defines a rule applies it to everything inside it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,14 +28,14 @@ class ParameterRule:
     weight_decay: float
 
 
-def _owner(module: nn.Module, name: str, attribute: str) -> tuple[nn.Module, str] | None:
+def _owner(module: nn.Module, name: str, attribute: str) -> tuple[Any, str] | None:
     """Find the outermost module that contains parameter `name` and has `attribute`; return it and the relative name."""
     owner, rest = module, name
     while not hasattr(owner, attribute):
         head, dot, rest = rest.partition(".")
         if not dot:
             return None
-        owner = cast(nn.Module, getattr(owner, head))
+        owner = owner.get_submodule(head)
     return owner, rest
 
 
@@ -50,23 +50,19 @@ def _is_norm_parameter(module: nn.Module, name: str) -> bool:
 
 def _is_exempt_from_decay(module: nn.Module, name: str, parameter: nn.Parameter, rule: str) -> bool:
     if rule != "model":
-        own = name.rpartition(".")[2]
-        bias = own == "bias" or own.endswith("_bias")
+        leaf = name.rpartition(".")[2]
+        bias = leaf == "bias" or leaf.endswith("_bias")
         return rule != "nothing" and (bias or (rule == "biases_and_all_norms" and _is_norm_parameter(module, name)))
-    found = _owner(module, name, "no_weight_decay")
-    if found is None:
+    if (found := _owner(module, name, "no_weight_decay")) is None:
         return parameter.ndim <= 1 or name.endswith(".bias")
-    owner, rest = found
-    return cast(Callable[[str, nn.Parameter], bool], owner.no_weight_decay)(rest, parameter)
+    return bool(found[0].no_weight_decay(found[1], parameter))
 
 
 def _layer_decay_scale(module: nn.Module, name: str, decay: float | None) -> float:
-    found = None if decay is None else _owner(module, name, "get_layer_id")
-    if decay is None or found is None:
+    if decay is None or (found := _owner(module, name, "get_layer_id")) is None:
         return 1.0
     owner, rest = found
-    layer = cast(Callable[[str], int], owner.get_layer_id)(rest)
-    return layer_scale(decay, layer, cast(int, owner.max_layer_id))
+    return layer_scale(decay, owner.get_layer_id(rest), owner.max_layer_id)
 
 
 def layer_scale(decay: float, layer_id: int, max_layer_id: int) -> float:
@@ -86,9 +82,8 @@ def parameter_rules(module: nn.Module, settings: OptimizerSettings) -> dict[str,
         raise RecipeError("stage", "no trainable parameter", "at least one", "check what the stage freezes")
     for pattern in settings.lr_multipliers:
         if not any(re.search(pattern, name) for name, _ in trainable):
-            raise RecipeError(
-                "optimizer.lr_multipliers", f"{pattern!r} is in no name", f"names such as {trainable[-1][0]!r}"
-            )
+            found, expected = f"{pattern!r} is in no name", f"names such as {trainable[-1][0]!r}"
+            raise RecipeError("optimizer.lr_multipliers", found, expected)
     if settings.layer_decay is not None and not any(_owner(module, name, "get_layer_id") for name, _ in trainable):
         raise RecipeError("optimizer.layer_decay", "this model has no layer ids", "null", "leave the setting out")
     rules = {}
@@ -129,9 +124,7 @@ class BertAdam(torch.optim.Optimizer):
     """Adam without bias correction, with decoupled weight decay and per-tensor clipping (Video-Text-Retrieval).
 
     Args:
-        params: parameters or groups.
-        lr, betas, eps, weight_decay: of Adam.
-        clip: largest gradient norm of one tensor.
+        params: parameters or groups. lr, betas, eps, weight_decay: of Adam. clip: largest gradient norm of one tensor.
     """
 
     def __init__(
@@ -147,19 +140,16 @@ class BertAdam(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "clip": clip})
         self.found_inf: Tensor | None = None  # set by the loop: 1 skips the update
 
-    def _parameters_with_groups(self) -> Iterator[tuple[nn.Parameter, dict[str, Any]]]:
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    yield parameter, group
-
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]  # no closure here
         """Update the parameters."""
         if closure is not None:
             raise ValueError("BertAdam takes no closure")
-        for parameter, group in self._parameters_with_groups():
-            gradient, state = cast(Tensor, parameter.grad), self.state[parameter]
+        members = ((parameter, group) for group in self.param_groups for parameter in group["params"])
+        for parameter, group in members:
+            if parameter.grad is None:
+                continue
+            gradient, state = parameter.grad, self.state[parameter]
             if not state:
                 state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
             gradient = gradient * (group["clip"] / (gradient.norm() + 1e-6)).clamp(max=1.0)

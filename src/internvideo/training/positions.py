@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 
 from internvideo.models.factory import configure
-from internvideo.models.videomae import VideoMAEConfig, VideoMAEPretrain
+from internvideo.models.videomae import VideoMAEPretrain
 from internvideo.training.recipe import Recipe
 from internvideo.weights.initialize import masked_parts, native_clip
 
@@ -28,28 +28,23 @@ def with_positions(recipe: Recipe) -> Recipe:
     for part, config in masked_parts(configure(recipe.model.name, overrides, recipe.catalog.models)).items():
         path = recipe.init.get(part) or recipe.init.get("weights")
         settings = overrides.get(part, {}) if part else overrides
-        said = settings.get("position_table")
-        if path is None or config.learnable_positions or "native_clip" in settings or said == "native":
+        table = settings.get("position_table")
+        if path is None or config.learnable_positions or "native_clip" in settings or table == "native":
             continue
         clip = native_clip(path, config.tubelet, recipe.catalog.models)
-        if said is not None or clip != (config.image_size, config.frames):
+        if table is not None or clip != (config.image_size, config.frames):
             settings = {**settings, "position_table": "resized", "native_clip": list(clip)}
             overrides |= {part: settings} if part else settings
     return recipe.model_copy(update={"model": recipe.model.model_copy(update={"overrides": overrides})})
 
 
-def told(recipe: Recipe) -> tuple[str, ...]:
+def summary(recipe: Recipe) -> tuple[str, ...]:
     """Return one line per masked encoder whose fixed positions are resized."""
+    lines = []
     parts = masked_parts(configure(recipe.model.name, recipe.model.overrides, recipe.catalog.models))
-    return tuple(_line(part, config) for part, config in parts.items() if _is_resized(config))
-
-
-def _is_resized(config: VideoMAEConfig) -> bool:
-    own = (config.image_size, config.frames)
-    return config.position_table == "resized" and not config.learnable_positions and config.native_clip != own
-
-
-def _line(part: str, config: VideoMAEConfig) -> str:
-    name = f"{part}.pos_embed" if part else "pos_embed"
-    size, frames = config.native_clip
-    return f"{name} resized from {size} px, {frames} frames to {config.image_size} px, {config.frames} frames"
+    for part, config in parts.items():
+        (size, frames), clip = config.native_clip, (config.image_size, config.frames)
+        if config.position_table == "resized" and not config.learnable_positions and (size, frames) != clip:
+            name = f"{part}.pos_embed" if part else "pos_embed"
+            lines.append(f"{name} resized from {size} px, {frames} frames to {clip[0]} px, {clip[1]} frames")
+    return tuple(lines)

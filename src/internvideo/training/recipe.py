@@ -5,7 +5,6 @@ The available stages and models are passed in as a `Catalog`; this module import
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from pydantic import BaseModel, Field, PrivateAttr, SerializeAsAny, ValidationIn
 from torch import nn
 
 from internvideo.data.settings import DataSettings, HeadInit, Settings
-from internvideo.errors import RecipeError, shown
+from internvideo.errors import RecipeError, shown, suggestion
 from internvideo.models.entry import ModelEntry
 from internvideo.objectives.classification import Divisor, at_least_one
 from internvideo.training.loop import BatchSource
@@ -90,9 +89,8 @@ class ModelSettings(Settings):
     def _known(cls, name: str, info: ValidationInfo) -> str:
         models = catalog_of(info).models
         if name not in models:
-            near = difflib.get_close_matches(name, models, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else "; `internvideo list models` names them"
-            raise ValueError(f"no model '{shown(name)}'{hint}")
+            hint = suggestion(name, models) or "`internvideo list models` lists them"
+            raise ValueError(f"no model '{shown(name)}'; {hint}")
         return name
 
 
@@ -183,12 +181,8 @@ class EvaluationRecipe(Settings):
     def _checked(self, value: BaseModel, kind: type[Some]) -> Some:
         if isinstance(value, kind):
             return value
-        fields = ("settings", "data")
-        fitting = [
-            name
-            for name, spec in self._catalog.stages.items()
-            if any(issubclass(getattr(spec, field), kind) for field in fields)
-        ]
+        stages = self._catalog.stages.values()
+        fitting = [spec.name for spec in stages if issubclass(spec.settings, kind) or issubclass(spec.data, kind)]
         found = f"the weights or the recipe are of the {'stage' if self.stage else 'task'} '{self.stage or self.task}'"
         raise RecipeError("stage", found, ", ".join(fitting))
 
@@ -208,11 +202,9 @@ class Recipe(EvaluationRecipe):
         "exact",
         description="the head of init.weights: the same classes, its rows matched by class name, or a random one",
     )
-    init_class_map: Path | None = Field(
-        None, description="with init_head: match_names, which class is which of the file's"
-    )
+    init_class_map: Path | None = Field(None, description="with init_head: match_names, maps classes to the file's")
     base_weight: float = Field(
-        0.0, ge=0.0, le=1.0, description="weight-space ensemble: share of the initial weights in the result"
+        0.0, ge=0.0, le=1.0, description="weight-space ensemble: weight of the initial weights in the result"
     )
     data: SerializeAsAny[DataSettings]
     optimizer: OptimizerSettings
@@ -241,24 +233,22 @@ class Recipe(EvaluationRecipe):
 
 
 TRAINING_DATA = (
-    "train",
-    "split",
-    "extra_manifests",
-    "image_manifest",
-    "image_shards",
-    "shard_index",
-    "image_batch_size",
+    *("train", "split", "extra_manifests"),
+    *("image_manifest", "image_shards", "shard_index", "image_batch_size"),
 )
 """Settings below `data` that name training data."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A recipe with everything that it names built; `fingerprint` is that of the training rows and their classes.
+    """A recipe with the objects built from it.
 
-    `context` holds further data needed to use the model, saved with its weights as JSON: provenance of a detector's
-    features, the vocabulary of instructions. `head` is the source of the classification head, if the recipe names one.
-    `facts` are fingerprints of other training data: a run resumes only if they are unchanged.
+    Attributes:
+        fingerprint: of the training rows and their classes.
+        context: further data needed to use the model, saved with its weights as JSON: provenance of a detector's
+            features, the vocabulary of instructions.
+        head: source of the classification head, if the recipe names one.
+        facts: fingerprints of other training data; a run resumes only if they are unchanged.
     """
 
     recipe: Recipe
@@ -273,7 +263,4 @@ class Job:
     @property
     def model(self) -> nn.Module:
         """The model that the stage trains."""
-        model = self.stage.model
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"{type(self.stage).__name__}.model is no module")
-        return model
+        return self.stage.get_submodule("model")

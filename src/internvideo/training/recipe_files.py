@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from importlib import resources
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ValidationError
 
 from internvideo import untrusted
-from internvideo.errors import RecipeError, WeightsError
+from internvideo.errors import RecipeError, WeightsError, suggestion
 from internvideo.training.earlier_recipes import new_name, new_value, upgraded
 from internvideo.training.recipe import Catalog, EvaluationRecipe, Recipe
 from internvideo.training.settings import LoopSettings
@@ -33,7 +33,7 @@ NEEDS = {
     "data.augment.mix_probability": ("data.augment.mixup", "data.augment.cutmix"),
     "data.augment.mix_smoothing": ("data.augment.mixup", "data.augment.cutmix"),
 }
-"""Setting -> settings of which at least one must be on for it to have an effect."""
+"""Setting -> settings of which at least one must be enabled for it to have an effect."""
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -123,8 +123,7 @@ def _find(name: str | Path) -> Path:
     shipped = shipped_recipes()
     if str(name) in shipped:
         return shipped[str(name)]
-    near = difflib.get_close_matches(str(name), shipped, n=1)
-    hint = f"did you mean '{near[0]}'?" if near else "`internvideo list recipes` names the shipped ones"
+    hint = suggestion(str(name), shipped) or "`internvideo list recipes` lists the shipped ones"
     raise RecipeError(name, "no such recipe file", "a YAML file or the name of a shipped recipe", hint)
 
 
@@ -158,18 +157,18 @@ def check_numbers(given: Mapping[str, Any], values: Mapping[str, Any], where: ob
     Raises:
         RecipeError: naming the setting. Sizes of models are checked where they are built.
     """
-    written = leaves(given)
-    for name, found in leaves(values).items():
+    given_leaves = leaves(given)
+    for name, parsed in leaves(values).items():
         if name.startswith("model."):
             continue
-        told = written.get(name)
-        each = list(found) if isinstance(found, list | tuple) else [found]
-        as_told = list(told) if isinstance(told, list | tuple) else [told]
-        for number, value in enumerate(each):
+        parsed_values, given_values = (
+            list(value) if isinstance(value, list | tuple) else [value] for value in (parsed, given_leaves.get(name))
+        )
+        for value, raw in zip_longest(parsed_values, given_values):
             if type(value) not in (int, float):
                 continue
-            if number < len(as_told) and isinstance(as_told[number], bool):
-                raise RecipeError(where, f"'{name}' is {str(as_told[number]).lower()}", "a number")
+            if isinstance(raw, bool):
+                raise RecipeError(where, f"'{name}' is {str(raw).lower()}", "a number")
             if abs(value) > LARGEST and name not in LARGER:
                 raise RecipeError(where, f"'{name}' is {value:g}", f"at most {LARGEST:,}")
 
@@ -178,52 +177,47 @@ def check_needed(recipe: EvaluationRecipe, where: object) -> None:
     """Raise RecipeError for settings of a feature that is switched off (`NEEDS`)."""
     data = type(recipe.data)(loader=recipe.data.loader)
     defaults = leaves({"data": data.model_dump(), "loop": LoopSettings().model_dump()})
-    found = leaves(recipe.model_dump())
+    values = leaves(recipe.model_dump())
     for name, needed in NEEDS.items():
-        if (
-            name in defaults
-            and name in found
-            and found[name] != defaults[name]
-            and not any(found[other] for other in needed)
-        ):
-            told = str(found[name]).lower()
-            raise RecipeError(
-                where, f"'{name}' is {told} without {' or '.join(needed)}", f"with one, or without {name}"
-            )
+        changed = name in defaults and name in values and values[name] != defaults[name]
+        if changed and not any(values[other] for other in needed):
+            found = f"'{name}' is {str(values[name]).lower()} without {' or '.join(needed)}"
+            raise RecipeError(where, found, f"with one, or without {name}")
 
 
 def _explain(item: Any, tree: Mapping[str, Any], catalog: Catalog) -> str:
     location = item["loc"]
-    place = ".".join(str(part) for part in location)
+    key = ".".join(str(part) for part in location)
     if item["type"] == "missing":
-        return f"'{place}' is missing"
+        return f"'{key}' is missing"
     if item["type"] not in ("extra_forbidden", "unexpected_keyword_argument"):  # of models, of dataclasses
         message = item["msg"].removeprefix("Value error, ")
-        if now := new_value(place, item["input"]):
-            return f"'{place}': '{item['input']}' is '{now}' now"
-        return f"'{place}': {message}" + ("" if item["type"] == "value_error" else f", found {item['input']!r}")
+        if now := new_value(key, item["input"]):
+            return f"'{key}': '{item['input']}' is '{now}' now"
+        return f"'{key}': {message}" + ("" if item["type"] == "value_error" else f", found {item['input']!r}")
     stage = str(tree.get("stage"))
     others = []
     if location[0] in ("settings", "data"):
         others = [other for other in catalog.stages if location[-1] in _siblings(location, other, catalog)]
     if others:
         of = f"stage '{stage}'" if "stage" in tree else f"task '{tree.get('task')}'"
-        return f"no setting '{place}' in the {of}, it is of {', '.join(others)}"
+        return f"no setting '{key}' in the {of}, it is of {', '.join(others)}"
     if location[-1] in Recipe.model_fields and len(location) == 1:
-        return f"no setting '{place}' in a recipe for evaluation, without optimizer and schedule"
-    if now := new_name(place):
-        return f"no setting '{place}', now '{now}'"
-    near = difflib.get_close_matches(str(location[-1]), _siblings(location, stage, catalog), n=1)
+        return f"no setting '{key}' in a recipe for evaluation, without optimizer and schedule"
+    if now := new_name(key):
+        return f"no setting '{key}', now '{now}'"
     elsewhere = [name for name in _dotted(location[:1], stage, catalog) if name.endswith(f".{location[-1]}")]
-    hint = (elsewhere or near)[:1]
-    return f"no setting '{place}'" + (f", did you mean '{hint[0]}'?" if hint else "")
+    hint = suggestion(str(location[-1]), _siblings(location, stage, catalog))
+    if elsewhere:
+        hint = f"did you mean '{elsewhere[0]}'?"
+    return f"no setting '{key}'" + (f", {hint}" if hint else "")
 
 
 def _dotted(above: Sequence[int | str], stage: str, catalog: Catalog) -> list[str]:
     """List the dotted names of all settings in the section `above` of a stage's recipe."""
     names = _siblings((*above, ""), stage, catalog) if len(above) < 4 else []
-    found = [".".join((*map(str, above), name)) for name in names]
-    return [*found, *(inner for name in names for inner in _dotted((*above, name), stage, catalog))]
+    dotted = [".".join((*map(str, above), name)) for name in names]
+    return [*dotted, *(inner for name in names for inner in _dotted((*above, name), stage, catalog))]
 
 
 def _siblings(location: Sequence[int | str], stage: str, catalog: Catalog) -> list[str]:

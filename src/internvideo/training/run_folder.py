@@ -12,6 +12,7 @@ from typing import Any
 from internvideo import distributed, untrusted
 from internvideo.errors import RecipeError, RunError
 from internvideo.storage import alone_in, write_text
+from internvideo.training.settings import OptimizerSettings, ScheduleSettings
 from internvideo.training.sharded_checkpoint import is_finished
 from internvideo.weights.layouts import leaves
 
@@ -25,18 +26,15 @@ IGNORED_KEYS = (
 EXTENDABLE_KEYS = ("schedule.steps", "schedule.epochs")
 """Settings that may increase, or return to an earlier value of this run, without being named: a longer schedule."""
 CHANGEABLE_KEYS = (
-    *(f"optimizer.{name}" for name in ("base_lr", "lr_scaling", "betas", "eps", "momentum", "weight_decay")),
-    *(f"optimizer.{name}" for name in ("no_decay", "layer_decay", "lr_multipliers")),
-    *(f"schedule.{name}" for name in ("steps", "epochs", "warmup", "start_lr", "final_lr", "kind", "milestones")),
-    *(
-        f"loop.{name}"
-        for name in ("max_grad_norm", "grad_accum_steps", "precision", "activation_checkpointing", "compile")
-    ),
+    *(f"optimizer.{name}" for name in OptimizerSettings.model_fields if name != "kind"),
+    *(f"schedule.{name}" for name in ScheduleSettings.model_fields),
+    *(f"loop.{name}" for name in ("max_grad_norm", "grad_accum_steps", "precision")),
+    *("loop.activation_checkpointing", "loop.compile"),
 )
 """Settings that may be changed on purpose between two sessions; checkpoints do not depend on their values."""
 
 EARLIER: dict[str, dict[bool, str]] = {"loop.compile": {True: "blocks", False: "none"}}
-"""Setting -> what its values of earlier versions are now."""
+"""Setting -> earlier values -> their present names."""
 
 Change = tuple[Any, Any]
 """(old, new) value of a setting."""
@@ -99,31 +97,31 @@ def init_run_dir(
             hint = "start in another folder, with init.weights=FILE to start from these weights"
             raise RecipeError("--change", f"'{key}' cannot change within a run", ", ".join(CHANGEABLE_KEYS), hint)
     changed: dict[str, Change] = {}
-    distributed.first_alone(
-        lambda: changed.update(_init_run_dir(folder, recipe, ignore_keys, changes, fill_defaults, results))
-    )
+
+    def init() -> None:
+        file, log = folder / RUN_FILE, folder / "metrics.jsonl"
+        has_progress = newest(folder) is not None or (log.exists() and log.stat().st_size > 0)
+        has_progress = has_progress or any((folder / name).exists() for name in results)
+        if has_progress and not file.exists():
+            raise RunError(folder, f"holds a run without {RUN_FILE}", "an empty folder", "choose another output folder")
+        saved = _read(file) if file.exists() else {}
+        if has_progress:
+            found = differences(fill_defaults(saved["recipe"]), recipe, (*IGNORED_KEYS, *ignore_keys))
+            changed.update(_accepted_changes(folder, found, saved, changes))
+            for partial in (folder / FOLDER).glob(".step-*.partial.safetensors"):  # of a session that was killed
+                partial.unlink()
+        else:
+            write_text(file, _as_json(recipe, []))
+
+    distributed.first_alone(init)
     from_rank_zero: dict[str, Change] = distributed.collect(changed)[0]
     return from_rank_zero
 
 
-def _init_run_dir(
-    folder: Path,
-    recipe: Recipe,
-    ignore_keys: Collection[str],
-    changes: Collection[str],
-    fill_defaults: Callable[[Recipe], Recipe],
-    results: Collection[str],
+def _accepted_changes(
+    folder: Path, changed: dict[str, Change], saved: Mapping[str, Any], changes: Collection[str]
 ) -> dict[str, Change]:
-    file, log = folder / RUN_FILE, folder / "metrics.jsonl"
-    has_progress = newest(folder) is not None or (log.exists() and log.stat().st_size > 0)
-    has_progress = has_progress or any((folder / name).exists() for name in results)
-    if has_progress and not file.exists():
-        raise RunError(folder, f"holds a run without {RUN_FILE}", "an empty folder", "choose another output folder")
-    saved = _read(file) if file.exists() else {}
-    if not has_progress:
-        write_text(file, _as_json(recipe, []))
-        return {}
-    changed = differences(fill_defaults(saved["recipe"]), recipe, (*IGNORED_KEYS, *ignore_keys))
+    """Return the changes that a run may resume with. Raises RunError for others."""
     earlier_changes = [session["settings"].get(key) for session in saved["changes"] for key in EXTENDABLE_KEYS]
     earlier_values = [change[0] for change in earlier_changes if change]
     accepted = {
@@ -132,8 +130,6 @@ def _init_run_dir(
         if _is_valid_length(key, *change, earlier_values) or _is_under(key, changes)
     }
     _raise_if_changed(folder, {key: change for key, change in changed.items() if key not in accepted})
-    for partial in (folder / FOLDER).glob(".step-*.partial.safetensors"):  # of a session that was killed
-        partial.unlink()
     return accepted
 
 
@@ -182,11 +178,11 @@ def _raise_if_changed(where: Path, changed: Mapping[str, Change]) -> None:
 
 
 def differences(written: Recipe, now: Recipe, ignore_keys: Collection[str] = ()) -> dict[str, Change]:
-    """Return dotted key -> (old, new) where two recipes differ, apart from `ignore_keys` and everything below them."""
+    """Return dotted key -> (old, new) where two recipes differ, apart from `ignore_keys` and the keys below them."""
     # Through JSON, as the written one: tuples become lists, keys become strings.
     before, after = leaves(written), leaves(untrusted.parse_json(json.dumps(now, default=str), finite=False))
     before |= {key: EARLIER[key][was] for key, was in before.items() if key in EARLIER and isinstance(was, bool)}
-    # A setting that is None is as one that an earlier version did not have.
+    # None is equivalent to a setting that an earlier version did not have.
     before |= {key: None for key, value in after.items() if value is None and key not in before}
     return {
         key: (before.get(key, "not there"), after.get(key, "not there"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from internvideo.training.settings import ScheduleSettings
@@ -27,31 +26,13 @@ def cosine_with_warmup(
     return final + 0.5 * (peak - final) * (1.0 + math.cos(math.pi * progress))
 
 
-def linear_with_warmup(
-    step: int, total: int, *, peak: float, final: float, warmup: int = 0, start: float = 0.0
-) -> float:
-    """Linear warm-up, then linear decay from `peak` to `final` at step `total`."""
-    if step < warmup:
-        return linear_warmup(step, warmup, start, peak)
-    return peak + (final - peak) * (step - warmup) / (total - warmup)
-
-
 def cosine_including_warmup(progress: float, warmup: float) -> float:
     """Linear warm-up, then a cosine over the whole run: 0.5 (1 + cos(pi progress)) (Video-Text-Retrieval).
 
-    The cosine includes the warm-up, so the factor drops slightly where the warm-up ends.
-
-    Args:
-        progress: completed fraction of the run, 0..1.
-        warmup: warm-up fraction of the run, 0..1.
+    Both arguments are fractions of the run, 0..1. The cosine includes the warm-up, so the factor drops slightly where
+    the warm-up ends.
     """
     return progress / warmup if progress < warmup else 0.5 * (1.0 + math.cos(math.pi * progress))
-
-
-def multi_step_factor(progress: float, milestones: Sequence[float], factor: float = 0.1) -> float:
-    """Multi-step decay: multiply by `factor` at each of `milestones` (fractions of the run) that was reached."""
-    # Milestones fall on steps, up to rounding.
-    return factor ** sum(progress >= milestone - 1e-9 for milestone in milestones)
 
 
 @dataclass(frozen=True)
@@ -73,21 +54,18 @@ class Schedule:
 
     def __call__(self, step: int) -> float:
         """Return the learning rate of step `step`, counted from 0."""
-        start, final = self.settings.start_lr * self.scale, self.settings.final_lr * self.scale
-        match self.settings.kind:
+        settings, total, warmup, peak = self.settings, self.total, self.warmup, self.peak
+        start, final = settings.start_lr * self.scale, settings.final_lr * self.scale
+        if settings.kind == "cosine_including_warmup":
+            return peak * cosine_including_warmup(step / total, warmup / total)
+        if step < warmup:
+            return linear_warmup(step, warmup, start, peak)
+        match settings.kind:
             case "cosine":
-                return cosine_with_warmup(
-                    step, self.total, peak=self.peak, final=final, warmup=self.warmup, start=start
-                )
+                return cosine_with_warmup(step, total, peak=peak, final=final, warmup=warmup, start=start)
             case "linear":
-                return linear_with_warmup(
-                    step, self.total, peak=self.peak, final=final, warmup=self.warmup, start=start
-                )
+                return peak + (final - peak) * (step - warmup) / (total - warmup)
             case "constant":
-                return linear_warmup(step, self.warmup, start, self.peak) if step < self.warmup else self.peak
-            case "multistep":
-                if step < self.warmup:
-                    return linear_warmup(step, self.warmup, start, self.peak)
-                return self.peak * multi_step_factor(step / self.total, self.settings.relative_milestones())
-            case "cosine_including_warmup":
-                return self.peak * cosine_including_warmup(step / self.total, self.warmup / self.total)
+                return peak
+            case "multistep":  # milestones fall on steps, up to rounding
+                return peak * 0.1 ** sum(step / total >= at - 1e-9 for at in settings.relative_milestones())

@@ -57,11 +57,9 @@ class OptimizerSettings(Settings):
 
     @model_validator(mode="after")
     def _of_the_kind(self) -> Self:
-        usual = type(self).model_fields
-        others = ("betas", "eps") if self.kind == "sgd" else ("momentum",)
-        if unread := [name for name in others if getattr(self, name) != usual[name].default]:
-            named = ", ".join(f"optimizer.{name}" for name in unread)
-            raise ValueError(f"{named}: not of optimizer.kind '{self.kind}'")
+        others, fields = ("betas", "eps") if self.kind == "sgd" else ("momentum",), type(self).model_fields
+        if unread := [f"optimizer.{name}" for name in others if getattr(self, name) != fields[name].default]:
+            raise ValueError(f"{', '.join(unread)}: not of optimizer.kind '{self.kind}'")
         return self
 
     def scale(self, clips_per_step: int) -> float:
@@ -102,27 +100,21 @@ class ScheduleSettings(Settings):
         rates = self.start_lr or self.final_lr
         shorter = f"give schedule.warmup={length / 10:g} or a longer run"
         milestones = ", ".join(f"{at:g}" for at in self.milestones)
-        faults = [
-            (self.warmup > length, f"schedule.warmup {self.warmup:g} is longer than {run}: {shorter}"),
-            (
-                self.kind == "cosine_including_warmup" and rates,
-                f"schedule.kind {self.kind} starts and ends at 0: leave out schedule.start_lr and schedule.final_lr",
-            ),
-            (
-                (self.kind == "multistep") != bool(self.milestones),
-                "schedule.milestones and schedule.kind multistep belong together: give both or neither",
-            ),
-            (not ascending, f"schedule.milestones {milestones} do not ascend within {run}"),
-        ]
-        if found := [text for wrong, text in faults if wrong]:
+        zero = f"schedule.kind {self.kind} starts and ends at 0: leave out schedule.start_lr and schedule.final_lr"
+        both = "schedule.milestones and schedule.kind multistep belong together: give both or neither"
+        faults = {
+            f"schedule.warmup {self.warmup:g} is longer than {run}: {shorter}": self.warmup > length,
+            zero: self.kind == "cosine_including_warmup" and rates,
+            both: (self.kind == "multistep") != bool(self.milestones),
+            f"schedule.milestones {milestones} do not ascend within {run}": not ascending,
+        }
+        if found := [text for text, wrong in faults.items() if wrong]:
             raise ValueError("; ".join(found))
         return self
 
     def total_steps(self, steps_per_epoch: float) -> int:
         """Optimizer steps of the whole run."""
-        if self.steps is not None:
-            return self.steps
-        return max(1, round((self.epochs or 0.0) * steps_per_epoch))
+        return max(1, round((self.epochs or 0.0) * steps_per_epoch)) if self.steps is None else self.steps
 
     def warmup_steps(self, steps_per_epoch: float) -> int:
         """Optimizer steps of the warm-up."""

@@ -31,7 +31,7 @@ DAMAGED = "damaged: it has another SHA-256 than when it was written"
 
 
 class Writer:
-    """Write checkpoints in the background, one at a time; every process makes one and calls it alike."""
+    """Write checkpoints in the background, one at a time. Collective: every process creates and calls one."""
 
     def __init__(self) -> None:
         try:
@@ -42,7 +42,7 @@ class Writer:
             found = f"checkpoints of divided models need a newer torch than {torch.__version__}"
             raise RecipeError("loop.parallel", found, "ddp", "pip install -U torch") from error
         self._storage, self._failure, self._save = hf_storage, CheckpointException, async_save
-        self._group = dist.new_group(backend="gloo")  # of its own: the training's collectives go on meanwhile
+        self._group = dist.new_group(backend="gloo")  # separate from the collectives of the training
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._path = Path()
@@ -50,7 +50,7 @@ class Writer:
     def write(
         self, path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], then: Callable[[], None]
     ) -> None:
-        """Copy the tensors to the host and write them behind; `then` is called by the first process at the end.
+        """Copy the tensors to the host and write them in the background; at the end the first process calls `then`.
 
         Raises:
             RunError: the checkpoint before this one could not be written.
@@ -73,7 +73,7 @@ class Writer:
             copied.result()
             number = f"shard-{distributed.rank() + 1:05d}-"
             own = {file.name: sha256_of(file) for file in sorted(path.glob(f"{number}*"))}
-        except Exception as error:  # told by the thread that waits for this one
+        except Exception as error:  # raised by `finish`
             self._error = error
         try:
             dist.all_gather_object(digests, own, group=self._group)
@@ -101,7 +101,7 @@ def _unwritable(path: Path, error: BaseException) -> RunError:
 
 
 def _empty(path: Path) -> None:
-    """Make the folder of a checkpoint; what a killed session left in it goes."""
+    """Create the folder of a checkpoint without the files of a killed session."""
     try:
         shutil.rmtree(path, ignore_errors=True)
         path.mkdir(parents=True)
@@ -110,12 +110,12 @@ def _empty(path: Path) -> None:
 
 
 def is_finished(path: Path) -> bool:
-    """Whether a folder is a checkpoint that was written to its end."""
+    """Return whether a folder is a complete checkpoint."""
     return (path / INDEX).is_file()
 
 
 def read_index(path: Path) -> dict[str, Any]:
-    """Read what checkpoint.json says. Raises WeightsError."""
+    """Read checkpoint.json. Raises WeightsError."""
     try:
         index = dict(untrusted.read_json(path / INDEX, finite=False))
         if not all(isinstance(name, str) and Path(name).name == name for name in dict(index["files"])):
@@ -166,10 +166,7 @@ def read(path: Path, tensors: dict[str, Tensor], *, alone: bool = False) -> None
 
 def read_whole(path: Path, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
     """Read the whole tensors whose names start with one of the prefixes, in one process. Raises WeightsError."""
-    found = {
-        name: torch.empty(size, dtype=dtype)
-        for name, (size, dtype) in shapes(path).items()
-        if name.startswith(prefixes)
-    }
-    read(path, found, alone=True)
-    return found
+    stored = shapes(path)
+    tensors = {n: torch.empty(size, dtype=dtype) for n, (size, dtype) in stored.items() if n.startswith(prefixes)}
+    read(path, tensors, alone=True)
+    return tensors

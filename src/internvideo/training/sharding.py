@@ -1,4 +1,4 @@
-"""Divide a stage among processes with FSDP2: parameters, gradients and optimizer state, layer by layer."""
+"""Shard a stage over processes with FSDP2: parameters, gradients and optimizer state, layer by layer."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from internvideo.errors import RecipeError
 from internvideo.models.block import Block
 from internvideo.models.caption_decoder import CaptionLayer
 
-if TYPE_CHECKING:  # at run time where they are needed: a command that trains nothing starts without them
+if TYPE_CHECKING:  # imported where needed, because commands that train nothing start without them
     from torch.distributed.device_mesh import DeviceMesh
 
 Parallel = Literal["ddp", "fsdp", "hsdp"]
 LAYERS = (Block, CaptionLayer)
-"""Modules that repeat: each is gathered, computed and freed by itself, and compiled by itself."""
+"""Repeated modules, each gathered, freed and compiled separately."""
 ENTRIES = ("attention_branch", "feed_forward_branch", "mean")
-"""Methods of a `Block` that are called beside its forward."""
+"""Methods of a `Block` that are called besides its forward."""
 
 
 def layers(stage: nn.Module) -> list[nn.Module]:
@@ -31,23 +31,22 @@ def layers(stage: nn.Module) -> list[nn.Module]:
 
 
 def is_sharded(parallel: Parallel) -> bool:
-    """Whether a run divides its parameters: with one process there is nothing to divide."""
+    """Return whether a run shards its parameters: with several processes, unless `parallel` is "ddp"."""
     return parallel != "ddp" and distributed.world_size() > 1
 
 
 def builds_on_meta(parallel: Parallel) -> bool:
-    """Whether this process builds the model without values, because those of the first process will be divided."""
+    """Return whether this process builds the model without values, to receive those of the first process."""
     return is_sharded(parallel) and distributed.rank() > 0
 
 
 def shard(stage: nn.Module, parallel: Parallel, device: torch.device, *, reshard_after_forward: bool = True) -> None:
-    """Divide a stage, in place; where it has no values yet, those of the first process are sent, shard by shard.
+    """Shard a stage, in place; on the meta device it receives the values of the first process, shard by shard.
 
     Args:
-        stage: of all processes the same; on the meta device in all but the first, or with values in every one.
-        parallel: "fsdp" divides among all processes, "hsdp" among those of a machine, with a copy per machine.
-        device: of this process.
-        reshard_after_forward: free the gathered parameters of a layer until its backward pass.
+        stage: the same in all processes; with values in every one, or on the meta device in all but the first.
+        parallel: "fsdp" shards over all processes, "hsdp" over those of a machine, with a replica per machine.
+        device: of this process. reshard_after_forward: free a layer's gathered parameters until its backward pass.
 
     Raises:
         RecipeError: the stage leaves some parameters without gradient in some steps, or the machines differ.
@@ -73,10 +72,9 @@ def shard(stage: nn.Module, parallel: Parallel, device: torch.device, *, reshard
         stage.to_empty(device=device)
     stage.to(device)
     if send:
-        set_model_state_dict(
-            stage, values, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
-        )
-        for buffer in stage.buffers():  # those that are in no state dict too
+        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
+        set_model_state_dict(stage, values, options=options)
+        for buffer in stage.buffers():  # also those that are in no state dict
             dist.broadcast(buffer, 0)
 
 
@@ -93,19 +91,17 @@ def _mesh(parallel: Parallel, device: torch.device) -> DeviceMesh:
 
 
 def synchronize_gradients(stage: nn.Module, synchronize: bool) -> None:
-    """Let the backward pass sum gradients over the processes, or keep them for the next accumulated batch."""
+    """Sum gradients over the processes in the backward pass, or only accumulate them."""
     cast(Any, stage).set_requires_gradient_sync(synchronize)
 
 
 def divided_as(like: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Divide whole tensors, which every process has, as those of the same names are."""
-    made = {}
+    """Shard full tensors, which every process has, as those of the same names in `like`."""
+    sharded = dict(tensors)
     for name, tensor in tensors.items():
-        other = like.get(name)
+        other = cast(Any, like.get(name))
         if distributed.is_divided(other) and not distributed.is_divided(tensor):
             from torch.distributed.tensor import distribute_tensor
 
-            divided = cast(Any, other)
-            tensor = distribute_tensor(tensor.to(divided.device), divided.device_mesh, divided.placements)
-        made[name] = tensor
-    return made
+            sharded[name] = distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements)
+    return sharded

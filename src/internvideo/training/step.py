@@ -29,11 +29,9 @@ class TrainStep:
     step, so the parameters keep their values from before it until the host reads the flag.
 
     Args:
-        stage: the module to train, already on `device`.
-        settings: optimizer and loop.
+        stage: the module to train, already on `device`. settings: optimizer and loop.
         total: number of steps of the run (for the scaled EMA decay).
-        device: device of the stage.
-        generator: passed to the stage; on `device`.
+        device: of the stage. generator: passed to the stage; on `device`.
 
     Raises:
         RecipeError: the settings do not apply to the stage.
@@ -50,8 +48,7 @@ class TrainStep:
         self.module: nn.Module = stage
         self.sharded = is_sharded(self.loop.parallel)
         if self.sharded:
-            reshard = self.loop.reshard_after_forward
-            shard(stage, self.loop.parallel, device, reshard_after_forward=reshard)
+            shard(stage, self.loop.parallel, device, reshard_after_forward=self.loop.reshard_after_forward)
         elif distributed.world_size() > 1:
             # Buffers are not broadcast: batch statistics stay those of each process, rank 0's are saved.
             self.module = DistributedDataParallel(
@@ -62,7 +59,9 @@ class TrainStep:
             )
         self.optimizer = make_optimizer(stage, settings.optimizer)
         self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        self.ema = Ema(stage, _ema_decay(self.loop, total)) if self.loop.ema_decay is not None else None
+        self.ema: Ema | None = None
+        if (decay := self.loop.ema_decay) is not None:
+            self.ema = Ema(stage, scaled_decay(decay, total) if self.loop.ema_scaled else decay)
         self.found_inf = torch.zeros((), device=device)
         use_bfloat16 = self.loop.precision == "bfloat16" or (self.loop.precision == "auto" and device.type == "cuda")
         self.autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=use_bfloat16)
@@ -74,7 +73,7 @@ class TrainStep:
             The stage's scalars, averaged over the batches, and the gradient norm before clipping; on the device.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        for module in self.stage.modules():  # here, because the forward pass of FSDP sees copies of its parameters
+        for module in self.stage.modules():  # here, because the forward pass of FSDP gets copies of its parameters
             if hasattr(module, "clamp_logit_scale"):
                 cast(Any, module).clamp_logit_scale()
         losses: dict[str, Tensor] = {}
@@ -134,17 +133,11 @@ class TrainStep:
         return distributed.whole(norm)
 
 
-def _ema_decay(loop: LoopSettings, total: int) -> float:
-    decay = loop.ema_decay or 0.0
-    return scaled_decay(decay, total) if loop.ema_scaled else decay
-
-
 def checkpoint_activations(stage: nn.Module, loop: LoopSettings) -> None:
-    """Let the modules of a stage compute activations again in the backward pass, or not. Raises RecipeError."""
+    """Switch activation checkpointing of a stage's modules on or off. Raises RecipeError: none supports it."""
     supporting = [module for module in stage.modules() if hasattr(module, "checkpointing")]
     if loop.activation_checkpointing and not supporting:
-        raise RecipeError(
-            "loop.activation_checkpointing", "this model does not support activation checkpointing", "false"
-        )
+        found = "this model does not support activation checkpointing"
+        raise RecipeError("loop.activation_checkpointing", found, "false")
     for module in supporting:
         module.checkpointing = loop.activation_checkpointing  # type: ignore[assignment]  # a plain attribute

@@ -26,12 +26,12 @@ from internvideo.weights.state import load_state, read_model
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained model and what it was trained with.
+    """A trained model with its recipe and classes.
 
     Attributes:
-        recipe: what using the model needs. run: the recipe of the run, where it is known.
-        context: as in `Job`. others: more models, for tasks that average the similarities of several.
-        clips: how test clips are cut, for a model that takes clips.
+        recipe: for evaluation. run: the recipe of the training run, if known.
+        context: as in `Job`. others: further models, for tasks that average the similarities of several.
+        clips: preprocessing of test clips, for a model that takes clips.
     """
 
     model: nn.Module
@@ -46,10 +46,10 @@ class Trained:
 def model_metadata(
     recipe: EvaluationRecipe, model: nn.Module, classes: Sequence[str], context: Mapping[str, Any]
 ) -> dict[str, str]:
-    """Return what a file of weights says of a model: all that `load_trained` needs.
+    """Return the metadata of a weights file, which `load_trained` reads.
 
     Args:
-        recipe: of a stage or for evaluation; of a training recipe what evaluation needs is kept.
+        recipe: of a stage or for evaluation; a training recipe is reduced to the settings for evaluation.
         model, classes, context: see `Job`.
     """
     if isinstance(recipe, Recipe):
@@ -63,12 +63,12 @@ def model_metadata(
 
 
 def test_clips(recipe: EvaluationRecipe, model: nn.Module) -> Preprocessing | None:
-    """Return how a recipe cuts test clips for its model, None for a recipe that reads no clips."""
+    """Return the preprocessing of a recipe's test clips, None for a recipe without clips."""
     if not isinstance(recipe.data, SampledData):
         return None
-    # A model of two encoders gets all frames, and leaves some out itself.
-    inside = getattr(model, "takes_temporal_stride", False)
-    return recipe.data.preprocessing().for_model(1 if inside else getattr(recipe.settings, "temporal_stride", 1))
+    # A model of two encoders gets all frames and subsamples them itself.
+    subsamples = getattr(model, "takes_temporal_stride", False)
+    return recipe.data.preprocessing().for_model(1 if subsamples else getattr(recipe.settings, "temporal_stride", 1))
 
 
 def load_trained(path: Path, catalog: Catalog, *, device: str = "auto") -> Trained:

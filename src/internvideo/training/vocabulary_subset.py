@@ -1,7 +1,7 @@
-"""Train only the rows of the token tables whose words occur in the training texts.
+"""Train only the rows of the token tables that occur in the training texts.
 
 A caption set of a few hundred words uses a few hundred of 49,408 token ids; embedding, predicting and updating the rest
-takes most of a small model's step. The other rows stay as they are, saved files keep their form, and words that do not
+takes most of a small model's step. The other rows stay unchanged, saved files keep their layout, and tokens that do not
 occur are masked in generation by the bias of the last layer. Shapes: V vocabulary, K ids that occur, D width.
 """
 
@@ -18,7 +18,7 @@ from internvideo.data.tokenizer import Tokenizer
 from internvideo.models.video_language import VideoLanguage
 
 MASKED = -1e4
-"""Bias of a word that was not trained: it is never generated, in any precision."""
+"""Bias of a token that was not trained: it is never generated, in any precision."""
 
 
 class _TableSubset(nn.Module):
@@ -29,11 +29,11 @@ class _TableSubset(nn.Module):
 
     def __init__(self, tables: dict[str, Tensor], ids: Tensor) -> None:
         super().__init__()
-        count = len(next(iter(tables.values())))
-        ids = ids.to(next(iter(tables.values())).device)
+        first = next(iter(tables.values()))
+        ids = ids.to(first.device)
         self.names = tuple(tables)
         self.register_buffer("ids", ids, persistent=False)
-        row_of = torch.full((count,), -1, device=ids.device)
+        row_of = torch.full((len(first),), -1, device=ids.device)
         row_of[ids] = torch.arange(len(ids), device=ids.device)
         self.register_buffer("row_of", row_of, persistent=False)
         for name, table in tables.items():
@@ -41,7 +41,7 @@ class _TableSubset(nn.Module):
             self.register_parameter(f"{name}_rows", nn.Parameter(table.detach()[ids].clone()))
 
     def whole(self, name: str) -> Tensor:
-        """A whole table (V, ...) with the trained rows in it."""
+        """Return a table (V, ...) with the trained rows in it."""
         return self.get_buffer(f"whole_{name}").index_copy(0, self.ids, self.get_parameter(f"{name}_rows"))
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
@@ -65,7 +65,7 @@ class _TableSubset(nn.Module):
 
 
 class EmbeddingSubset(_TableSubset):
-    """Token embedding of which K rows train; other ids get their row as it was."""
+    """Token embedding with K trainable rows; the other rows are constant."""
 
     def __init__(self, embedding: nn.Embedding, ids: Tensor) -> None:
         super().__init__({"weight": embedding.weight}, ids)
@@ -78,7 +78,7 @@ class EmbeddingSubset(_TableSubset):
 
 
 class LinearSubset(_TableSubset):
-    """Output layer of which K rows train: logits of these in training, of the whole vocabulary otherwise."""
+    """Output layer with K trainable rows: logits of these in training, of the whole vocabulary otherwise."""
 
     def __init__(self, layer: nn.Linear, ids: Tensor) -> None:
         super().__init__({"weight": layer.weight, "bias": layer.bias}, ids)
@@ -91,7 +91,7 @@ class LinearSubset(_TableSubset):
 
 
 def token_ids(texts: Iterable[str], context_length: int) -> Tensor:
-    """(K,) ids, ascending, that occur in the texts; padding, start and end are always among them."""
+    """Return the ids (K,), ascending, that occur in the texts, with padding, start and end."""
     tokenizer = Tokenizer(context_length=context_length)
     ids = {0, tokenizer.start, tokenizer.end}
     for text in dict.fromkeys(texts):
@@ -101,7 +101,7 @@ def token_ids(texts: Iterable[str], context_length: int) -> Tensor:
 
 @torch.no_grad()
 def unmask(model: VideoLanguage) -> None:
-    """Give words that an earlier run masked the bias 0, in place: a run that trains them starts from there."""
+    """Reset the bias of tokens that an earlier run masked to 0, in place."""
     layer = _output_layer(model)
     if isinstance(layer, nn.Linear):
         layer.bias.masked_fill_(layer.bias <= MASKED, 0.0)
@@ -109,7 +109,7 @@ def unmask(model: VideoLanguage) -> None:
 
 @torch.no_grad()
 def train_subset(model: VideoLanguage, ids: Tensor) -> None:
-    """Let only the rows of `ids` (K,) train, in place: of the token embedding and of the caption decoder's output."""
+    """Train only the rows `ids` (K,), in place: of the token embedding and of the caption decoder's output."""
     embedding = model.text.token_embedding
     if isinstance(embedding, nn.Embedding):
         model.text.token_embedding = EmbeddingSubset(embedding, ids)  # type: ignore[assignment]  # the same call
@@ -125,7 +125,7 @@ def train_subset(model: VideoLanguage, ids: Tensor) -> None:
 
 
 def rows_of(model: VideoLanguage, tokens: Tensor) -> Tensor:
-    """Ids (B, L) -> the logits' places (B, L): rows of the subset, or the ids themselves without one."""
+    """Map ids (B, L) to the indices of their logits (B, L): rows of the subset, or the ids without one."""
     layer = _output_layer(model)
     return layer.row_of[tokens].clamp(min=0) if isinstance(layer, LinearSubset) else tokens
 

@@ -106,7 +106,7 @@ class NormalizedBlock(Module):
 
 
 class MeanQueryPooling(Module):
-    """The mean of all tokens attends to them; queries, keys and values have norms of their own."""
+    """The mean of all tokens attends to them; queries, keys and values have separate norms."""
 
     def __init__(self, config: InternVideo2Config) -> None:
         super().__init__()
@@ -123,9 +123,10 @@ class MeanQueryPooling(Module):
 
 
 class InternVideo2(VideoEncoder, Module):
-    """The encoder; a clip's vector is that of the attention pooling."""
+    """The encoder; a clip's vector is the output of the attention pooling."""
 
     config: InternVideo2Config
+    undecayed = "pos_embed|cls_token"
 
     def __init__(self, config: InternVideo2Config) -> None:
         super().__init__()
@@ -160,7 +161,7 @@ class InternVideo2(VideoEncoder, Module):
 
     @property
     def test_clips(self) -> dict[str, Any]:
-        """Middles of equal pieces, each frame resized to a square, as the published zero-shot tests have it."""
+        """Centers of equal segments, each frame resized to a square, as in the published zero-shot tests."""
         size = self.config.image_size
         square = {"resize": size, "keep_aspect": False, "resize_backend": "pil_bicubic"}
         return {"frames": self.config.frames, "size": size, "sampler": "segment_middle", **square}
@@ -181,10 +182,6 @@ class InternVideo2(VideoEncoder, Module):
         """Normalized (B, 3, T, S, S) -> (B, E)."""
         pooled = self.pool(self.tokens(video))
         return pooled if self.align is None else self.align(pooled)
-
-    def no_weight_decay(self, name: str, parameter: Tensor) -> bool:
-        """Vectors, positions and the class token are not decayed."""
-        return parameter.dim() < 2 or name in ("pos_embed", "cls_token")
 
     def forward(self, video: Tensor) -> Tensor:
         """As `features`."""

@@ -42,7 +42,7 @@ class SigLIPConfig:
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
 
     def __post_init__(self) -> None:
-        if self.image_size // self.patch_size < 1 or self.width % (self.heads or 1):  # 0 heads: untold
+        if self.image_size // self.patch_size < 1 or self.width % (self.heads or 1):  # 0 heads: unknown
             raise ValueError("image_size must hold a patch, width must be a multiple of heads")
         check_activation(self.activation)
 
@@ -64,9 +64,10 @@ class AttentionPooling(Module):
 
 
 class SigLIP(VideoEncoder, Module):
-    """The encoder; a clip's vector is the mean of those of its frames, each of length one."""
+    """The encoder; a clip's vector is the mean of the L2-normalized vectors of its frames."""
 
     config: SigLIPConfig
+    undecayed = "embedding|probe"
 
     def __init__(self, config: SigLIPConfig) -> None:
         super().__init__()
@@ -87,12 +88,12 @@ class SigLIP(VideoEncoder, Module):
 
     @property
     def clip_needs(self) -> tuple[ClipNeeds, ...]:
-        """Any number of frames: each is seen by itself."""
+        """Any number of frames: each is encoded independently."""
         return (ClipNeeds(image_size=self.config.image_size),)
 
     @property
     def test_clips(self) -> dict[str, Any]:
-        """Eight frames evenly from the video, each resized to a square, as the published processor has it."""
+        """Eight evenly spaced frames, each resized to a square, as by the published processor."""
         size = self.config.image_size
         square = {"resize": size, "keep_aspect": False, "resize_backend": "pil_bicubic"}
         return {"frames": 8, "size": size, "sampler": "linspace", **square}
@@ -113,10 +114,6 @@ class SigLIP(VideoEncoder, Module):
     def features(self, video: Tensor) -> Tensor:
         """Normalized (B, 3, T, S, S) -> (B, D)."""
         return mean_direction(self.pool(self.frame_patches(video)).reshape(len(video), -1, self.config.width), None)
-
-    def no_weight_decay(self, name: str, parameter: Tensor) -> bool:
-        """Vectors and positions are not decayed."""
-        return parameter.dim() < 2 or "embedding" in name or "probe" in name
 
     def forward(self, video: Tensor) -> Tensor:
         """As `features`."""

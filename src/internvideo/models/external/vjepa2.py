@@ -45,30 +45,29 @@ class VJEPA2Config:
     std: tuple[float, float, float] = IMAGENET_STD
 
     def __post_init__(self) -> None:
-        heads = self.heads or 1  # 0 stands for untold while a file is recognized
+        heads = self.heads or 1  # 0 while a file is recognized
         if self.image_size % self.patch_size or self.frames % self.tubelet or self.width % heads:
             raise ValueError("image_size, frames and width must be multiples of patch_size, tubelet and heads")
         if self.width // heads < 6:
-            raise ValueError(f"{self.width // heads} numbers a head, three rotations need 6")
+            raise ValueError(f"{self.width // heads} channels per head, three rotations need 6")
         check_activation(self.activation)
 
 
 def rotation_angles(config: VJEPA2Config) -> Tensor:
-    """Angles (N, 3 * r) of the tokens in order time, row, column; r numbers a head turn with each of the three.
+    """Compute angles (N, 3 * r) of the tokens in order time, row, column; each rotates r channels per head.
 
-    Pairs of neighbours are turned, but the frequencies run through the first half of the r numbers and again through
-    the second, as published.
+    Neighboring channels are rotated in pairs, but the frequencies run through the first half of the r channels and
+    again through the second, as published.
     """
     side, third = config.image_size // config.patch_size, 2 * (config.width // config.heads // 3 // 2)
-    number = torch.arange(config.frames // config.tubelet * side**2)
-    places = (number // side**2, number % side**2 // side, number % side)
+    index = torch.arange(config.frames // config.tubelet * side**2)
+    positions = (index // side**2, index % side**2 // side, index % side)
     frequency = 1.0 / 10000 ** (torch.arange(third // 2, dtype=torch.float32) / (third / 2))
-    angles = [(place[:, None].float() * frequency).repeat(1, 2) for place in places]
-    return torch.cat(angles, dim=1)
+    return torch.cat([(position[:, None].float() * frequency).repeat(1, 2) for position in positions], dim=1)
 
 
 def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Turn the first numbers of every head: x (B, H, N, d), angles (N, r) -> (B, H, N, d)."""
+    """Rotate the first channels of every head: x (B, H, N, d), angles (N, r) -> (B, H, N, d)."""
     turned, rest = x[..., : angles.shape[1]], x[..., angles.shape[1] :]
     even, odd = turned[..., 0::2], turned[..., 1::2]
     crossed = torch.stack((-odd, even), dim=-1).flatten(-2)
@@ -82,10 +81,9 @@ class RotaryAttention(Module):
     def __init__(self, config: VJEPA2Config) -> None:
         super().__init__()
         self.heads = config.heads
-        self.query = Linear(config.width, config.width, bias=config.qkv_bias)
-        self.key = Linear(config.width, config.width, bias=config.qkv_bias)
-        self.value = Linear(config.width, config.width, bias=config.qkv_bias)
-        self.proj = Linear(config.width, config.width)
+        width, bias = config.width, config.qkv_bias
+        self.query, self.key, self.value = (Linear(width, width, bias=bias) for _ in range(3))
+        self.proj = Linear(width, width)
 
     def forward(self, x: Tensor, angles: Tensor) -> Tensor:
         """(B, N, D), (N, r) -> (B, N, D)."""
@@ -113,6 +111,7 @@ class VJEPA2(VideoEncoder, Module):
     """The encoder; a clip's feature is the mean of its tokens."""
 
     config: VJEPA2Config
+    tower = None  # its layers take the angles besides the tokens
     angles: Tensor
 
     def __init__(self, config: VJEPA2Config) -> None:
@@ -136,14 +135,9 @@ class VJEPA2(VideoEncoder, Module):
 
     @property
     def test_clips(self) -> dict[str, Any]:
-        """Frames evenly from the video; the short side to 256/224 of the crop, as the published processor has it."""
+        """Evenly spaced frames; the short side is 256/224 of the crop, as by the published processor."""
         size = self.config.image_size
         return {"frames": self.config.frames, "size": size, "resize": int(size * 256 / 224), "sampler": "linspace"}
-
-    @property
-    def tower(self) -> None:
-        """None: its layers take the angles beside the tokens."""
-        return
 
     def tokens(self, video: Tensor) -> Tensor:
         """Normalized (B, 3, T, S, S) -> tokens after the last norm (B, N, D)."""
@@ -155,10 +149,6 @@ class VJEPA2(VideoEncoder, Module):
     def features(self, video: Tensor) -> Tensor:
         """Normalized (B, 3, T, S, S) -> mean of the tokens (B, D)."""
         return self.tokens(video).mean(dim=1)
-
-    def no_weight_decay(self, name: str, parameter: Tensor) -> bool:
-        """Vectors are not decayed."""
-        return parameter.dim() <= 1
 
     def forward(self, video: Tensor) -> Tensor:
         """As `features`."""
