@@ -122,8 +122,10 @@ def windows(
     """
     check_window(window_seconds, stride_seconds)
     size = {"window_seconds": window_seconds, "stride_seconds": stride_seconds}
-    span = source if isinstance(source, Span) else None
-    path, start, end, fps = (span.path, span.start, span.end, span.fps) if span else (source, None, None, None)
+    if isinstance(source, Span):
+        start, end, path, fps = source.start, source.end, source.path, source.fps
+    else:
+        start, end, path, fps = None, None, source, None
     with open_long(path, preprocessing.short_side, fps=fps) as video:
         yield from windows_of(video, preprocessing, start, end, **size)
 

@@ -48,7 +48,8 @@ class CaptionGenerator:
 
     def __call__(self, clips: Tensor) -> list[str]:
         """Generate B captions for clips (B, 3, T, S, S) as the model's preprocessing makes them, on its device."""
-        limits = {"start": self.tokenizer.start, "end": self.tokenizer.end, "max_length": self.max_length}
-        decoding: dict[str, Any] = {"beams": self.num_beams, "nucleus": self.top_p, "generator": self.generator}
-        ids = self.model.generate(self.model.prepare(clips), **limits, **decoding)
+        settings: dict[str, Any] = {"start": self.tokenizer.start, "end": self.tokenizer.end}
+        settings |= {"max_length": self.max_length, "beams": self.num_beams}
+        settings |= {"nucleus": self.top_p, "generator": self.generator}
+        ids = self.model.generate(self.model.prepare(clips), **settings)
         return [self.tokenizer.decode(row, special=False) for row in ids.cpu()]

@@ -85,9 +85,8 @@ def load(
         raise RecipeError("num_classes", str(num_classes), "1 or more")
     choose_device(device)  # raises before anything is downloaded
     if name is None and weights is not None:
-        raise RecipeError(
-            "model", f"no model '{text}'", "a name of `internvideo list models`", suggestion(text, MODELS)
-        )
+        expected = "a name of `internvideo list models`"
+        raise RecipeError("model", f"no model '{text}'", expected, suggestion(text, MODELS))
     source = text if weights is None else str(weights)
     if name is not None and weights is None:
         raise WeightsError(f"model {name}", "no weights given", WEIGHT_SOURCES_HELP)
