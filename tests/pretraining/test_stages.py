@@ -243,9 +243,9 @@ def test_the_masked_count_is_known_without_looking(kind: MaskKind) -> None:
 
 
 def test_a_mask_of_nothing_or_of_everything_is_refused() -> None:
-    with pytest.raises(ValueError, match="hides 0 of 32 tokens"):
+    with pytest.raises(ValueError, match="covers 0 of 32 tokens"):
         MaskedStage(small_world.pretraining_model(), MaskedSettings(ratio=0.01))
-    with pytest.raises(ValueError, match="hides 32 of 32 tokens"):
+    with pytest.raises(ValueError, match="covers 32 of 32 tokens"):
         MaskedStage(small_world.pretraining_model(), MaskedSettings(mask="center", ratio=0.95))
 
 

@@ -110,7 +110,7 @@ class _Dataset:
     test: NDArray[np.bool_]
 
     def ids(self, mask: NDArray[np.bool_]) -> list[str]:
-        return [self.manifest.rows[index].id for index in np.flatnonzero(mask)]
+        return [self.manifest.rows[index].id for index in np.flatnonzero(mask).tolist()]
 
 
 def fit(
@@ -224,8 +224,8 @@ def _drop_unused_classes(manifest: Manifest) -> Manifest:
     unused = [name for index, name in enumerate(manifest.classes) if index not in used]
     if not unused:
         return manifest
-    new_index = {None: None, **{index: new_label for new_label, index in enumerate(used)}}
-    rows = tuple(row.model_copy(update={"label": new_index[row.label]}) for row in manifest.rows)
+    new_index: dict[int | None, int] = {index: new_label for new_label, index in enumerate(used)}
+    rows = tuple(row.model_copy(update={"label": new_index.get(row.label)}) for row in manifest.rows)
     shown = ", ".join(unused[:5]) + (", ..." if len(unused) > 5 else "")
     note = f"{len(unused)} classes without a video left out: {shown}"
     names = tuple(manifest.classes[index] for index in used)
