@@ -16,7 +16,6 @@ import small_apps
 import torch
 from torch import Tensor
 
-from internvideo.cli.export import export as command
 from internvideo.data.preprocessing import Preprocessing
 from internvideo.data.tokenizer import Tokenizer
 from internvideo.errors import RecipeError, RunError, VideoError
@@ -116,9 +115,11 @@ def test_the_description_is_enough_to_use_the_file(made: Export) -> None:
     assert {path.name for path in made.path.parent.iterdir()} == {"m.onnx", "m.int8.onnx", "m.onnx.json"}
 
 
-def test_a_torch_program_takes_any_batch_and_frames(tmp_path: Path) -> None:
+def test_a_torch_program_takes_any_batch_and_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     of = model("clip")
-    found = export(of, tmp_path / "m.pt2", ExportSettings(format="torch"))
+    found = export(of, settings=ExportSettings(format="torch"))
+    assert found.path.name == f"{of.name}-video.pt2"
     clips = random_clips(of, 3, 6)
     close(run_torch(found.path, clips), of.encode_clips(clips))
 
@@ -141,14 +142,24 @@ def test_the_text_tower(tmp_path: Path) -> None:
     assert json.loads(found.metadata.read_text())["input"]["type"] == "int64"
 
 
-def test_a_classifier_gives_logits_and_names_its_classes(tmp_path: Path) -> None:
+def test_the_command_exports_a_classifier_with_its_classes(tmp_path: Path) -> None:
     of = model("supervised")
-    found = export(of, tmp_path / "c.pt2", ExportSettings(format="torch", what="classifier"))
+    of.save_pretrained(tmp_path / "model")
+    words = ("export", "model", "--output", "c.pt2", "--format", "torch", "--what", "classifier", "--frames")
+    done = in_process.command(*words, "auto", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert "largest difference 0 of the largest number, allowed 0.0001" in done.out
+    assert "c.pt2.json" in done.out
     clips = random_clips(of, 3)
-    close(run_torch(found.path, clips), of.logits(clips))
-    about = json.loads(found.metadata.read_text())
+    close(run_torch(tmp_path / "c.pt2", clips), of.logits(clips))
+    about = json.loads((tmp_path / "c.pt2.json").read_text())
     assert about["classes"] == list(of.class_names)
     assert about["output"] == {"name": "logits", "type": "float32", "shape": ["batch", 3], "normalised": False}
+    for options in (("dynamic",), ("auto", "--batch", "many")):
+        refused = in_process.command(*words, *options, cwd=tmp_path)
+        assert refused.code == 2
+        assert len(refused.err.strip().splitlines()) == 1
+    assert "dynamic or a number" in refused.err
 
 
 def test_a_fixed_batch_and_fixed_frames_stay_fixed(tmp_path: Path) -> None:
@@ -185,6 +196,8 @@ def test_what_cannot_be_is_told(tmp_path: Path, family: str, settings: dict[str,
 def test_a_file_that_differs_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "m.pt2").write_text("an earlier one")
     other = SimpleNamespace(module=lambda: lambda clips: model("supervised").encode_clips(clips) + 0.5)
+    monkeypatch.setattr(torch.export, "export", lambda *inputs, **options: other)
+    monkeypatch.setattr(torch.export, "save", lambda program, path: path.write_bytes(b""))
     monkeypatch.setattr(torch.export, "load", lambda path: other)
     with pytest.raises(RunError, match=r"differs from the model by 0\.5"):
         export(model("supervised"), tmp_path / "m.pt2", ExportSettings(format="torch"))
@@ -194,21 +207,6 @@ def test_a_file_that_differs_is_not_kept(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_not_a_number_is_a_difference() -> None:
     assert Check("random", (1,), float("nan"), 1.0).relative == float("inf")
-
-
-def test_weights_beyond_one_file_stand_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx_file, "LARGEST", 1000)
-    of = model("supervised")
-    found = export(of, tmp_path / "big.onnx", ExportSettings(what="classifier", int8=True))
-    moved = tmp_path / "elsewhere"
-    moved.mkdir()
-    names = {file["name"] for file in json.loads(found.metadata.read_text())["files"]}
-    assert {"big.onnx", "big.onnx.data", "big.int8.onnx"} <= names
-    for name in names:
-        (tmp_path / name).rename(moved / name)
-    clips = random_clips(of, 2)
-    close(run_onnx(moved / "big.onnx", clips), of.logits(clips))
-    assert run_onnx(moved / "big.int8.onnx", clips).shape == (2, 3)
 
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,28 +229,6 @@ def test_a_video_that_cannot_be_read_is_told_before_the_work(tmp_path: Path) -> 
         export(model("supervised"), tmp_path / "m.pt2", ExportSettings(format="torch"), video=tmp_path / "no.mp4")
 
 
-def test_the_command_prints_the_difference(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = model("supervised").save_pretrained(tmp_path / "model")
-    command(str(folder), tmp_path / "m.pt2", format="torch", what="classifier", batch="2", frames="auto")
-    printed = capsys.readouterr().out
-    assert "largest difference 0 of the largest number, allowed 0.0001" in printed
-    assert str(tmp_path / "m.pt2.json") in printed
-    with pytest.raises(RecipeError, match="dynamic or a number"):
-        command(str(folder), batch="many")
-
-
-def test_the_command_line(tmp_path: Path) -> None:
-    model("supervised").save_pretrained(tmp_path / "model")
-    words = ("export", "model", "--format", "torch", "--frames")
-    done = in_process.command(*words, "auto", cwd=tmp_path)
-    assert done.code == 0, done.err
-    assert "largest difference 0 " in done.out
-    assert len(list(tmp_path.glob("*-video.pt2"))) == 1
-    refused = in_process.command(*words, "dynamic", cwd=tmp_path)
-    assert refused.code == 2
-    assert len(refused.err.strip().splitlines()) == 1
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("opset", "told"), [(11, "opset: 11; the exporter made 18"), (99, "opset")])
 def test_an_operator_set_that_cannot_be_is_told(tmp_path: Path, opset: int, told: str) -> None:
@@ -263,14 +239,25 @@ def test_an_operator_set_that_cannot_be_is_told(tmp_path: Path, opset: int, told
     assert onnx.load(made.path).opset_import[0].version == 23
 
 
-def test_the_example_runs(tmp_path: Path) -> None:
-    folder = model("supervised").save_pretrained(tmp_path / "model")
+def test_the_example_runs_and_weights_beyond_one_file_stand_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_file, "LARGEST", 1000)
+    of, moved = model("supervised"), tmp_path / "elsewhere"
+    folder = of.save_pretrained(tmp_path / "model")
     script = Path(__file__).parents[2] / "examples" / "export_onnx.py"
     assert len(script.read_text(encoding="utf-8").splitlines()) <= 60
     done = in_process.program(script, folder, small_apps.clips()[0], "encoder.onnx", cwd=tmp_path)
     assert done.code == 0, done.err
     assert "embedding with the model's: 1.000000" in done.out
-    assert (tmp_path / "encoder.int8.onnx").is_file()
+    names = {file["name"] for file in json.loads((tmp_path / "encoder.onnx.json").read_text())["files"]}
+    assert {"encoder.onnx", "encoder.onnx.data", "encoder.int8.onnx"} <= names
+    moved.mkdir()
+    for name in names:
+        (tmp_path / name).rename(moved / name)
+    clips = random_clips(of, 2)
+    close(run_onnx(moved / "encoder.onnx", clips), of.encode_clips(clips))
+    assert run_onnx(moved / "encoder.int8.onnx", clips).shape == (2, of.embed_dim)
 
 
 @pytest.mark.slow
