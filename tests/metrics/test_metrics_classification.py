@@ -23,7 +23,7 @@ def test_top_k_agrees_with_a_plain_sort() -> None:
         (np.zeros((2, 3)), np.array([0, 3]), "do not fit 3 classes"),
         (np.zeros((2, 3)), np.array([0, -100]), "do not fit"),
         (np.zeros((0, 3)), np.array([], dtype=int), "no samples"),
-        (np.zeros((2, 3)), np.array([0]), "form"),
+        (np.zeros((2, 3)), np.array([0]), "shape"),
     ],
 )
 def test_unusable_input_is_refused(scores: np.ndarray, labels: np.ndarray, message: str) -> None:
