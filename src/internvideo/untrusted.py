@@ -201,7 +201,7 @@ def read_json(path: PathLike, max_size: int = MAX_BYTES, *, finite: bool = True)
     return parse_json(read_text(path, max_size), finite=finite)
 
 
-def read_json_object(path: PathLike, max_size: int = MOST_BYTES) -> dict[str, Any] | None:
+def read_json_object(path: PathLike, max_size: int = MAX_BYTES) -> dict[str, Any] | None:
     """Read a JSON object; None if the file is missing, corrupt or holds another type."""
     try:
         content = read_json(path, max_size)

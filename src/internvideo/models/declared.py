@@ -13,13 +13,13 @@ from contextlib import AbstractContextManager, contextmanager
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-MOST_WHOLE = 2**20
+MAX_WHOLE = 2**20
 """Largest whole number in a model's settings."""
-MOST_LAYERS = 1024
-MOST_WIDTH = 2**15
-MOST_SIDE = 8192
+MAX_LAYERS = 1024
+MAX_WIDTH = 2**15
+MAX_SIDE = 8192
 """Frames of a clip, pixels of a side."""
-MOST_POSITIONS = 2**26
+MAX_POSITIONS = 2**26
 """Elements of a table of positions."""
 _SIDES = ("image_size", "patch_size", "frames", "tubelet")
 _SPARE_TENSORS, _SPARE_NUMBERS = 256, 2**25
@@ -33,17 +33,17 @@ class DeclaredError(ValueError):
 def check_whole(name: str, value: object) -> None:
     """Raise DeclaredError for a setting outside the limits of its kind (layers, pixels, width), known by its name."""
     least = 1 if name in (*_SIDES, "width", "heads") else 0
-    most = MOST_SIDE if name in _SIDES else MOST_WHOLE
+    most = MAX_SIDE if name in _SIDES else MAX_WHOLE
     if name == "width" or name.endswith("_width"):
-        most = MOST_WIDTH
+        most = MAX_WIDTH
     if name in ("depth", "layers") or name.endswith(("_depth", "_layers")):
-        most = MOST_LAYERS
+        most = MAX_LAYERS
     for number in value if isinstance(value, tuple | list) else (value,):
         if isinstance(number, int) and not least <= number <= most:
             shown = str(number) if abs(number) < 10**20 else "a number of more than 20 digits"
             raise DeclaredError(f"{shown}, {least} to {most:,} are the limits")
-        if isinstance(number, tuple | list) and len(number) > MOST_LAYERS:
-            raise DeclaredError(f"{len(number):,} entries, {MOST_LAYERS:,} is the limit")
+        if isinstance(number, tuple | list) and len(number) > MAX_LAYERS:
+            raise DeclaredError(f"{len(number):,} entries, {MAX_LAYERS:,} is the limit")
 
 
 @contextmanager
@@ -87,4 +87,4 @@ def within_memory(config: object) -> AbstractContextManager[None]:
     width, depth = getattr(config, "width", 0), getattr(config, "depth", 0)
     if 4 * 4 * width**2 * depth > memory:
         raise DeclaredError(message)
-    return at_most(64 * MOST_LAYERS, memory // 4, message)
+    return at_most(64 * MAX_LAYERS, memory // 4, message)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from internvideo.models.declared import MOST_POSITIONS, DeclaredError
+from internvideo.models.declared import MAX_POSITIONS, DeclaredError
 from internvideo.models.module import Linear, Module
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -117,7 +117,7 @@ def sin_cos_table(tokens: int, width: int) -> Tensor:
 
 
 def _check_table(tokens: int, width: int) -> None:
-    if tokens * width > MOST_POSITIONS:
+    if tokens * width > MAX_POSITIONS:
         raise DeclaredError(f"a table of {tokens:,} positions of width {width:,}, beyond all limits")
 
 
