@@ -2,6 +2,7 @@
 
     OMP_WAIT_POLICY=PASSIVE python benchmarks/search.py [--rows 1000000] [--dim 768] [--rounds 9] [--ivf]
     python benchmarks/search.py --rows 0 --users 200 --collection runs/demo/collection
+    OMP_NUM_THREADS=1 python benchmarks/search.py --rows 0 --rounds 3 --index VIDEOS MODEL
 
 All search the same unit vectors, random ones about 1,000 directions (cosine .5 with others of theirs), for the same ten
 nearest; what they find must be equal (asserted, float16 by recall). Medians over rounds; who begins changes with every
@@ -108,6 +109,31 @@ def inverted_lists(folder: Path, parts: list[segments.Floats]) -> Callable[[Floa
     return search
 
 
+def indexing_cost(videos: Path, encoder: str, rounds: int) -> None:
+    """Print the CPU seconds of `index` and `embed` on the same windows of the same videos, in turns."""
+    from internvideo.features.embedding import EmbeddingSettings, embed
+    from internvideo.features.video_files import find_videos
+    from internvideo.inference.loading import load
+    from internvideo.search.indexing import IndexSettings, index_videos
+    from internvideo.search.store import OVERLAP, SCALES, Store
+
+    model, seconds = load(encoder), {"index": list[float](), "embed": list[float]()}
+    settings = EmbeddingSettings(SCALES[0], SCALES[0] * OVERLAP)
+    for number in range(rounds):
+        for name in ("index", "embed") if number % 2 else ("embed", "index"):
+            with tempfile.TemporaryDirectory() as folder:
+                began = time.process_time()
+                if name == "embed":
+                    report = embed(find_videos([videos]), model, Path(folder) / "e.npy", settings, progress=False)
+                else:
+                    store = Store.create(Path(folder) / "c", model, scales=SCALES[:1])
+                    report = index_videos(store, model, [videos], IndexSettings(progress=False))
+                    store.close()
+                seconds[name].append(time.process_time() - began)
+                print(f"{name}: {report.vectors} windows, {seconds[name][-1]:.2f} CPU s")
+    print(f"index takes {np.median(seconds['index']) / np.median(seconds['embed']):.3f} of the CPU time of embed")
+
+
 class Load(NamedTuple):
     """What users met: 95th percentile in ms, errors, requests a second, CPU ms of the server a request."""
 
@@ -205,11 +231,14 @@ def main() -> None:
     parser.add_argument("--ivf", action="store_true")
     parser.add_argument("--users", type=int, default=0)
     parser.add_argument("--collection", type=Path, help="that --users search, such as the demo's")
+    parser.add_argument("--index", nargs=2, metavar=("VIDEOS", "MODEL"), help="compare indexing with embedding")
     given = parser.parse_args()
     if bool(given.users) != bool(given.collection):
         parser.error("--users and --collection go together")
     if given.rows:
         compare(given.rows, given.dim, given.rounds, given.ivf)
+    if given.index:
+        indexing_cost(Path(given.index[0]), given.index[1], given.rounds)
     if given.users:
         met = load_test(given.collection, given.users, 10)
         print(f"{given.users} users, a query a second each: 95 % within {met.p95:.0f} ms, {met.errors} errors,")
