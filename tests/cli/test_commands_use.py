@@ -11,7 +11,6 @@ import in_process
 import numpy as np
 import pytest
 import use_world
-from use_world import command
 
 from internvideo.apps import doctor
 from internvideo.cli.caption import caption
@@ -203,18 +202,20 @@ def test_compare_with_texts(language: Path, clips: Path, capsys: pytest.CaptureF
         compare("a dog", "a cat", str(use_world.classifier_folder()), text=True)
 
 
-def test_stream(language: Path) -> None:
+def test_stream(language: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = use_world.piped()
     words = ("-e", language, "--labels", ", ".join(LABELS), "--window-seconds", "1", "--stride-seconds", "0.5")
-    done = command("stream", "-", *words, "--json", stdin=source)
-    assert done.returncode == 0, done.stderr
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    with source.open("rb") as piped:
+        monkeypatch.setattr(sys, "stdin", piped)
+        done = in_process.command("stream", "-", *words, "--json")
+    assert done.code == 0, done.err
+    rows = [json.loads(line) for line in done.out.splitlines()]
     assert [(row["start"], round(row["end"], 1)) for row in rows] == [(k / 2, k / 2 + 1) for k in range(5)]
     expected = use_world.language().classify(Span(source, 0, 1), LABELS)[0]
     assert rows[0]["labels"] == pytest.approx(expected, abs=1e-6)
     assert all(row["latency"] > 0 for row in rows)
-    assert done.stderr.startswith("5 windows, latency p50 ")
-    assert done.stderr.rstrip().endswith(" ms; 0 dropped")
+    assert done.err.startswith("5 windows, latency p50 ")
+    assert done.err.rstrip().endswith(" ms; 0 dropped")
     with pytest.raises(VideoError, match="only local sources"):
         stream("rtsp://127.0.0.1/x", str(language))
 

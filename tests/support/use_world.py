@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -66,32 +63,3 @@ def piped() -> Path:
     path = small_world.made_once("0.mkv")
     with FileLock(path.with_suffix(".lock")):
         return path if path.is_file() else odd_video.encode(path, odd_video.moving_frames(3 * FPS), fps=FPS)
-
-
-def command(*words: object, cwd: Path | None = None, stdin: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """`python -m internvideo ...` as a process of its own."""
-    root = Path(__file__).parents[2]
-    environment = {**os.environ, "PYTHONPATH": str(root / "src"), "OMP_NUM_THREADS": "1"}
-    source = stdin.open("rb") if stdin else subprocess.DEVNULL
-    try:
-        return subprocess.run(
-            [sys.executable, "-m", "internvideo", *map(str, words)],
-            cwd=cwd or root,
-            env=environment,
-            stdin=source,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=120,
-        )
-    finally:
-        if not isinstance(source, int):
-            source.close()
-
-
-def told_in_one_line(done: subprocess.CompletedProcess[str]) -> str:
-    """The line of a user's mistake."""
-    assert done.returncode == 2, (done.stdout, done.stderr)
-    assert done.stderr.startswith("internvideo: "), done.stderr
-    assert done.stderr.count("\n") == 1, done.stderr
-    return done.stderr

@@ -190,7 +190,7 @@ def test_imitation_learns_a_few_episodes() -> None:
     optimizer = torch.optim.AdamW([p for p in stage.parameters() if p.requires_grad], lr=3e-3)
     batch, generator = episode_batch(4), torch.Generator().manual_seed(0)
     losses = []
-    for _ in range(40):
+    for _ in range(24):
         loss = stage(batch, generator)["loss"]
         optimizer.zero_grad()
         loss.backward()
