@@ -343,11 +343,8 @@ class VideoModel(HubModel):
         """Generate a caption for every video.
 
         Args:
-            videos: as in `encode_video`.
-            num_beams: beam search with this many beams; 1 is greedy decoding.
-            top_p: above 0, nucleus sampling with this probability mass, from `seed`; then with one beam.
-            max_length: maximum tokens, start and end included; 0 for the context length of the text tower.
-            batch_size: videos per batch.
+            videos: as in `encode_video`. batch_size: videos per batch.
+            num_beams, top_p, seed, max_length: see `CaptionGenerator`.
 
         Raises:
             RecipeError: no caption decoder, or settings out of range. VideoError: a video that cannot be read.
