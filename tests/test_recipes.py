@@ -346,7 +346,10 @@ WRONG_OVERRIDES = {
     "warm-up longer than the run": ("schedule.warmup=9999", ["schedule.warmup 9999 is longer than the run of"]),
     "two lengths": ("schedule.steps=10", ["either schedule.steps or schedule.epochs, found schedule.steps 10 and"]),
     "two faults": ("schedule={steps: 5, warmup: 6, kind: multistep}", ["schedule.warmup 6", "schedule.milestones"]),
-    "batch of none": ("data.loader.batch_size=0", ["batch_size"]),
+    "two faults of the loader": (
+        "data.loader={batch_size: 0, workers: -1}",
+        ["data.loader.batch_size is 0, 1 to", "; data.loader.workers is -1, 0 to"],
+    ),
     "settings below a value": ("stage.deeper=1", ["stage.deeper=1", "'stage' holds a value"]),
     "no equals sign": ("--fast", ["--fast", "key.key=value"]),
     "not YAML": ("about=[1", ["about=[1", "not YAML"]),

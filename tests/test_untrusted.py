@@ -381,7 +381,7 @@ def test_messages_have_500_characters_at_the_most() -> None:
     "name", ["batch_size", "workers", "repeated_augmentation", "prefetch", "short_side", "cache_megabytes"]
 )
 def test_settings_of_a_loader_that_no_machine_has(name: str) -> None:
-    with pytest.raises(RecipeError, match=rf"{name} is 10000000000[.0]*, [01] to \d+ are the limits"):
+    with pytest.raises(RecipeError, match=rf"data\.loader\.{name} is 10000000000[.0]*, [01] to \d+ are the limits"):
         read_recipe("sample/masked", [f"data.loader.{name}={10**10}"])
     for setting in ("data.features.tries", "data.features.resized"):
         with pytest.raises(RecipeError, match="less than or equal to 10"):

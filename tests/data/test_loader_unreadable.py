@@ -143,7 +143,7 @@ def test_a_dead_worker_is_told(manifest: Manifest) -> None:
         def __call__(self, clip: Tensor, rng: np.random.RandomState) -> Tensor:
             os._exit(3)
 
-    with pytest.raises(RunError, match="a worker died"):
+    with pytest.raises(RunError, match=r"data\.loader\.workers: a worker died"):
         list(loader(manifest, Deadly(), workers=1).epoch(0))
 
 

@@ -23,6 +23,8 @@ from internvideo.data.sampling import (
     Sparse,
     SparseTwoView,
 )
+from internvideo.data.settings import SamplingSettings
+from internvideo.errors import RecipeError
 
 Case = dict[str, Any]
 
@@ -234,3 +236,16 @@ def test_wrong_settings_are_errors() -> None:
         Dense(stride=0)
     with pytest.raises(ValueError, match="num_clips = 3"):
         SparseTwoView(num_clips=3)
+
+
+@pytest.mark.parametrize(
+    ("settings_given", "told"),
+    [
+        ({"kind": "sparse", "stride": 3}, "data.sampling.stride: not of data.sampling.kind 'sparse'"),
+        ({"kind": "sparse_two_view", "num_clips": 3}, "data.sampling.num_clips: 3: two-view sampling has 1 or 2"),
+    ],
+)
+def test_a_setting_that_the_sampler_does_not_take_is_named(settings_given: dict[str, Any], told: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        SamplingSettings(**settings_given).build()
+    assert str(caught.value).startswith(told)

@@ -96,18 +96,22 @@ class LoaderSettings:
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     def __post_init__(self) -> None:
-        for name, (lowest, highest) in _LIMITS.items():
-            value = getattr(self, name)
-            if value is not None and not lowest <= value <= highest:
-                raise ValueError(f"{name} is {value}, {lowest} to {highest} are the limits")
+        faults = [
+            f"data.loader.{name} is {value}, {lowest} to {highest} are the limits"
+            for name, (lowest, highest) in _LIMITS.items()
+            if (value := getattr(self, name)) is not None and not lowest <= value <= highest
+        ]
         if not 0 <= self.max_unreadable <= 1:
-            raise ValueError(f"max_unreadable is {self.max_unreadable}, must be a fraction from 0 to 1")
+            faults.append(f"data.loader.max_unreadable is {self.max_unreadable}, must be a fraction from 0 to 1")
         if not 0 < self.alike_share <= 1:
-            raise ValueError(f"alike_share is {self.alike_share}, must be above 0 and at most 1")
+            faults.append(f"data.loader.alike_share is {self.alike_share}, must be above 0 and at most 1")
         fits = self.alike < 2 or (self.alike <= self.batch_size and self.shuffle)
         if (self.alike > 1) != bool(self.alike_by) or not fits:
-            found = f"alike is {self.alike}, alike_by is {', '.join(self.alike_by) or 'empty'}"
-            raise ValueError(f"{found}: both or none, at most batch_size {self.batch_size}, and with shuffle")
+            found = f"data.loader.alike is {self.alike}, data.loader.alike_by is {', '.join(self.alike_by) or 'empty'}"
+            expected = f"at most data.loader.batch_size {self.batch_size}, and with data.loader.shuffle"
+            faults.append(f"{found}: both or none, {expected}")
+        if faults:
+            raise ValueError("; ".join(faults))
 
 
 def check_batches(batches: int, settings: LoaderSettings, count: int, what: str) -> None:
@@ -336,8 +340,10 @@ class PersistentDataLoader:
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
-            hint = "it may have run out of memory or of shared memory: lower workers or prefetch"
-            raise RunError("data loader", f"a worker died ({error})", "", hint) from error
+            hint = (
+                "it may have run out of memory or of shared memory: lower data.loader.workers or data.loader.prefetch"
+            )
+            raise RunError("data.loader.workers", f"a worker died ({error})", "", hint) from error
         finally:
             self._reported_spans |= truncated_spans
             if truncated_spans:

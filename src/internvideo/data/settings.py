@@ -5,6 +5,7 @@ Each stage has a type of its own, so a setting that it does not read is an error
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -47,12 +48,14 @@ class SamplingSettings(Settings):
     def build(self) -> FrameSampler:
         """Build the sampler. Raises RecipeError when a setting does not belong to this kind."""
         given = self.model_dump(exclude={"kind"}, exclude_none=True)
+        expected = inspect.signature(SAMPLERS[self.kind]).parameters
+        if unread := [f"data.sampling.{name}" for name in given if name not in expected]:
+            raise RecipeError(", ".join(unread), f"not of data.sampling.kind '{self.kind}'", ", ".join(expected))
         try:
             return SAMPLERS[self.kind](**given)
-        except TypeError as error:
-            raise RecipeError("data.sampling", f"'{self.kind}' does not take these settings ({error})") from error
         except ValueError as error:
-            raise RecipeError("data.sampling", str(error)) from error
+            name, _, found = str(error).partition(" = ")  # samplers name the argument first
+            raise RecipeError(f"data.sampling.{name}", found) from error
 
 
 class EvalAugment(Settings):

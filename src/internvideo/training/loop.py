@@ -209,7 +209,7 @@ class BatchStream:
                 return batch
             self.close()
             self.epoch, self.position = self.epoch + 1, 0
-        raise RunError("data", f"epoch {self.epoch - 1} gave no batch", "at least one", "look at skipped.jsonl")
+        raise RunError("data.train", f"epoch {self.epoch - 1} gave no batch", "at least one", "look at skipped.jsonl")
 
     def close(self) -> None:
         """Close the epoch's iterator, which ends the loader's workers."""

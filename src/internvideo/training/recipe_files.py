@@ -191,9 +191,11 @@ def _explain(item: Any, tree: Mapping[str, Any], catalog: Catalog) -> str:
     if item["type"] == "missing":
         return f"'{key}' is missing"
     if item["type"] not in ("extra_forbidden", "unexpected_keyword_argument"):  # of models, of dataclasses
-        message = item["msg"].removeprefix("Value error, ")
+        message: str = item["msg"].removeprefix("Value error, ")
         if now := new_value(key, item["input"]):
             return f"'{key}': '{item['input']}' is '{now}' now"
+        if message.startswith(f"{key}."):  # it names the keys itself
+            return message
         return f"'{key}': {message}" + ("" if item["type"] == "value_error" else f", found {item['input']!r}")
     stage = str(tree.get("stage"))
     others = []
