@@ -8,7 +8,7 @@ TORCH_INDEX ?=
 STAMP  := $(VENV)/.installed
 BIN    := $(VENV)/bin
 
-.PHONY: demo reproduce reproduce-real test test-slow parity lint bench clean
+.PHONY: demo reproduce reproduce-real test test-slow oldest parity lint bench clean
 
 demo: $(STAMP)          ## the whole pipeline on the embedded sample world; writes runs/demo/report.html
 	$(BIN)/internvideo demo --output $(RUN) $(DEMO)
@@ -24,6 +24,18 @@ test: $(STAMP)          ## the test suite
 
 test-slow: $(STAMP)     ## the tests that are longer than that suite allows
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "slow and not gpu" $(TEST)
+
+# Warnings of old libraries about each other are not ours: -W default. UV=--torch-backend=cpu takes the small torch.
+OLDEST := tests/test_silent_settings.py tests/data/test_loader.py tests/data/test_tables.py tests/video/test_video.py \
+  tests/models/test_internvideo2.py tests/weights/test_layouts_loading.py tests/training/test_training_checkpoint.py \
+  tests/inference/test_hub_layout.py tests/cli/test_cli.py tests/inference/test_export.py tests/probing/test_fit_learn.py \
+  tests/search/test_server.py tests/search/test_approximate.py tests/apps/test_report.py
+EXTRAS ?= plots,report,fit,navigation,track,export,parquet,cloud,search,ann,captions
+oldest:                 ## part of the suite with the oldest versions that pyproject.toml allows, torch 2.6 among them; needs uv
+	uv venv --quiet --clear $(VENV)-oldest
+	uv pip install --quiet --python $(VENV)-oldest $(UV) --resolution lowest-direct -e ".[$(EXTRAS)]" \
+	  "pytest>=8" "pytest-timeout>=2.3" "pytest-xdist>=3.6" "hypothesis>=6.100" "filelock>=3.12" "httpx>=0.27" "pillow>=10"
+	$(VENV)-oldest/bin/python -m pytest -n auto --dist loadfile -W default $(or $(TEST),$(OLDEST))
 
 parity: $(STAMP)        ## equality with the stored reference tensors and results
 	$(BIN)/python -m pytest -m parity $(TEST)
@@ -49,4 +61,4 @@ $(STAMP): $(VENV)/bin/python pyproject.toml constraints.txt
 	@touch $@
 
 clean:                  ## remove the environment and the runs
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-oldest runs .pytest_cache .mypy_cache .ruff_cache

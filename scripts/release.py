@@ -3,7 +3,8 @@
 python scripts/release.py                  commit and tag; nothing is pushed
 python scripts/release.py --check v0.1.0   fail where the files have another version than the tag, or an unreleased one
 
-`git push origin main v0.1.0` then publishes it (.github/workflows/release.yml).
+`git push origin main v0.1.0` then publishes it (.github/workflows/release.yml). The addresses that a package index
+shows are those of the remote `origin`; without such a remote the package names the paper alone.
 """
 
 from __future__ import annotations
@@ -31,6 +32,20 @@ def newest() -> tuple[str, str]:
     if found is None:
         sys.exit("CHANGELOG.md: no heading '## 1.2.3 - unreleased'")
     return found[1], found[2]
+
+
+def addresses() -> str:
+    """Lines of [project.urls] for the remote `origin`, "" where it is no address of the web."""
+    try:
+        remote = git("remote", "get-url", "origin")
+    except subprocess.CalledProcessError:
+        return ""
+    web = re.fullmatch(r"(?:https://|ssh://git@|git@)([^/:@]+)[/:](.+?)(?:\.git)?/?", remote)
+    if web is None:
+        return ""
+    home = f"https://{web[1]}/{web[2]}"
+    pages = {"": "Homepage", "/blob/main/docs/index.md": "Documentation", "/blob/main/CHANGELOG.md": "Changelog"}
+    return "".join(f'{name} = "{home}{page}"\n' for page, name in pages.items()) + f'Source = "{home}"\n'
 
 
 def check(tag: str) -> None:
@@ -63,6 +78,10 @@ def release() -> str:
     for name, (line, now) in edits.items():
         path = Path(name)
         path.write_text(re.sub(line, now, path.read_text(encoding="utf-8"), count=1, flags=re.M), encoding="utf-8")
+    project = Path("pyproject.toml")
+    text, named = project.read_text(encoding="utf-8"), addresses()
+    if named and "\nHomepage = " not in text:
+        project.write_text(text.replace("[project.urls]\n", f"[project.urls]\n{named}", 1), encoding="utf-8")
     git("commit", "--all", "--message", f"Release {version}")
     git("tag", "--annotate", tag, "--message", f"internvideo {version}")
     check(tag)

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from datetime import UTC, datetime
 from pathlib import Path
@@ -54,6 +55,16 @@ def test_a_release_has_one_version_everywhere(repository: Path) -> None:
     other = release(repository, "--check", "v7.9.0")
     assert other.returncode == 1
     assert "tag v7.9.0: CHANGELOG.md has 7.8.9, pyproject.toml has 7.8.9" in other.stderr
+
+
+@pytest.mark.parametrize("remote", ["git@example.org:us/video.git", "https://example.org/us/video"])
+def test_the_addresses_are_those_of_the_remote(repository: Path, remote: str) -> None:
+    run(repository, "git", "remote", "add", "origin", remote)
+    assert release(repository).returncode == 0
+    urls = tomllib.loads((repository / "pyproject.toml").read_text())["project"]["urls"]
+    assert urls["Homepage"] == urls["Source"] == "https://example.org/us/video"
+    assert urls["Changelog"] == "https://example.org/us/video/blob/main/CHANGELOG.md"
+    assert {"Documentation", "Paper"} <= urls.keys()
 
 
 def test_what_is_no_release_is_refused(repository: Path) -> None:

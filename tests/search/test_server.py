@@ -22,6 +22,7 @@ from PIL import Image
 pytest.importorskip("fastapi")
 pytest.importorskip("mcp")
 from mcp import Client, StdioServerParameters
+from mcp.client.stdio import stdio_client
 from running_server import Running
 
 from internvideo.search.collection import Collection
@@ -297,7 +298,7 @@ def test_the_commands_serve(folder: Path) -> None:
 
     async def ask() -> Any:
         parameters = StdioServerParameters(command=sys.executable, args=[*words, "--mcp"], env=environment)
-        async with Client(parameters, read_timeout_seconds=60) as client:
+        async with Client(stdio_client(parameters), read_timeout_seconds=60) as client:
             return (await client.call_tool("describe_collection", {})).structured_content
 
     assert asyncio.run(ask())["videos"] == 5
