@@ -6,7 +6,8 @@ SRC is the `src` folder of another version (`git worktree add ../old COMMIT` mak
 in a process of its own with one torch thread; the table gives the smallest CPU time of all rounds, workers included,
 and clips per second and core. Videos of 192 x 144 pixels are made unless a folder of .mp4 files is given. The recipes
 are those of masked pretraining (16 frames, every 4th, multi-scale crop of 224) and of fine-tuning (RandAugment m7-n4,
-erasing); "cached" is the second epoch with `cache_megabytes`. Batches are compared by their bytes.
+erasing); "cached" is the second epoch with `cache_megabytes`. Batches are compared by their bytes. `--parts` tells
+where the time of this version goes: CPU milliseconds per clip of each part, without those of parts inside it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ import resource
 import subprocess
 import sys
 import tempfile
+import time
+from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,6 +83,42 @@ def measure(folder: Path, case: str, workers: int, threads: int) -> dict[str, ob
     return {"ms": (cpu_seconds() - began) / clips * 1000, "hash": digest.hexdigest()[:12]}
 
 
+def parts(folder: Path, case: str) -> dict[str, float]:
+    """CPU ms a clip of each part, of this version in one thread; "all" beside them."""
+    from internvideo.data import rand_augment, transforms
+    from internvideo.video import conversion, index, reader, seek
+
+    spent: dict[str, float] = defaultdict(float)
+    inner = [0.0]
+
+    def timed(act: Any, part: str) -> Any:
+        def call(*given: object, **named: object) -> object:
+            began = time.thread_time()
+            inner.append(0.0)
+            try:
+                return act(*given, **named)
+            finally:
+                taken = time.thread_time() - began
+                spent[part] += taken - inner.pop()
+                inner[-1] += taken
+
+        return call
+
+    for owner, name, part in (
+        (index, "decode", "libavcodec"),
+        (seek, "decode", "libavcodec"),
+        (conversion.Converter, "_pixels", "colors (swscale)"),
+        (reader.Video, "__init__", "opening, indexing"),
+        (transforms, "resize_fast", "resizing"),
+        (rand_augment.RandAugment, "apply", "RandAugment"),
+        (transforms.TrainTransform, "__call__", "layout, flip, erasing"),
+    ):
+        setattr(owner, name, timed(getattr(owner, name), part))
+    total = measure(folder, case, 0, 1)["ms"]
+    clips = len(list(folder.glob("*.mp4")))  # those of the warm-up too
+    return {**{part: seconds / clips * 1000 for part, seconds in spent.items()}, "all": float(str(total))}
+
+
 def make_videos(folder: Path, count: int) -> None:
     from internvideo.video.writer import write_video
 
@@ -99,7 +139,11 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1, help="of this version")
     parser.add_argument("--case", choices=CASES, help="measure one and print JSON")
+    parser.add_argument("--parts", action="store_true", help="where the time of this version goes")
     options = parser.parse_args()
+    if options.case and options.parts:
+        print(json.dumps(parts(options.data, options.case)))
+        return
     if options.case:
         print(json.dumps(measure(options.data, options.case, options.workers, options.threads)))
         return
@@ -110,10 +154,19 @@ def main() -> None:
         folder = options.data or Path(made)
         if not options.data:
             make_videos(folder, options.videos + WARM_UP)
+        if options.parts:
+            for case in ("masked", "RandAugment"):
+                command = [sys.executable, __file__, "--parts", "--case", case, "--data", str(folder)]
+                environment = {**os.environ, "PYTHONPATH": str(versions["this"]), "OMP_NUM_THREADS": "1"}
+                runs = [subprocess.run(command, env=environment, capture_output=True, check=True).stdout
+                        for _ in range(options.rounds)]  # fmt: skip
+                best = min(map(json.loads, runs), key=lambda run: run["all"])
+                print(f"{case}: " + ", ".join(f"{part} {ms:.1f} ms" for part, ms in best.items()), flush=True)
+            return
         print("| recipe | version | CPU ms a clip | clips/s a core | this is faster by | same batches |")
         print("|---|---|---|---|---|---|")
         for case in CASES:
-            best: dict[str, float] = dict.fromkeys(versions, float("inf"))
+            fastest: dict[str, float] = dict.fromkeys(versions, float("inf"))
             hashes = set()
             for _ in range(options.rounds):
                 for name, source in versions.items():
@@ -122,10 +175,10 @@ def main() -> None:
                                str(options.workers), "--threads", str(threads)]  # fmt: skip
                     environment = {**os.environ, "PYTHONPATH": str(source), "OMP_NUM_THREADS": "1"}
                     told = json.loads(subprocess.run(command, env=environment, capture_output=True, check=True).stdout)
-                    best[name] = min(best[name], told["ms"])
+                    fastest[name] = min(fastest[name], told["ms"])
                     hashes.add(told["hash"])
-            for name, value in best.items():
-                ratio, equal = value / best["this"], "yes" if len(hashes) == 1 else "no"
+            for name, value in fastest.items():
+                ratio, equal = value / fastest["this"], "yes" if len(hashes) == 1 else "no"
                 print(f"| {case} | {name} | {value:.1f} | {1000 / value:.0f} | {ratio:.2f}x | {equal} |", flush=True)
 
 

@@ -109,7 +109,8 @@ class TrainStep:
         except RuntimeError as error:
             if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                 raise
-            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            reason = " ".join(lines[:2]) or type(error).__name__  # the first may only name the compiler
             if distributed.rank() == 0:
                 LOGGER.warning(f"loop.compile: the compiler failed ({reason}); the run continues without it")
         for layer in layers(self.stage):
