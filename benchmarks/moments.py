@@ -6,7 +6,7 @@ COLLECTION is of `internvideo index` on the videos of QUERIES (the sample world'
 a text tower; the same vectors serve all. *window*: the windows by their scores, those that overlap a better one
 dropped as among moments. *moment*: those of `find_moments`. *prior*: the part of a video that overlaps most answers of
 the other split, whatever the query. mAP is the mean over queries of the average precision of their list.
-Intervals of 95 % draw videos with replacement.
+Intervals of 95 % draw videos with replacement; those of differences are paired.
 `--tune` prints a grid of settings, for the training split.
 """
 
@@ -53,7 +53,7 @@ def mean_ap(lists: list[list[ScoredSpan]], truths: Floats) -> list[tuple[float, 
     return list(zip(LEVELS, values.mean(axis=1).tolist(), strict=True))
 
 
-def intervals(hits: NDArray[np.bool_], groups: NDArray[np.int64]) -> str:
+def intervals(hits: NDArray[np.integer] | NDArray[np.bool_], groups: NDArray[np.int64]) -> str:
     """Percent, and the 95 % interval over videos."""
     draw, counts = np.random.default_rng(0), np.bincount(groups)
     right = np.bincount(groups, weights=hits)
@@ -91,6 +91,7 @@ def main() -> None:
     chosen = np.flatnonzero(tested)
     groups = np.unique(np.array(videos)[chosen], return_inverse=True)[1]
     print(f"{len(chosen)} queries about {groups.max() + 1} videos, split {given.split}")
+    hits: dict[tuple[str, float], NDArray[np.integer]] = {}
     for name in [*answers, "prior"]:
         lists = []
         for number in chosen:
@@ -99,9 +100,13 @@ def main() -> None:
             lists.append([ScoredSpan(*(prior * lengths[number]).tolist(), 1, 1)] if told is None else told)
         first = np.array([(found[0].start, found[0].end) for found in lists])
         overlap = np.diag(tiou(first, spans[chosen], union="true"))
+        hits |= {(name, level): (overlap >= level).astype(np.int64) for level in LEVELS}
         told_levels = ", ".join(f"R@1 at {level}: {intervals(overlap >= level, groups)}" for level in LEVELS)
         precisions = ", ".join(f"mAP at {level}: {100 * value:.1f}" for level, value in mean_ap(lists, spans[chosen]))
         print(f"{name:24s} {told_levels}, mean tIoU {overlap.mean():.3f}, {precisions}")
+    for name in ("window", "prior"):
+        gains = [f"{level}: {intervals(hits['moment', level] - hits[name, level], groups)}" for level in LEVELS]
+        print(f"moment over {name}, R@1 at {', at '.join(gains)}")
 
 
 if __name__ == "__main__":
