@@ -106,7 +106,7 @@ def test_the_folder_says_what_it_is(tmp_path: Path) -> None:
     assert "library_name: transformers\n" in card
     assert "pipeline_tag: video-classification\n" in card
     assert "transformers reads the folder too, as `VideoMAEForVideoClassification`" in card
-    assert "resized as 'opencv' does in internvideo" in card
+    assert "resized by 'opencv' in internvideo" in card
     config = json.loads((folder / "config.json").read_text())
     assert (config["architectures"], config["dtype"]) == (["VideoMAEForVideoClassification"], "float32")
 
