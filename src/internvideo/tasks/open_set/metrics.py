@@ -42,10 +42,15 @@ def _curve(scores: Floats, positive: NDArray[np.bool_]) -> tuple[Ints, Ints]:
     return true, false
 
 
+def _area(y: Floats, x: Floats) -> Any:
+    """Compute the area under y over x along the last axis by trapezoids (`numpy.trapezoid` needs NumPy 2)."""
+    return (np.diff(x) * (y[..., 1:] + y[..., :-1]) / 2.0).sum(-1)
+
+
 def auroc(known: Floats, unknown: Floats) -> float:
     """Compute AUROC: probability that an unknown sample is more uncertain than a known one, ties count half."""
     true, false = _curve(*_joined(known, unknown))
-    return float(np.trapezoid(true / true[-1], false / false[-1]))
+    return float(_area(true / true[-1], false / false[-1]))
 
 
 def aupr(known: Floats, unknown: Floats) -> float:
@@ -53,7 +58,7 @@ def aupr(known: Floats, unknown: Floats) -> float:
     true, false = _curve(*_joined(known, unknown))
     precision = true[1:] / (true[1:] + false[1:])
     precision = np.concatenate([[1.0], precision])
-    return float(np.trapezoid(precision, true / true[-1]))
+    return float(_area(precision, true / true[-1]))
 
 
 def fpr_at(known: Floats, unknown: Floats, recall: float = 0.95) -> float:
@@ -103,7 +108,7 @@ def weighted_figures(uncertainty: Floats, unknown: NDArray[np.bool_], recall: fl
         tpr = np.concatenate([zero, true / true[:, -1:]], axis=1)
         fpr = np.concatenate([zero, false / false[:, -1:]], axis=1)
         nearest = np.abs(tpr - recall).argmin(axis=1)
-        columns = [np.trapezoid(tpr, fpr), np.trapezoid(precision, tpr), fpr[np.arange(len(fpr)), nearest]]
+        columns = [_area(tpr, fpr), _area(precision, tpr), fpr[np.arange(len(fpr)), nearest]]
         result: NDArray[np.float64] = np.stack(columns, axis=1)
         return result
 
