@@ -1,10 +1,13 @@
-"""Platform differences of Linux, macOS and Windows: cores, file locks, sync, memory."""
+"""Platform differences of Linux, macOS and Windows: cores, file locks, sync, memory, orphaned workers."""
 
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +70,18 @@ def peak_memory_mb() -> float:
         return float(used.peak_wset) / 2**20
     unit = 2**20 if sys.platform == "darwin" else 2**10  # macOS counts bytes, Linux KiB
     return max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / unit
+
+
+def call_when_parent_dies(act: Callable[[], None]) -> None:
+    """Call `act` in a thread of this worker process when the process that started it is gone."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            act()
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def free_memory() -> int:

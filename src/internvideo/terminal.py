@@ -21,6 +21,8 @@ LOGGER = logging.getLogger("internvideo")
 """Logger of everything that is no result: notes are warnings, progress is info; other programs may redirect it."""
 _JSON = "INTERNVIDEO_JSON"
 _LEVEL = "INTERNVIDEO_LOG_LEVEL"
+NO_BARS = "TQDM_DISABLE"
+"""Environment variable of tqdm; set for a process and its workers."""
 
 
 class _StandardError(logging.Handler):
@@ -45,9 +47,14 @@ def say(text: str, *, err: bool = False) -> None:
 def set_verbosity(*, quiet: bool = False, verbose: bool = False) -> None:
     """Set which messages are printed and whether progress bars are drawn, for this process and its workers."""
     if quiet:
-        os.environ["TQDM_DISABLE"] = "1"
+        os.environ[NO_BARS] = "1"
     os.environ[_LEVEL] = "ERROR" if quiet else "DEBUG" if verbose else "INFO"
     LOGGER.setLevel(os.environ[_LEVEL])
+
+
+def bars_disabled(progress: bool | None = None) -> bool:
+    """Return whether no bar is drawn: `progress` as the caller says, by default outside a terminal and with --quiet."""
+    return bool(os.environ.get(NO_BARS)) or not sys.stderr.isatty() if progress is None else not progress
 
 
 def results_as_json(wanted: bool | None = None) -> bool:

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from internvideo.apps.demo import PROFILES, STEPS, Columns, _by_group, _own, run_demo, step_recipe
+from internvideo.apps.demo import PROFILES, Columns, _by_group, _own, run_demo, step_recipe
 from internvideo.apps.demo_budget import SHARES, Budget, SetFacts
 from internvideo.apps.demo_clock import Clock
 from internvideo.apps.demo_report import DemoData
+from internvideo.apps.demo_steps import STEPS, Step, run_one_by_one, run_side_by_side
 from internvideo.data.manifest import read_manifest
 from internvideo.data.sample import Sample
-from internvideo.errors import ManifestError, RecipeError, RunError
+from internvideo.errors import InternVideoError, ManifestError, RecipeError, RunError
 from internvideo.model_table import create_model
 from internvideo.plots.report import ABLATION
 from internvideo.probing.pixel_ridge import pixel_ridge
+from internvideo.recipe import Recipe
+from internvideo.sample_world.generate import WorldSettings, generate
 from internvideo.search.collection import Collection
+from internvideo.storage import read_safetensors
 from internvideo.video.writer import write_video
 
 
@@ -231,3 +238,42 @@ def test_a_ridge_on_pixels_knows_where_something_is(tmp_path: Path) -> None:
     assert [test.rows[index].label for index in ridge.rows] == ridge.scores.argmax(axis=1).tolist()
     (tmp_path / "left" / "1.mp4").write_bytes(b"no video")
     assert len(pixel_ridge(train, test).rows) == len(test) - 1
+
+
+def test_clock_adds_what_overlaps(tmp_path: Path) -> None:
+    clock = Clock(tmp_path / "seconds.json")
+    stop_first, stop_second = clock.started("first"), clock.started("second")
+    stop_second()
+    assert set(clock.seconds) == {"second"}
+    assert set(clock.so_far()) == {"first", "second"}
+    stop_first()
+    assert set(Clock(tmp_path / "seconds.json").seconds) == {"first", "second"}
+
+
+@pytest.mark.slow
+def test_steps_side_by_side_learn_the_same_and_name_what_fails(tmp_path: Path) -> None:
+    world = generate(tmp_path / "world", WorldSettings(clips=112, size=32, seed=1, zero_shot_clips=8, long_videos=0))
+    data = DemoData(world["train"], world["test"], True, world["zero_shot"])
+    profile = replace(PROFILES["short"], epochs=0.01)
+    for name in ("a", "b"):
+        clock, folder = Clock(tmp_path / name / "seconds.json"), tmp_path / name
+
+        def recipe_of(step: Step, folder: Path = folder) -> Recipe:
+            return step_recipe(step, folder, data, profile, seed=0)
+
+        if name == "a":
+            run_one_by_one(recipe_of, folder, clock, "cpu")
+        else:
+            run_side_by_side(recipe_of, folder, clock)
+        assert set(clock.seconds) == {step.name for step in STEPS}
+    for step in STEPS:
+        first, second = (read_safetensors(tmp_path / name / step.name / "model.safetensors")[0] for name in ("a", "b"))
+        for key, value in first.items():
+            torch.testing.assert_close(second[key], value, rtol=1e-3, atol=1e-4, msg=f"{step.name} {key}")
+    shutil.rmtree(tmp_path / "b" / "interaction")
+
+    def absent(step: Step) -> Recipe:
+        return step_recipe(step, tmp_path / "b", replace(data, train=tmp_path / "absent.jsonl"), profile, seed=0)
+
+    with pytest.raises(InternVideoError, match=r"absent\.jsonl"):
+        run_side_by_side(absent, tmp_path / "b", Clock(tmp_path / "b" / "seconds.json"))

@@ -16,16 +16,19 @@ import numpy as np
 from internvideo.apps.demo_budget import Budget, SetFacts
 from internvideo.apps.demo_clock import Clock
 from internvideo.apps.demo_report import DemoData, write_demo_report
+from internvideo.apps.demo_steps import Step, run_one_by_one, run_side_by_side
 from internvideo.data.manifest import Manifest, Sample, read_manifest, write_manifest
+from internvideo.distributed import choose_device
 from internvideo.errors import ManifestError, RecipeError, RunError
 from internvideo.extras import require
 from internvideo.inference.loading import load
-from internvideo.pipeline import run_recipe, training_recipe
+from internvideo.pipeline import training_recipe
 from internvideo.recipe import Recipe, read_recipe
 from internvideo.sample_world.generate import WorldSettings, generate
 from internvideo.search.collection import Collection
 from internvideo.search.indexing import IndexSettings
 from internvideo.storage import alone_in, write_text
+from internvideo.system import cores
 from internvideo.terminal import LOGGER, say
 
 MINUTES = 15.0
@@ -50,35 +53,6 @@ class Profile:
 
 
 PROFILES = {"full": Profile(4200, 1.0), "short": Profile(420, 0.25)}
-
-
-@dataclass(frozen=True)
-class Step:
-    """One recipe of the demo.
-
-    Attributes:
-        name: its folder. recipe: file in recipes/sample. about: progress text.
-        init: earlier steps whose weights it starts from.
-    """
-
-    name: str
-    recipe: str
-    about: str
-    init: dict[str, str]
-
-
-_PRETRAINED = {"weights": "multimodal_pretrained"}
-_ENCODERS = {"masked": "supervised_masked", "multimodal": "supervised_multimodal"}
-STEPS = (
-    Step("masked", "masked", "1  masked pretraining", {}),
-    Step("image_text", "image_text", "2a image-text pretraining", {}),
-    Step("multimodal_pretrained", "multimodal", "2b video-language pretraining", {"weights": "image_text"}),
-    Step("supervised_masked", "supervised_masked", "3  supervised, masked encoder", {"weights": "masked"}),
-    Step("supervised_scratch", "supervised_masked", "   the same without pretraining", {}),
-    Step("supervised_multimodal", "supervised_multimodal", "3  supervised, multimodal encoder", _PRETRAINED),
-    Step("single_frame", "single_frame", "   one frame a clip", _PRETRAINED),
-    Step("interaction", "interaction", "4  cross-model interaction", _ENCODERS),
-)
 
 
 def run_demo(
@@ -120,13 +94,15 @@ def _steps(output: Path, data: Path | None, chosen: Profile, columns: Columns, s
     clock = Clock(output / "seconds.json")
     with clock.timed("data", again=(output / "world" / "train.jsonl").is_file()):
         clips = _world(output, chosen, seed) if data is None else _own(output, data, columns)
-    for number, step in enumerate(STEPS, 1):
-        LOGGER.info(f"[{number}/{len(STEPS)}] {step.about}")
-        with clock.timed(step.name, again=(output / step.name / "model.safetensors").is_file()):
-            recipe = step_recipe(step, output, clips, chosen, seed)
-            if clips.facts is not None:
-                recipe = budget.paced(step.name, recipe, clips.facts)
-            run_recipe(recipe, output / step.name, device=device, title=step.about.strip())
+
+    def recipe_of(step: Step) -> Recipe:
+        recipe = step_recipe(step, output, clips, chosen, seed)
+        return recipe if clips.facts is None else budget.paced(step.name, recipe, clips.facts)
+
+    if clips.facts is None and choose_device(device).type == "cpu" and cores() > 1:  # a budget counts on whole machines
+        run_side_by_side(recipe_of, output, clock)
+    else:
+        run_one_by_one(recipe_of, output, clock, device)
     LOGGER.info("[report] measuring on the held-out clips")
     with clock.timed("report", again=(output / "report.json").is_file()):
         short = chosen == PROFILES["short"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,26 +23,36 @@ class Clock:
         self.file = file
         self.seconds: dict[str, float] = stored.get("seconds", {})
         self.peak_memory_mb: float = stored.get("peak_memory_mb", 0.0)
-        self._running: tuple[str, float] | None = None
+        self._running: dict[str, float] = {}
+
+    def started(self, name: str, *, again: bool = False) -> Callable[[], None]:
+        """Return a function that adds the seconds from now on to those of `name`; not when it is done once more."""
+        if not (again and name in self.seconds):
+            self._running[name] = time.monotonic()
+
+        def stop() -> None:
+            if name in self._running:
+                self.seconds = {**self.seconds, name: self.so_far()[name]}
+                del self._running[name]
+            self.peak_memory_mb = self.memory()
+            content = {"seconds": self.seconds, "peak_memory_mb": self.peak_memory_mb}
+            write_text(self.file, json.dumps(content, indent=1))
+
+        return stop
 
     @contextmanager
     def timed(self, name: str, *, again: bool = False) -> Iterator[None]:
         """Add the seconds of the block to those of `name`, also when interrupted, but not when done once more."""
-        self._running = None if again and name in self.seconds else (name, time.monotonic())
+        stop = self.started(name, again=again)
         try:
             yield
         finally:
-            self.seconds, self.peak_memory_mb = self.so_far(), self.memory()
-            self._running = None
-            content = {"seconds": self.seconds, "peak_memory_mb": self.peak_memory_mb}
-            write_text(self.file, json.dumps(content, indent=1))
+            stop()
 
     def so_far(self) -> dict[str, float]:
-        """Return the seconds by step, including the current one."""
-        if self._running is None:
-            return self.seconds
-        name, began = self._running
-        return {**self.seconds, name: self.seconds.get(name, 0.0) + time.monotonic() - began}
+        """Return the seconds by step, including the current ones."""
+        now = time.monotonic()
+        return self.seconds | {name: self.seconds.get(name, 0.0) + now - began for name, began in self._running.items()}
 
     def memory(self) -> float:
         """Return the largest resident memory of any process of any session so far, or of the device if larger, MiB."""

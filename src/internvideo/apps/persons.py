@@ -27,6 +27,7 @@ from internvideo.errors import VideoError, WeightsError
 from internvideo.extras import require
 from internvideo.storage import write_text
 from internvideo.tasks.spatio_temporal_localization.data import KeyFrame, centered_positions, key_frames
+from internvideo.terminal import bars_disabled
 
 SOFT_MAX = ("detr", "yolos")
 """Families whose last class is "nothing"."""
@@ -160,7 +161,7 @@ def find_persons(manifest: Manifest, detector: PersonDetector, *, score_threshol
         ManifestError: no row has boxes.
     """
     frames, reader, found = key_frames(manifest), ManifestClipDecoder(manifest), Persons()
-    with tqdm(total=len(frames), desc="persons", unit="frame", disable=None) as bar:
+    with tqdm(total=len(frames), desc="persons", unit="frame", disable=bars_disabled()) as bar:
         for _, group in groupby(frames, key=lambda frame: frame.row.id):
             own = list(group)
             try:

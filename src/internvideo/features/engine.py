@@ -31,6 +31,7 @@ from internvideo.features.window_sampling import WindowRule, frame_grid
 from internvideo.features.windows import open_long, past_end, windows_of
 from internvideo.inference.hub_folder import model_hash
 from internvideo.inference.video_model import VideoModel
+from internvideo.terminal import bars_disabled
 from internvideo.video.conversion import conversion_metadata
 from internvideo.video.damage import damage_metadata
 from internvideo.video.frame_folder import rate_metadata
@@ -215,7 +216,7 @@ def run_engine(
     try:
         indices = run.remaining()
         total = len(indices)
-        bar = tqdm(total=total, bar_format=bar_format, postfix="", disable=None if progress is None else not progress)
+        bar = tqdm(total=total, bar_format=bar_format, postfix="", disable=bars_disabled(progress))
         with threads_beside_reader(model), bar:
             while indices:  # a second round where a lease has become stale meanwhile
                 processes = min(workers, len(indices))

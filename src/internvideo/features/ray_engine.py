@@ -32,6 +32,7 @@ from internvideo.features.engine import (
 )
 from internvideo.features.feature_layers import Encode
 from internvideo.inference.video_model import VideoModel
+from internvideo.terminal import bars_disabled
 
 LOCAL = "local"
 """Address of a cluster that is started in this machine."""
@@ -204,7 +205,7 @@ def _run(
     )  # fmt: skip
     videos = _InOrder(writer, indices)
     bar_format = "{l_bar}{bar}| {n:.0f}/{total} videos{postfix}, {remaining} left"
-    with tqdm(total=len(indices), bar_format=bar_format, disable=None if progress is None else not progress) as bar:
+    with tqdm(total=len(indices), bar_format=bar_format, disable=bars_disabled(progress)) as bar:
         for row in encoded.iter_rows():
             bar.update(videos.take(int(row["index"]), int(row["number"]), row["piece"]))
             writer.report.seconds = time.perf_counter() - began

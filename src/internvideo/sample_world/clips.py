@@ -8,7 +8,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -25,7 +24,7 @@ from internvideo.sample_world.actions import ACTIONS, CATALOGUE, FAR_CLASSES, HE
 from internvideo.sample_world.backgrounds import PLACES
 from internvideo.sample_world.language import Facts
 from internvideo.sample_world.scene import COLORS, SHAPES, TEXTURES, Actor, Look, Scene, actor_boxes, render
-from internvideo.system import cores
+from internvideo.system import call_when_parent_dies, cores
 from internvideo.video.writer import write_video
 
 Chunk = TypeVar("Chunk")
@@ -270,11 +269,4 @@ def in_processes(
 def _start_worker() -> None:
     """Set up a worker process: ignore SIGINT, which the parent handles, and exit when the parent dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-
-    def exit_with_parent() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=exit_with_parent, daemon=True).start()
+    call_when_parent_dies(lambda: os._exit(1))

@@ -33,6 +33,7 @@ from internvideo.sample_world.clips import WorldSettings, in_processes
 from internvideo.sample_world.reaching import HANDS, NOUNS, VERBS, Reach, plan_reach
 from internvideo.sample_world.scene import actor_boxes, render
 from internvideo.storage import alone_in, write_text
+from internvideo.terminal import bars_disabled
 from internvideo.video.writer import write_video
 
 Floats = NDArray[np.float64]
@@ -126,7 +127,8 @@ def _write(root: Path, settings: WorldSettings, numbers: Sequence[int]) -> list[
 def _write_all(root: Path, settings: WorldSettings, count: int, workers: int | None, progress: bool) -> list[Floats]:
     chunks = [range(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
     boxes: dict[int, list[Floats]] = {}
-    with tqdm(total=count, desc="reaching clips", unit="clip", disable=None if progress else True) as bar:
+    hidden = bars_disabled(None if progress else False)
+    with tqdm(total=count, desc="reaching clips", unit="clip", disable=hidden) as bar:
         work, alone = partial(_write, root, settings), len(chunks) < 4
         for chunk, found in in_processes(work, chunks, workers, alone=alone, where=root):
             boxes[chunk.start] = found

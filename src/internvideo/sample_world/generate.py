@@ -56,6 +56,7 @@ from internvideo.sample_world.language import (
 from internvideo.sample_world.queries import described_moments
 from internvideo.sample_world.scene import render
 from internvideo.storage import alone_in, write_text
+from internvideo.terminal import bars_disabled
 
 __all__ = [
     "ACTIONS", "HELD_OUT_CLASSES", "REVERSE_OF", "TIME_DIRECTED", "WorldSettings", "fingerprint", "generate",
@@ -158,7 +159,8 @@ def _write_all(
     chunks = [*single, *(rest[start : start + _CHUNK] for start in range(0, len(rest), _CHUNK))]
     frames = sum(plan(settings, *job).scene.frames for job in todo)  # videos differ in length: progress counts frames
     long_boxes: dict[str, tuple[SeenActor, ...]] = {}
-    with tqdm(total=frames, desc="sample world", unit="frame", disable=None if progress else True) as bar:
+    hidden = bars_disabled(None if progress else False)
+    with tqdm(total=frames, desc="sample world", unit="frame", disable=hidden) as bar:
         work, alone = partial(write_clips, root, settings), len(todo) < 4 * _CHUNK
         for chunk, found in in_processes(work, chunks, workers, alone=alone, where=root):
             long_boxes.update(zip((f"{split}_{number}" for split, number in chunk), found, strict=True))

@@ -20,6 +20,7 @@ from internvideo.data.manifest import Manifest
 from internvideo.data.sample import Sample
 from internvideo.errors import RunError
 from internvideo.tasks.protocol import ClipInputs, ClipProtocol, VideoTextModel
+from internvideo.terminal import bars_disabled
 
 TEXTS_AT_ONCE = 256
 
@@ -85,7 +86,7 @@ def run_clips(function: Callable[[Batch], Mapping[str, Tensor]], inputs: ClipInp
     source, manifest, clips = inputs.source, inputs.manifest, inputs.clips
     index_of = {row.id: index for index, row in enumerate(manifest.rows)}
     result = _RankResult()
-    bar = tqdm(total=len(index_of) * clips.num_views, desc=title, unit="clip", leave=False, disable=None)
+    bar = tqdm(total=len(index_of) * clips.num_views, desc=title, unit="clip", leave=False, disable=bars_disabled())
     with bar, evaluating(inputs.model, inputs.device, clips.precision):
         for batch, numbers in source:
             _check_shape(batch, clips, index_of)

@@ -17,7 +17,7 @@ from internvideo import distributed, untrusted
 from internvideo.errors import unwritable
 from internvideo.extras import require
 from internvideo.storage import write_text
-from internvideo.terminal import LOGGER
+from internvideo.terminal import LOGGER, bars_disabled
 
 METRICS = "metrics.jsonl"
 SECONDS_BETWEEN_LINES = 10.0
@@ -71,7 +71,7 @@ class MetricLog:
         self.last_progress_time = self.started
         self.last_values: Mapping[str, float] = {}
         self.events = _event_writer(folder, step) if tensorboard and self.active else None
-        hidden = not (self.active and sys.stderr.isatty())
+        hidden = not self.active or bars_disabled()
         self.bar = tqdm(total=total, initial=step, desc=title, unit="step", file=sys.stderr, disable=hidden)
         if self.active and self.file.exists():
             valid = [line for line in read_metrics(folder) if line["step"] <= step]

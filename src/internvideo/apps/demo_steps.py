@@ -1,0 +1,131 @@
+"""Train the steps of the demo; on a CPU two at once, since models this small gain little from more threads."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from internvideo.apps.demo_clock import Clock
+from internvideo.errors import RunError
+from internvideo.pipeline import run_recipe
+from internvideo.recipe import Recipe
+from internvideo.system import call_when_parent_dies, cores
+from internvideo.terminal import LOGGER, NO_BARS
+from internvideo.training.interruption import StopSignals
+
+AT_ONCE = 2
+"""Steps at once: more of them would not end earlier, since the two encoders' chains are as long as they are."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One recipe of the demo.
+
+    Attributes:
+        name: its folder. recipe: file in recipes/sample. about: progress text.
+        init: earlier steps whose weights it starts from.
+    """
+
+    name: str
+    recipe: str
+    about: str
+    init: dict[str, str]
+
+
+_PRETRAINED = {"weights": "multimodal_pretrained"}
+_ENCODERS = {"masked": "supervised_masked", "multimodal": "supervised_multimodal"}
+STEPS = (
+    Step("masked", "masked", "1  masked pretraining", {}),
+    Step("image_text", "image_text", "2a image-text pretraining", {}),
+    Step("multimodal_pretrained", "multimodal", "2b video-language pretraining", {"weights": "image_text"}),
+    Step("supervised_masked", "supervised_masked", "3  supervised, masked encoder", {"weights": "masked"}),
+    Step("supervised_scratch", "supervised_masked", "   the same without pretraining", {}),
+    Step("supervised_multimodal", "supervised_multimodal", "3  supervised, multimodal encoder", _PRETRAINED),
+    Step("single_frame", "single_frame", "   one frame a clip", _PRETRAINED),
+    Step("interaction", "interaction", "4  cross-model interaction", _ENCODERS),
+)
+
+
+def run_one_by_one(recipe_of: Callable[[Step], Recipe], output: Path, clock: Clock, device: str) -> None:
+    """Train all steps that are not finished. Raises what `run_recipe` raises."""
+    for step in STEPS:
+        _announce(step)
+        with clock.timed(step.name, again=(output / step.name / "model.safetensors").is_file()):
+            run_recipe(recipe_of(step), output / step.name, device=device, title=step.about.strip())
+
+
+def run_side_by_side(recipe_of: Callable[[Step], Recipe], output: Path, clock: Clock) -> None:
+    """Train all steps that are not finished on the CPU, each as soon as the steps it starts from are done.
+
+    Raises:
+        RunInterruptedError: SIGINT or SIGTERM was received; the checkpoints are written.
+        RunError: a process was killed. Others: see `run_recipe`.
+    """
+    context = multiprocessing.get_context("spawn")
+    threads = max(1, cores() // AT_ONCE)
+    with StopSignals() as stop, ProcessPoolExecutor(AT_ONCE, context, _start_worker, (threads,)) as pool:
+        try:
+            _run(pool, recipe_of, output, clock, stop)
+        except BrokenProcessPool as error:
+            hint = "free memory, then start the same command again to resume"
+            raise RunError(output, "a worker process was killed", "", hint) from error
+        finally:
+            _stop_workers()
+
+
+def _run(
+    pool: ProcessPoolExecutor, recipe_of: Callable[[Step], Recipe], output: Path, clock: Clock, stop: StopSignals
+) -> None:
+    waiting, finished = list(STEPS), set[str]()
+    running: dict[Future[Path], tuple[Step, Callable[[], None]]] = {}
+    while waiting or running:
+        for step in _ready(waiting, finished)[: AT_ONCE - len(running)]:
+            waiting.remove(step)
+            _announce(step)
+            stop_clock = clock.started(step.name, again=(output / step.name / "model.safetensors").is_file())
+            title = step.about.strip()
+            future = pool.submit(run_recipe, recipe_of(step), output / step.name, device="cpu", title=title)
+            running[future] = step, stop_clock
+        done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
+        if stop.requested:
+            _stop_workers()
+            done, _ = wait(running)
+        for future in done:
+            step, stop_clock = running.pop(future)
+            stop_clock()
+            finished.add(step.name)
+        for future in done:
+            future.result()
+
+
+def _ready(waiting: Sequence[Step], finished: set[str]) -> list[Step]:
+    return [step for step in waiting if finished.issuperset(step.init.values())]
+
+
+def _announce(step: Step) -> None:
+    LOGGER.info(f"[{STEPS.index(step) + 1}/{len(STEPS)}] {step.about}")
+
+
+def _start_worker(threads: int) -> None:
+    """Set up a worker: lines in place of bars, which two processes would draw over each other, and signals.
+
+    Ctrl-C reaches the parent alone, which asks its workers to write a checkpoint; so does the parent's death.
+    """
+    os.environ[NO_BARS] = "1"
+    torch.set_num_threads(threads)
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()
+    call_when_parent_dies(lambda: os.kill(os.getpid(), signal.SIGTERM))
+
+
+def _stop_workers() -> None:
+    for process in multiprocessing.active_children():
+        process.terminate()
