@@ -247,7 +247,7 @@ WORLD: dict[str, Task] = {
         "actions in time, in untrimmed videos",
         (
             (
-                "{R}/features/features.json",
+                "{R}/features/index.json",
                 f"internvideo extract {LONG}/long.jsonl -o {{R}}/features -e {{R}}/spatio_temporal/model.safetensors "
                 "--window-frames 24 --stride-frames 4 --tiles 3 --batch-size 32",
             ),
