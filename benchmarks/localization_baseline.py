@@ -66,12 +66,13 @@ def main() -> None:
     parser.add_argument("--split", default="test")
     parser.add_argument("--fit", metavar="SPLIT")
     parser.add_argument("--background", nargs="*", default=[])
+    parser.add_argument("--tiou", type=float, nargs="+", default=THUMOS_THRESHOLDS)
     parser.add_argument("-o", "--output", type=Path, required=True)
     given = parser.parse_args()
     features = read_feature_set(given.features)
     table = window_baseline.predict(
         features.subset(given.split),
-        tiou_thresholds=THUMOS_THRESHOLDS,
+        tiou_thresholds=tuple(given.tiou),
         classify=fitted(features.subset(given.fit)) if given.fit else None,
         background=given.background,
     )

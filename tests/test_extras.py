@@ -173,8 +173,8 @@ for name in json.loads(sys.argv[1]):
     sys.modules[name] = None
 import internvideo
 for module in pkgutil.walk_packages(internvideo.__path__, "internvideo."):
-    # The last two are nothing without their extra; `internvideo serve` asks for it before it imports them.
-    if not module.name.endswith(("__main__", "search.server", "search.mcp")):
+    # The last three are nothing without their extra, which is asked for before they are imported.
+    if not module.name.endswith(("__main__", "search.server", "search.mcp", "tables.checks")):
         import_module(module.name)
 import numpy as np
 from internvideo.video.writer import write_video

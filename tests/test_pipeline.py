@@ -280,7 +280,7 @@ def test_recipes_are_listed() -> None:
         ({"loader": {"batch_size": 100}}, RecipeError, "at most 42"),
         ({"model": {"overrides": {"patch_size": 7}}}, RecipeError, "patch_size"),
         ({"sampling": {"stride": 2}}, RecipeError, "segment_middle"),
-        ({"sampling": {"kind": "sparse_two_view", "num_clips": 3}}, RecipeError, "data.sampling: num_clips = 3"),
+        ({"sampling": {"kind": "sparse_two_view", "num_clips": 3}}, RecipeError, "data.sampling.num_clips: 3"),
         ({"stage": "masked", "settings": {"ratio": 0.01}}, RecipeError, "settings.ratio: the tube mask covers 0 of"),
         (
             {"stage": "multimodal", "model": {"name": "internvideo-mm-b16"}, "settings": {"caption_weight": 1.0}},

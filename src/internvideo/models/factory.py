@@ -89,7 +89,9 @@ _VJEPA2 = {
     "vjepa2-l": ModelEntry(VJEPA2, VJEPA2Config(), None, f"V-JEPA 2's encoder, {_size_of(VJEPA2Config())}, patch 16")
 }
 
-BACKBONES: dict[str, ModelEntry] = _PRETRAIN | _CLASSIFIER | _VJEPA2 | _SIGLIP | _INTERNVIDEO2 | MULTIMODAL_MODELS
+BACKBONES: dict[str, ModelEntry] = {
+    **_PRETRAIN, **_CLASSIFIER, **_VJEPA2, **_SIGLIP, **_INTERNVIDEO2, **MULTIMODAL_MODELS,
+}  # fmt: skip
 """All models of clips; `model_table.MODELS` also has those of the tasks."""
 
 
