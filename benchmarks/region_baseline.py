@@ -11,6 +11,7 @@ videos, which are drawn again.
 from __future__ import annotations
 
 import argparse
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,7 @@ def main() -> None:
     parser.add_argument("manifest", type=Path)
     parser.add_argument("classifier", type=Path)
     parser.add_argument("--split")
+    parser.add_argument("-o", "--output", type=Path, help="write the figures, the detector's before each, as JSON")
     given = parser.parse_args()
     torch.set_num_threads(1)
     table = Predictions.load(given.table)
@@ -110,6 +112,7 @@ def main() -> None:
     if "around" in table.protocol:
         kinds["own clip"] = replace(found, score=box_scores(table, given.manifest, given.classifier, given.split))
     own = frame_map_statistic(truth, found, video)
+    result: dict[str, dict[str, Any]] = {"figures": {}, "intervals": {}}
     for name, boxes in kinds.items():
         value = float(np.mean(list(frame_average_precision(truth, boxes).values())))
         other = frame_map_statistic(truth, boxes, video)
@@ -118,6 +121,10 @@ def main() -> None:
             f"{name:12} {100 * value:5.1f} ({100 * low[0]:.1f} to {100 * high[0]:.1f}), "
             f"detector before it by {100 * low[1]:.1f} to {100 * high[1]:.1f}"
         )
+        result["figures"][name] = value
+        result["intervals"] |= {name: [low[0], high[0]], f"detector over {name}": [low[1], high[1]]}
+    if given.output:
+        given.output.write_text(json.dumps(result, indent=1), "utf-8")
 
 
 if __name__ == "__main__":

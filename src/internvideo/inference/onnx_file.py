@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -74,8 +75,20 @@ def write(
         got = made.model.opset_imports[""]
         if opset not in (None, got):  # it silently falls back to its lowest opset
             raise RecipeError("opset", str(opset), "", f"the exporter made {got}")
+        _name_axes(made.model.graph, axes)
         size = sum(tensor.numel() * tensor.element_size() for tensor in program.state_dict.values())
         made.save(path, external_data=size > LARGEST)
+
+
+def _name_axes(graph: Any, axes: Mapping[int, str]) -> None:
+    """Name the dynamic axes of the input wherever they occur; torch 2.6 names them after the example's sizes."""
+    shape = graph.inputs[0].shape
+    names = {shape[axis].value: name for axis, name in axes.items()}
+    values = [*graph.inputs, *graph.outputs, *(value for node in graph for value in node.outputs)]
+    for value in values:
+        for axis, size in enumerate(value.shape or ()):
+            if not isinstance(size, int) and names.get(size.value, size.value) != size.value:
+                value.shape[axis] = names[size.value]
 
 
 def first_line(error: Exception) -> str:
