@@ -75,10 +75,12 @@ def run_side_by_side(recipe_of: Callable[[Step], Recipe], output: Path, clock: C
         try:
             _run(pool, recipe_of, output, clock, stop)
         except BrokenProcessPool as error:
+            _stop_workers()
             hint = "free memory, then start the same command again to resume"
             raise RunError(output, "a worker process was killed", "", hint) from error
-        finally:
+        except BaseException:
             _stop_workers()
+            raise
 
 
 def _run(
