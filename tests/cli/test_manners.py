@@ -78,7 +78,7 @@ def test_every_help_has_examples_that_parse(
             GROUP.commands[name].make_context(name, words[1:])
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+@pytest.mark.parametrize("shell", ["bash", *(pytest.param(name, marks=pytest.mark.slow) for name in ("zsh", "fish"))])
 def test_shells_complete_commands(shell: str) -> None:
     words = {"COMP_WORDS": "internvideo c", "COMP_CWORD": "1", "_TYPER_COMPLETE_ARGS": "internvideo c"}
     environment = {**os.environ, **words, "_INTERNVIDEO_COMPLETE": f"complete_{shell}"}

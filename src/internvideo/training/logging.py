@@ -125,7 +125,8 @@ class MetricLog:
         if self.active and self.bar.disable and due:
             self.last_progress_time = now
             seconds_left = (now - self.started) / max(1, step - self.first_step) * (self.total - step)
-            self.message(f"step {step}/{self.total}, {self._summary()}, {format_duration(seconds_left)} left")
+            parts = (f"step {step}/{self.total}", self._summary(), f"{format_duration(seconds_left)} left")
+            self.message(", ".join(part for part in parts if part))
 
     def _summary(self) -> str:
         last, labels = self.last_values, {"loss": "loss", "clips_per_second": "clips/s"}
