@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -277,3 +281,42 @@ def test_steps_side_by_side_learn_the_same_and_name_what_fails(tmp_path: Path) -
 
     with pytest.raises(InternVideoError, match=r"absent\.jsonl"):
         run_side_by_side(absent, tmp_path / "b", Clock(tmp_path / "b" / "seconds.json"))
+
+
+INTERRUPTED = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from internvideo.apps.demo import PROFILES, step_recipe
+from internvideo.apps.demo_clock import Clock
+from internvideo.apps.demo_report import DemoData
+from internvideo.apps.demo_steps import run_side_by_side
+from internvideo.sample_world.generate import WorldSettings, generate
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    world = generate(folder / "world", WorldSettings(clips=112, size=32, seed=1, zero_shot_clips=8, long_videos=0))
+    data, profile = DemoData(world["train"], world["test"], True, world["zero_shot"]), PROFILES["full"]
+    recipe_of = lambda step: step_recipe(step, folder, data, profile, seed=0)
+    run_side_by_side(recipe_of, folder, Clock(folder / "seconds.json"))
+"""
+
+
+@pytest.mark.slow
+def test_an_interrupted_pair_of_steps_writes_checkpoints_and_leaves_no_process(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(INTERRUPTED, encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    words = [sys.executable, str(tmp_path / "program.py"), str(tmp_path)]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environment) as program:
+        assert program.stderr is not None
+        for line in program.stderr:
+            if ": step " in line:
+                program.send_signal(signal.SIGINT)
+                break
+        rest = program.stderr.read()  # ends when no worker holds it any more
+    assert program.returncode == 1
+    assert "RunInterruptedError" in rest
+    assert "killed" not in rest
+    steps = set(json.loads((tmp_path / "seconds.json").read_text())["seconds"])
+    assert {"masked", "image_text"} & steps
+    assert list(tmp_path.glob("*/checkpoints/*.safetensors"))

@@ -176,7 +176,10 @@ def test_a_part_trained_anew_is_added_to_the_rest(tmp_path: Path) -> None:
     write_safetensors(tmp_path / "clip.safetensors", part)
     with pytest.raises(WeightsError, match="--add"):
         load(tmp_path / "clip.safetensors", device="cpu")
-    both = convert(tmp_path / "stage2.safetensors", tmp_path / "both.safetensors", add=tmp_path / "clip.safetensors")
+    clip = tmp_path / "clip.safetensors"
+    with pytest.raises(WeightsError, match="would be replaced"):
+        convert(tmp_path / "stage2.safetensors", tmp_path / "." / "clip.safetensors", add=clip)
+    both = convert(tmp_path / "stage2.safetensors", tmp_path / "both.safetensors", add=clip)
     assert both.tensors == len(state) + 1
     module: Any = load(both.output, device="cpu", overrides=SIZES).module
     assert torch.equal(module.pool.proj.bias, part["vision_encoder.clip_projector.cross_attn.proj.bias"])

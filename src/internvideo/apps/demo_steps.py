@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -20,9 +22,13 @@ from internvideo.recipe import Recipe
 from internvideo.system import call_when_parent_dies, cores
 from internvideo.terminal import LOGGER, NO_BARS
 from internvideo.training.interruption import StopSignals
+from internvideo.training.loop import RunInterruptedError
 
 AT_ONCE = 2
 """Steps at once: more of them would not end earlier, since the two encoders' chains are as long as they are."""
+
+_BUSY = threading.Event()
+"""Set in a worker while it trains."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +81,11 @@ def run_side_by_side(recipe_of: Callable[[Step], Recipe], output: Path, clock: C
         try:
             _run(pool, recipe_of, output, clock, stop)
         except BrokenProcessPool as error:
-            _stop_workers()
             hint = "free memory, then start the same command again to resume"
             raise RunError(output, "a worker process was killed", "", hint) from error
-        except BaseException:
-            _stop_workers()
+        except KeyboardInterrupt:  # Ctrl-C for the second time
+            for process in multiprocessing.active_children():
+                process.kill()
             raise
 
 
@@ -87,25 +93,29 @@ def _run(
     pool: ProcessPoolExecutor, recipe_of: Callable[[Step], Recipe], output: Path, clock: Clock, stop: StopSignals
 ) -> None:
     waiting, finished = list(STEPS), set[str]()
-    running: dict[Future[Path], tuple[Step, Callable[[], None]]] = {}
-    while waiting or running:
-        for step in _ready(waiting, finished)[: AT_ONCE - len(running)]:
-            waiting.remove(step)
-            _announce(step)
-            stop_clock = clock.started(step.name, again=(output / step.name / "model.safetensors").is_file())
-            title = step.about.strip()
-            future = pool.submit(run_recipe, recipe_of(step), output / step.name, device="cpu", title=title)
-            running[future] = step, stop_clock
-        done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
+    running: dict[Future[None], tuple[Step, Callable[[], None]]] = {}
+    try:
+        while (waiting or running) and not stop.requested:
+            for step in _ready(waiting, finished)[: AT_ONCE - len(running)]:
+                waiting.remove(step)
+                _announce(step)
+                folder, recipe = output / step.name, recipe_of(step)
+                stop_clock = clock.started(step.name, again=(folder / "model.safetensors").is_file())
+                running[pool.submit(_train, recipe, folder, step.about.strip())] = step, stop_clock
+            for future in wait(running, timeout=0.5, return_when=FIRST_COMPLETED).done:
+                step, stop_clock = running.pop(future)
+                stop_clock()
+                future.result()
+                finished.add(step.name)
         if stop.requested:
-            _stop_workers()
-            done, _ = wait(running)
-        for future in done:
-            step, stop_clock = running.pop(future)
-            stop_clock()
-            finished.add(step.name)
-        for future in done:
-            future.result()
+            hint = "start the same command again to resume"
+            raise RunInterruptedError(output, "interrupted, the checkpoints are written", "", hint)
+    finally:  # of an interruption or an error: what still runs writes a checkpoint
+        while running:
+            for process in multiprocessing.active_children():
+                process.terminate()
+            for future in wait(running, timeout=0.5).done:
+                running.pop(future)[1]()
 
 
 def _ready(waiting: Sequence[Step], finished: set[str]) -> list[Step]:
@@ -119,15 +129,27 @@ def _announce(step: Step) -> None:
 def _start_worker(threads: int) -> None:
     """Set up a worker: lines in place of bars, which two processes would draw over each other, and signals.
 
-    Ctrl-C reaches the parent alone, which asks its workers to write a checkpoint; so does the parent's death.
+    Ctrl-C reaches the parent alone. It asks with SIGTERM, again and again, as only training listens to it.
     """
     os.environ[NO_BARS] = "1"
     torch.set_num_threads(threads)
     if hasattr(os, "setpgrp"):
         os.setpgrp()
-    call_when_parent_dies(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    call_when_parent_dies(_end)
 
 
-def _stop_workers() -> None:
-    for process in multiprocessing.active_children():
-        process.terminate()
+def _train(recipe: Recipe, folder: Path, title: str) -> None:
+    _BUSY.set()
+    try:
+        run_recipe(recipe, folder, device="cpu", title=title)
+    finally:
+        _BUSY.clear()
+
+
+def _end() -> None:
+    """End an orphaned worker, after a checkpoint."""
+    while _BUSY.is_set():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.5)
+    os._exit(1)

@@ -26,7 +26,7 @@ def prepare(
     offset: Annotated[
         float,
         typer.Option(
-            min=0.0, help="Of films that were cut: the second of the film with which the files begin (AVA's often 900)."
+            min=0.0, help="Time in the film at which its video file begins, in seconds (AVA's files often at 900)."
         ),
     ] = 0.0,
     frame_rate: Annotated[

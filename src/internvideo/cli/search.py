@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 def search(
     collection: Annotated[Path, typer.Argument(help="A folder written by `internvideo index`.")],
-    text: Annotated[str, typer.Argument(help="What to look for; leave it out with --like.")] = "",
+    text: Annotated[str, typer.Argument(help="What to look for; optional with --like.")] = "",
     like: Annotated[
         list[str] | None,
-        typer.Option(help="A picture or clip to look for: FILE, or FILE@TIME of a video. With a text both count."),
+        typer.Option(help="A picture or clip to look for: FILE, or FILE@TIME of a video; added to a text."),
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="Number of moments.")] = 10,
     where: Annotated[
         str | None, typer.Option(help='Filter, such as: folder ~ "beach" and duration > 60 and label = "waving".')
     ] = None,
     threshold: Annotated[
-        str | None, typer.Option(help="Only moments that a query which nothing fits would reach this rarely: 1%, 5%.")
+        str | None, typer.Option(help="Largest rate of false matches, of queries without an answer: 1%, 5%.")
     ] = None,
     template: Annotated[
         list[str] | None, typer.Option(help='Sentence with one {}, such as "a video of {}"; several are averaged.')

@@ -159,7 +159,7 @@ class _Rule:
     def __post_init__(self) -> None:
         for setting in fields(self):
             value = getattr(self, setting.name)
-            if setting.type == "int" and (not isinstance(value, int) or value < 1):
+            if setting.type == "int" and (not isinstance(value, int | np.integer) or value < 1):
                 raise ValueError(f"{setting.name} = {value}: must be a whole number, at least 1")
 
     def train(self, n: int, rng: np.random.RandomState) -> Indices:

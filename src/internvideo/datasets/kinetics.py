@@ -52,10 +52,12 @@ def read(source: AnnotationSource, classes: int) -> Annotations:
     official = [path for path in tables if "youtube_id" in header_of(path)]
     annotations = _official(source, official, classes) if official else Annotations()
     lists = [path for path in tables if path not in official and split_of(path)]
-    skipped = [path for path in lists if split_of(path) not in annotations.splits]
-    annotations.notes += [f"{path.name} skipped: a csv file has that split" for path in lists if path not in skipped]
-    if official and skipped:
-        names = ", ".join(path.name for path in skipped)
+    other_splits = [path for path in lists if split_of(path) not in annotations.splits]
+    annotations.notes += [
+        f"{path.name} skipped: a csv file has that split" for path in lists if path not in other_splits
+    ]
+    if official and other_splits:
+        names = ", ".join(path.name for path in other_splits)
         annotations.notes.append(f"{names} skipped: give lists and csv files by themselves")
     if not official:
         if not lists:
@@ -150,8 +152,8 @@ def _maps(source: AnnotationSource) -> dict[int, dict[int, int]]:
 def merge(parts: Mapping[int, Annotations], maps: Mapping[int, Mapping[int, int]] | None = None) -> Annotations:
     """Merge three Kinetics sets into Kinetics-710: classes by name, without training clips of held-out videos.
 
-    A training clip is dropped if its video is in the validation or test set of any of the three, or in the training set
-    of a larger one. `lists["dropped"]` has set, split, clip and reason.
+    A clip is dropped if a larger set has its video in the same split; a training clip also if any of the three has its
+    video in the validation or test set. `lists["dropped"]` has set, split, clip and reason.
 
     Args:
         parts: number of classes -> annotations. maps: released label maps; unless all three are given, the classes are

@@ -11,7 +11,7 @@ import numpy as np
 
 from internvideo.errors import RecipeError
 from internvideo.features.extract import ExtractSettings, extract
-from internvideo.features.feature_folder import Item
+from internvideo.features.feature_folder import RESERVED, Item
 from internvideo.features.feature_layers import POOLED
 from internvideo.features.read_report import ReadReport
 from internvideo.features.video_files import VideoFile, file_names
@@ -126,7 +126,7 @@ def localize_all(
         folder has other features.
     """
     settings = replace(extraction_settings(model, detector), batch_size=batch_size, ray=ray)
-    items = [Item(name, video) for name, video in zip(file_names(videos), videos, strict=True)]
+    items = [Item(name, video) for name, video in zip(file_names(videos, reserved=RESERVED), videos, strict=True)]
     report = extract(items, model, folder, settings, progress=progress)
     return report, _detect(items, detector, folder, class_scores)
 

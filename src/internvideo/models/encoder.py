@@ -108,8 +108,8 @@ class VideoEncoder(nn.Module):
     def tower(self) -> nn.Module | None:
         """The module whose `blocks` all tokens of a clip pass through, None if there is none.
 
-        Its optional method `to_grid(output, clips)` reshapes a block's output to a token grid without class tokens,
-        (B, T', H, W, D), H = W.
+        Its optional method `to_grid(output, batch_size)` reshapes a block's output to a token grid without class
+        tokens, (B, T', H, W, D), H = W.
         """
         return self
 

@@ -284,11 +284,11 @@ class UniFormerV2(ClipClassifier):
         """The tower, or None with local blocks, which are inside the layers."""
         return None if len(self.local2) else self
 
-    def to_grid(self, output: Tensor, clips: int) -> Tensor:
+    def to_grid(self, output: Tensor, batch_size: int) -> Tensor:
         """Tokens (B * T, 1 + HW, D) of a layer -> (B, T, H, W, D), without the class tokens."""
         patches = output[:, 1:]
         side = math.isqrt(patches.shape[1])
-        return patches.reshape(clips, -1, side, side, output.shape[-1])
+        return patches.reshape(batch_size, -1, side, side, output.shape[-1])
 
     def tokens(self, video: Tensor) -> Tensor:
         """Normalized (B, 3, T, S, S) -> tokens of the last layer (B, T * N, D)."""

@@ -120,11 +120,11 @@ class Trunk(nn.Module):
         position = self.pos_embed if index is None else self.pos_embed[0][index]
         return tokens + position.to(tokens.dtype)
 
-    def to_grid(self, output: Tensor, clips: int) -> Tensor:
+    def to_grid(self, output: Tensor, batch_size: int) -> Tensor:
         """Tokens (B, N, D) of a layer -> (B, T / tubelet, H, W, D)."""
         slots = self.config.grid[0]
         side = math.isqrt(output.shape[1] // slots)
-        return output.reshape(clips, slots, side, side, output.shape[-1])
+        return output.reshape(batch_size, slots, side, side, output.shape[-1])
 
     def no_weight_decay(self, name: str, parameter: Tensor) -> bool:
         """Exempt vectors, biases, positions and the mask token from decay (mae.py, modeling_finetune.py)."""
@@ -353,8 +353,9 @@ class VideoMAEClassifier(TunedTrunk, MaskedEncoder, ClipClassifier):
     def features(self, video: Tensor) -> Tensor:
         """(B, 3, T, S, S) normalized -> (B, D)."""
         tokens, last = self.embed(video), self.blocks[-1]
-        exact = self.training or torch.is_grad_enabled() or self.config.head_places
-        if exact or self.fc_norm is None or not isinstance(last, Block):
+        # Without gradients and dropout the mean over tokens is taken before the last linear map: the two commute.
+        token_by_token = self.training or torch.is_grad_enabled() or self.config.head_places
+        if token_by_token or self.fc_norm is None or not isinstance(last, Block):
             return self.pool(run_blocks(self.blocks, tokens, self.checkpointing))
         return self.fc_norm(last.mean(run_blocks(self.blocks[:-1], tokens, False)))
 

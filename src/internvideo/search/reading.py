@@ -33,19 +33,20 @@ class ScaledWindows:
 
     Attributes:
         preprocessing: of the model.
-        scales: seconds of the windows of each scale. overlap: windows start this fraction of their length apart.
+        scales: seconds of the windows of each scale.
+        stride: distance between the starts of windows as a fraction of their length.
     """
 
     preprocessing: Preprocessing
     scales: Sequence[float]
-    overlap: float
+    stride: float
 
     def place(self, video: Video, piece: VideoFile, readers: int) -> tuple[Extent, Iterator[Window]]:
         """Place the windows; one thread decodes."""
         info = video.info
         begin = max(piece.start or 0.0, 0.0)
         stop = info.duration if piece.end is None else min(piece.end, info.duration)
-        placed = scale_spans(begin, stop, self.scales, self.overlap)
+        placed = scale_spans(begin, stop, self.scales, self.stride)
 
         def read() -> Iterator[Window]:
             done = covered = 0.0
@@ -62,7 +63,7 @@ class ScaledWindows:
 
     def _has_pictures(self, offset: float, scale: float) -> bool:
         """Return whether a filmstrip has pictures of the window: those of the shortest scale that do not overlap."""
-        return scale == self.scales[0] and round(offset / (scale * self.overlap)) % max(round(1 / self.overlap), 1) == 0
+        return scale == self.scales[0] and round(offset / (scale * self.stride)) % max(round(1 / self.stride), 1) == 0
 
     def _pictures(self, span: tuple[float, float, float], clip: Tensor, info: VideoInfo) -> dict[float, bytes]:
         """Return the pictures of a window: its frames after a quarter and three quarters of it."""
@@ -79,13 +80,13 @@ class ScaledWindows:
         return made
 
 
-def scale_spans(begin: float, stop: float, scales: Sequence[float], overlap: float) -> list[tuple[float, float, float]]:
+def scale_spans(begin: float, stop: float, scales: Sequence[float], stride: float) -> list[tuple[float, float, float]]:
     """Return (start, end, scale) of the windows of each scale, each span once.
 
     A video shorter than a window is one window of that scale; where it is one of a shorter scale too, it is that one's.
     """
     made: dict[tuple[float, float], float] = {}
     for scale in scales:
-        for span in spans(begin, stop, scale, scale * overlap):
+        for span in spans(begin, stop, scale, scale * stride):
             made.setdefault(span, scale)
     return [(*span, scale) for span, scale in made.items()]

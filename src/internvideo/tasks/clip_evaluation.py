@@ -62,13 +62,13 @@ def clip_source(trained: Trained, manifest: Manifest, settings: ClipOptions) -> 
     spec = data.preprocessing()
     sampler = spec.frame_sampler(settings.num_clips or data.sampling.num_clips or 1)
     transform = spec.transform(settings.num_crops)
-    loader = LoaderSettings(
+    loader_settings = LoaderSettings(
         settings.batch_size, settings.workers, short_side=spec.short_side, single_frame=spec.single_frame
     )
-    clips = clip_protocol(sampler, transform, single_frame=spec.single_frame)
-    source = EvalLoader(manifest, sampler, transform, loader)
+    protocol = clip_protocol(sampler, transform, single_frame=spec.single_frame)
+    loader = EvalLoader(manifest, sampler, transform, loader_settings)
     device = choose_device(settings.device)
-    return ClipInputs(trained.model, source, manifest, clips, device, trained.recipe.model.name)
+    return ClipInputs(trained.model, loader, manifest, protocol, device, trained.recipe.model.name)
 
 
 def text_tokenizer(trained: Trained) -> Tokenizer:

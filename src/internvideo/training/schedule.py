@@ -9,7 +9,7 @@ from internvideo.training.settings import ScheduleSettings
 
 
 def linear_warmup(step: int, warmup: int, start: float, peak: float) -> float:
-    """Interpolate linearly: step 0 gives `start`, step `warmup` - 1 gives `peak`."""
+    """Interpolate linearly: step 0 gives `start`, step `warmup` - 1 gives `peak`; a single step, `start`."""
     return start + (peak - start) * step / (warmup - 1) if warmup > 1 else start
 
 
@@ -26,13 +26,13 @@ def cosine_with_warmup(
     return final + 0.5 * (peak - final) * (1.0 + math.cos(math.pi * progress))
 
 
-def cosine_including_warmup(progress: float, warmup: float) -> float:
+def cosine_including_warmup(progress: float, warmup_fraction: float) -> float:
     """Linear warm-up, then a cosine over the whole run: 0.5 (1 + cos(pi progress)) (Video-Text-Retrieval).
 
     Both arguments are fractions of the run, 0..1. The cosine includes the warm-up, so the factor drops slightly where
     the warm-up ends.
     """
-    return progress / warmup if progress < warmup else 0.5 * (1.0 + math.cos(math.pi * progress))
+    return progress / warmup_fraction if progress < warmup_fraction else 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
 @dataclass(frozen=True)

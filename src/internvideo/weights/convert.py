@@ -92,7 +92,8 @@ def convert(
         raise WeightsError(output, "the output has another ending", ".safetensors", "change --output")
     if add is not None and source.suffix != ".safetensors":
         raise WeightsError(source, "a file to add to is converted first", ".safetensors", "convert both, then add")
-    if output == source and (overrides or add is not None):
+    inputs = [source, *([] if add is None else [Path(add)])]
+    if (overrides or add is not None) and output.resolve() in [path.resolve() for path in inputs]:
         raise WeightsError(output, "would be replaced", "another file", "name one with --output")
     manifest = output.with_suffix(".json")
     if manifest.exists() and not _is_manifest(manifest):

@@ -35,7 +35,7 @@ WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "module")
 AVERAGED = re.compile(r"(^|_)(ema|swa|averaged?|avg|shadow)(_|$)")
 NO_MODEL = re.compile(r"optim|sched|scaler|^amp$|rng|loops?$|callback|hyper|^args?$|config|meta|history", re.IGNORECASE)
 """Keys of averaged weights, and keys of content that is no model although it may hold tensors."""
-ZERO = "run zero_to_fp32.py, which DeepSpeed wrote into the folder above, and convert the file that it makes"
+ZERO_SHARD_HINT = "run zero_to_fp32.py, which DeepSpeed wrote into the folder above, and convert the file that it makes"
 MODULE_FLAGS = ("training", "_is_full_backward_hook")
 MAX_MODULES, MAX_DEPTH, MAX_LISTED = 100_000, 64, 200
 OUT_OF_MEMORY = b'{"memory": true}'  # allocated before reading: after a MemoryError there is no room for it
@@ -99,7 +99,7 @@ def state_dict(checkpoint: Checkpoint, key: str = "") -> tuple[dict[str, Tensor]
             raise RefusedError(f"has no tensors under {printable(key)}", f"names that hold tensors: {names}")
         return chosen, beside + [name for name in found if not name.startswith(f"{rest}.")], key
     if "param_shapes" in _mapping(checkpoint.content) and any(not tensor.count for tensor in found.values()):
-        raise RefusedError("its parameters are spread over the shards of DeepSpeed (ZeRO stage 3)", "", ZERO)
+        raise RefusedError("its parameters are spread over the shards of DeepSpeed (ZeRO stage 3)", "", ZERO_SHARD_HINT)
     return found, beside, path
 
 
@@ -113,7 +113,7 @@ def _check_zero(content: object) -> None:
     optimizer = _mapping(parts.get("optimizer_state_dict"))
     if not parts.keys() & set(WRAPPERS) and {"zero_stage", "partition_count"} & optimizer.keys():
         found = "is one shard of DeepSpeed's optimizer (ZeRO), no model"
-        raise RefusedError(found, "mp_rank_00_model_states.pt beside it", ZERO)
+        raise RefusedError(found, "mp_rank_00_model_states.pt beside it", ZERO_SHARD_HINT)
     if "shadow_params" in parts and not any(isinstance(value, dict | Tensor) for value in parts.values()):
         raise RefusedError(
             "holds averaged parameters in a list (shadow_params), without names",
@@ -207,7 +207,7 @@ def check(file: BinaryIO, checkpoint: Checkpoint, tensors: dict[str, Tensor], si
     total = sum(tensor.count * BYTES[tensor.dtype] for tensor in tensors.values())
     if total > 4 * size:
         reason = f"its tensors would take {printable(str(total))} bytes, more than four times its {size}"
-        raise RefusedError(reason, "tensors that share few numbers")
+        raise RefusedError(reason, "tensors with little shared storage: each is written out in full")
     for key, storage in {tensor.storage.key: tensor.storage for tensor in tensors.values()}.items():
         if key in checkpoint.sums:
             found = 0

@@ -86,7 +86,7 @@ class ManifestClipDecoder:
             yield video
 
     def _cache_key(self, sample: Sample, member: Member | None) -> tuple[object, ...] | None:
-        """Return everything that the decoded span depends on; None unless the video is a file or folder."""
+        """Return everything that the decoded span depends on; None for a remote or special file, which has no stamp."""
         stamp = stamp_of(str(self.manifest.video_path(sample))) if member is None else member
         choices = resolve_conversion(), resolve_policy(None), sample.frame_rate
         return stamp and (stamp, self.short_side, sample.span, *choices)

@@ -100,12 +100,9 @@ def _parse_attribute(row: Sample, name: str, where: object) -> Any:
 
 
 def _frame_rate(row: Sample, where: object) -> float:
-    try:
-        fps = float(row.attributes.get("fps", FPS))
-    except ValueError:
-        fps = float("nan")
-    if not 0 < fps < 1e4:
-        raise ManifestError(where, f"fps '{row.attributes['fps']}'", "frames per second")
+    fps = FPS if row.frame_rate is None else row.frame_rate
+    if not 0 < fps < 1e4:  # nan where it is no number
+        raise ManifestError(where, f"fps '{row.attributes.get('fps', row.fps)}'", "frames per second")
     return fps
 
 

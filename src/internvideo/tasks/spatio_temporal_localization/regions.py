@@ -32,7 +32,7 @@ def widen_boxes(boxes: Tensor, size: tuple[float, float], *, width: float = 0.1,
 
 
 def jitter_boxes(boxes: Tensor, size: tuple[float, float], generator: torch.Generator) -> Tensor:
-    """Jitter every side of boxes (R, 4): outwards by up to 20 % of the width (10 % of the height), inwards by half."""
+    """Jitter every side of boxes (R, 4): outwards by up to 20 % (height: 10 %), inwards by up to 10 % (5 %)."""
     extent = boxes[:, 2:] - boxes[:, :2] + 1
     draw = torch.rand(boxes.shape, generator=generator, device=boxes.device, dtype=boxes.dtype)
     moved = (draw * 0.3 - 0.1) * torch.cat([extent, extent], dim=1) * _row(boxes, 1.0, 0.5, 1.0, 0.5)

@@ -13,8 +13,8 @@ from internvideo.tasks.navigation.world.scene import (
     COLOURS,
     DOOR_WIDTH,
     FLOORS,
-    FRAME,
     MOTIONS,
+    POST_WIDTH,
     SHAPES,
     WALLS,
     Door,
@@ -126,7 +126,7 @@ def _shared(a: Room, b: Room) -> bool:
 
 def _door(rng: np.random.Generator, rooms: tuple[Room, ...], pair: tuple[int, int], colour: str) -> Door:
     first, second = rooms[pair[0]], rooms[pair[1]]
-    margin = DOOR_WIDTH / 2 + FRAME + 0.4
+    margin = DOOR_WIDTH / 2 + POST_WIDTH + 0.4
     if math.isclose(first.x1, second.x0):
         at = round(float(rng.uniform(first.y0 + margin, first.y1 - margin)), 2)
         return Door(x=first.x1, y=at, along="y", colour=colour, rooms=pair)

@@ -22,7 +22,7 @@ from internvideo.storage import write_text
 WALL = 0.16
 """Thickness of walls, m. Walls stand centered on the borders of rooms."""
 CEILING = 2.6
-DOOR_WIDTH, DOOR_HEIGHT, FRAME = 1.1, 2.1, 0.14
+DOOR_WIDTH, DOOR_HEIGHT, POST_WIDTH = 1.1, 2.1, 0.14
 """Clear width and height of a door and the width of its frame's posts, m."""
 BODY = 0.15
 """Half the side of the agent's square footprint, m."""
@@ -179,16 +179,19 @@ def walls_of(scene: Scene) -> Walls:
                 pieces = [
                     piece
                     for low, high in pieces
-                    for piece in ((low, min(high, left - FRAME / 2)), (max(low, right + FRAME / 2), high))
+                    for piece in (
+                        (low, min(high, left - POST_WIDTH / 2)),
+                        (max(low, right + POST_WIDTH / 2), high),
+                    )
                     if piece[0] < piece[1]
                 ]
             plain |= {_rectangle(along, fixed, *piece, half) for piece in pieces}
     for door in scene.doors:
         middle, fixed = (door.x, door.y) if door.along == "x" else (door.y, door.x)
         left, right = middle - DOOR_WIDTH / 2, middle + DOOR_WIDTH / 2
-        posts += [_rectangle(door.along, fixed, left - FRAME, left, half + 0.03)]
-        posts += [_rectangle(door.along, fixed, right, right + FRAME, half + 0.03)]
-        lintels.append(_rectangle(door.along, fixed, left - FRAME, right + FRAME, half + 0.03))
+        posts += [_rectangle(door.along, fixed, left - POST_WIDTH, left, half + 0.03)]
+        posts += [_rectangle(door.along, fixed, right, right + POST_WIDTH, half + 0.03)]
+        lintels.append(_rectangle(door.along, fixed, left - POST_WIDTH, right + POST_WIDTH, half + 0.03))
     painted = np.array([COLOURS[door.colour] for door in scene.doors], dtype=np.float32).reshape(-1, 3)
     unpainted = np.full((len(plain), 3), -1, dtype=np.float32)
     return Walls(
