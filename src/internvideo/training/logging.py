@@ -74,8 +74,9 @@ class MetricLog:
         hidden = not self.active or bars_disabled()
         self.bar = tqdm(total=total, initial=step, desc=title, unit="step", file=sys.stderr, disable=hidden)
         if self.active and self.file.exists():
-            valid = [line for line in read_metrics(folder) if line["step"] <= step]
-            write_text(self.file, "".join(json.dumps(line) + "\n" for line in valid))
+            valid = "".join(json.dumps(line) + "\n" for line in read_metrics(folder) if line["step"] <= step)
+            if valid != untrusted.read_text(self.file):
+                write_text(self.file, valid)
 
     def __enter__(self) -> Self:
         return self
