@@ -177,7 +177,7 @@ class _Rule:
         return self._test(n)[0]
 
     def _test(self, n: int) -> list[Indices]:
-        raise NotImplementedError
+        raise NotImplementedError  # each rule says
 
 
 def _check(n: int) -> None:

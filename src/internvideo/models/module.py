@@ -43,3 +43,12 @@ else:
     Conv1d, Conv2d, Conv3d = nn.Conv1d, nn.Conv2d, nn.Conv3d
     Dropout, Embedding, Identity, LayerNorm = nn.Dropout, nn.Embedding, nn.Identity, nn.LayerNorm
     Linear, RMSNorm, Sequential = nn.Linear, nn.RMSNorm, nn.Sequential
+
+
+def init_linears(module: nn.Module) -> None:
+    """Draw the weights of all linear maps from a normal distribution of std 0.02, cut at +-2; biases are zero."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.trunc_normal_(part.weight, std=0.02)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)

@@ -70,7 +70,7 @@ class QueryBatches:
     def _answers(self, queries: Sequence[Query], limits: Limits) -> Sequence[Answer | Exception]:
         try:
             return self._collection.search_many(queries, **limits._asdict())
-        except Exception as error:
+        except Exception as error:  # goes to the one client whose query it is
             if len(queries) == 1:
                 return [error]
         return [answer for query in queries for answer in self._answers([query], limits)]  # a query spoils no other's

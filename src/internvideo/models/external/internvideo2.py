@@ -17,7 +17,7 @@ from internvideo.models.attention import attend, split_heads
 from internvideo.models.block import Activation, FeedForward, check_activation, run_layer
 from internvideo.models.embeddings import IMAGENET_MEAN, IMAGENET_STD, Normalize, TubeletEmbedding
 from internvideo.models.encoder import ClipNeeds, VideoEncoder
-from internvideo.models.module import LayerNorm, Linear, Module, RMSNorm, Sequential
+from internvideo.models.module import LayerNorm, Linear, Module, RMSNorm, Sequential, init_linears
 
 RMS_EPS, POOL_EPS = 1e-6, 1e-5
 
@@ -143,11 +143,7 @@ class InternVideo2(VideoEncoder, Module):
             self.align = Sequential(LayerNorm(config.joint_width), Linear(config.joint_width, config.align_width))
         for parameter in (self.cls_token, self.pos_embed):
             nn.init.trunc_normal_(parameter, std=0.02)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        init_linears(self)
 
     @property
     def embed_dim(self) -> int:
@@ -174,9 +170,9 @@ class InternVideo2(VideoEncoder, Module):
             x = run_layer(block, x, checkpointing=self.checkpointing)
         return x
 
-    def to_grid(self, output: Tensor, clips: int) -> Tensor:
+    def to_grid(self, output: Tensor, batch_size: int) -> Tensor:
         """Tokens (B, 1 + N, D) of a layer -> (B, T, H, W, D)."""
-        return output[:, 1:].reshape(clips, *self.config.grid, output.shape[-1])
+        return output[:, 1:].reshape(batch_size, *self.config.grid, output.shape[-1])
 
     def features(self, video: Tensor) -> Tensor:
         """Normalized (B, 3, T, S, S) -> (B, E)."""

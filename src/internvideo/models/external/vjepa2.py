@@ -16,7 +16,7 @@ from internvideo.models.attention import attend, split_heads
 from internvideo.models.block import Activation, FeedForward, check_activation
 from internvideo.models.embeddings import IMAGENET_MEAN, IMAGENET_STD, Normalize, TubeletEmbedding
 from internvideo.models.encoder import ClipNeeds, VideoEncoder
-from internvideo.models.module import LayerNorm, Linear, Module
+from internvideo.models.module import LayerNorm, Linear, Module, init_linears
 
 
 @dataclass(frozen=True)
@@ -122,11 +122,7 @@ class VJEPA2(VideoEncoder, Module):
         self.register_buffer("angles", rotation_angles(config), persistent=False)
         self.blocks = nn.ModuleList(RotaryBlock(config) for _ in range(config.depth))
         self.norm = LayerNorm(config.width, eps=config.eps)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        init_linears(self)
 
     @property
     def clip_needs(self) -> tuple[ClipNeeds, ...]:
