@@ -193,7 +193,8 @@ def test_folders_below_class_folders_are_told(tmp_path: Path) -> None:
 def test_one_demo_at_a_time(tmp_path: Path) -> None:
     from internvideo.apps.demo import run_demo
 
-    hold = f"from internvideo.storage import alone_in\nwith alone_in({str(tmp_path)!r}): print(1, flush=True), input()"
+    hold = f"from internvideo.storage import folder_lock\nwith folder_lock({str(tmp_path)!r}):"
+    hold += " print(1, flush=True), input()"
     with subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout
         assert other.stdout.readline()
@@ -227,4 +228,4 @@ def test_a_piece_behind_its_video_is_told(tmp_path: Path) -> None:
     with contextlib.redirect_stderr(said):
         for_each([VideoFile(video, 0.0, 1e4), VideoFile(video)], done.append)
     assert len(done) == 2
-    assert "the piece ends at 10000 s" in said.getvalue()
+    assert "the span ends at 10000 s" in said.getvalue()

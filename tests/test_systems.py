@@ -15,7 +15,7 @@ import pytest
 
 from internvideo import system
 from internvideo.errors import RunError
-from internvideo.storage import alone_in, write_text
+from internvideo.storage import folder_lock, write_text
 from internvideo.weights import unpickle
 
 WINDOWS = """
@@ -69,13 +69,13 @@ def test_a_folder_is_locked_on_windows(monkeypatch: pytest.MonkeyPatch, tmp_path
     locks: Any = Locks()
     monkeypatch.setitem(sys.modules, "fcntl", None)
     monkeypatch.setitem(sys.modules, "msvcrt", locks)
-    with alone_in(tmp_path / "run"):
+    with folder_lock(tmp_path / "run"):
         write_text(tmp_path / "run" / "a.txt", "a")
         held = tmp_path / "run"
         text = next(path for path in held.iterdir() if path.name != "a.txt").read_text()
         assert text == f"process {os.getpid()} of {__import__('socket').gethostname()}\n"
     monkeypatch.setattr(locks, "locking", lambda *given: (_ for _ in ()).throw(PermissionError(errno.EACCES, "no")))
-    with pytest.raises(RunError, match=r"w(rites|rote) there"), alone_in(tmp_path / "run"):
+    with pytest.raises(RunError, match=r"w(rites|rote) there"), folder_lock(tmp_path / "run"):
         pass
 
 

@@ -141,9 +141,9 @@ def test_devices_are_not_read() -> None:
 
 def test_a_line_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(untrusted, "MAX_LINE_LENGTH", 100)
-    assert list(untrusted.lines(io.StringIO("a\n" * 200))) == ["a\n"] * 200
+    assert list(untrusted.read_lines(io.StringIO("a\n" * 200))) == ["a\n"] * 200
     with pytest.raises(ValueError, match="a line of 100"):
-        list(untrusted.lines(io.StringIO("a" * 200)))
+        list(untrusted.read_lines(io.StringIO("a" * 200)))
 
 
 # --- arrays ----------------------------------------------------------------------------------------------------------

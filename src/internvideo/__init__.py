@@ -31,7 +31,7 @@ __all__ = [
     "read_recipe", "read_video_info", "run_recipe",
 ]  # fmt: skip
 
-_HOMES = {
+_MODULES = {
     name: f"{__name__}.{module}"
     for module, names in {
         "data.manifest": ("read_manifest",),
@@ -50,15 +50,15 @@ _HOMES = {
     }.items()
     for name in names
 }
-"""Public name -> its module."""
+"""Public name -> module that defines it."""
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name from its module and keep it."""
-    home = _HOMES.get(name)
-    if home is None:
+    """Import a public name from its module and cache it here."""
+    module = _MODULES.get(name)
+    if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(import_module(home), name)
+    value: object = getattr(import_module(module), name)
     globals()[name] = value
     return value
 

@@ -1,6 +1,6 @@
-"""Processes started by torchrun, and devices: rank, gathering with exact gradients, choosing a device by name.
+"""Communicate between the processes of torchrun (ranks, gathering with exact gradients); choose a device by name.
 
-Without torchrun every function acts as for a single process.
+Without torchrun every function treats this process as the only one.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ def world_size() -> int:
 
 
 def rank() -> int:
-    """Return the index of this process; process 0 writes files."""
+    """Return the rank of this process; rank 0 writes files."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 TIMEOUT_S = 1800.0
 """Default timeout of collectives in seconds: loading a large file takes minutes."""
-_LOST = re.compile(r"gloo|NCCL|TCPStore|[Cc]onnection (closed|reset|refused)|Broken pipe|[Tt]imed out waiting")
+_LOST_PROCESS = re.compile(r"gloo|NCCL|TCPStore|[Cc]onnection (closed|reset|refused)|Broken pipe|[Tt]imed out waiting")
 """Matches the message of a collective that failed because another process ended or does not answer."""
 
 
 @contextmanager
 def process_group(device: torch.device, timeout_s: float = TIMEOUT_S) -> Iterator[torch.device]:
-    """Join torchrun's process group for the block; yields this process's device.
+    """Join torchrun's process group for the block; yield the device of this process.
 
-    CPU tensors use gloo, CUDA tensors NCCL. Without torchrun's variables, or inside another `process_group`, nothing
-    is started.
+    CPU tensors use gloo, CUDA tensors NCCL. Without torchrun's environment variables, or inside another
+    `process_group`, nothing is started.
 
     Args:
-        device: device of the run; with CUDA each process takes its own.
-        timeout_s: seconds without an answer after which another process counts as lost.
+        device: device of the run; with CUDA each process uses the device of its local rank.
+        timeout_s: seconds after which a process that does not answer counts as lost.
 
     Raises RunError: torchrun started more processes on this machine than it has CUDA devices; another process was lost.
     """
@@ -53,19 +53,22 @@ def process_group(device: torch.device, timeout_s: float = TIMEOUT_S) -> Iterato
         return
     backend = "gloo"
     if device.type == "cuda":
-        local, devices = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-        if local >= devices:
-            raise RunError("torchrun", f"process {local + 1} of this machine, {devices} CUDA devices", f"<= {devices}")
-        device, backend = torch.device("cuda", local), "cpu:gloo,cuda:nccl"
+        local_rank, num_devices = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if local_rank >= num_devices:
+            found = f"process {local_rank + 1} of this machine, {num_devices} CUDA devices"
+            raise RunError("torchrun", found, f"at most {num_devices} processes per machine")
+        device, backend = torch.device("cuda", local_rank), "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(device)
     try:
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
         yield device
     except RuntimeError as error:
-        if isinstance(error, InternVideoError) or not (isinstance(error, dist.DistError) or _LOST.search(str(error))):
+        if isinstance(error, InternVideoError) or not (
+            isinstance(error, dist.DistError) or _LOST_PROCESS.search(str(error))
+        ):
             raise
         found = f"process {os.environ['RANK']} lost another one, which ended or did not answer for {timeout_s:g} s"
-        hint = "the process that ended first tells why; start the same command again to resume"
+        hint = "see the error of the process that ended first; start the same command again to resume"
         raise RunError("torchrun", found, f"{os.environ['WORLD_SIZE']} processes", hint) from error
     finally:
         if dist.is_initialized():
@@ -74,7 +77,7 @@ def process_group(device: torch.device, timeout_s: float = TIMEOUT_S) -> Iterato
 
 
 def any_process(flag: bool) -> bool:
-    """Return whether `flag` is true in any process. Reduced on the CPU, so no device waits for it."""
+    """Return whether `flag` is true in any process. Reduced on the CPU, without a device sync."""
     if world_size() == 1:
         return flag
     shared = torch.tensor(int(flag))
@@ -83,7 +86,7 @@ def any_process(flag: bool) -> bool:
 
 
 def sum_over_processes(value: float) -> float:
-    """Sum of a number over the processes."""
+    """Return the sum of a number over the processes."""
     if world_size() == 1:
         return value
     shared = torch.tensor(value, dtype=torch.float64)
@@ -91,8 +94,8 @@ def sum_over_processes(value: float) -> float:
     return float(shared)
 
 
-def collect(item: Any) -> list[Any]:
-    """Gather the picklable `item` of every process, in rank order, in every process."""
+def all_gather_objects(item: Any) -> list[Any]:
+    """Return the picklable `item` of every process, in rank order, in every process."""
     if world_size() == 1:
         return [item]
     items: list[Any] = [None] * world_size()
@@ -100,28 +103,29 @@ def collect(item: Any) -> list[Any]:
     return items
 
 
-def raise_together(error: InternVideoError | None) -> None:
-    """Raise any process's error in every process, so that none waits forever for the others."""
-    for found in collect(error):
-        if found is not None:
-            raise found
+def raise_on_all_ranks(error: InternVideoError | None) -> None:
+    """Raise the first error of any process in every process, so that none waits forever for a failed one."""
+    for raised in all_gather_objects(error):
+        if raised is not None:
+            raise raised
 
 
-def first_alone(act: Callable[[], None]) -> None:
-    """Run `act` in process 0 only, such as writing files; raise its error in every process."""
+def on_rank_zero(act: Callable[[], None]) -> None:
+    """Run `act` on rank 0 only, such as writing files; raise its error in every process."""
     error: InternVideoError | None = None
     if rank() == 0:
         try:
             act()
-        except InternVideoError as found:
-            error = found
-    raise_together(error)
+        except InternVideoError as raised:
+            error = raised
+    raise_on_all_ranks(error)
 
 
 def divisor(count: Tensor) -> Tensor:
-    """Return the divisor that turns this process's sum over `count` () items into its part of the global mean.
+    """Return by what to divide a sum over the `count` () items of this process, so that DDP yields the global mean.
 
-    It is the mean of the counts over the processes, with a total of at least 1. No host synchronization.
+    DDP averages the gradients over the processes, so this is the mean of their counts, at least 1 in total. The result
+    stays on the device (no host sync).
     """
     if world_size() == 1:
         return count.clamp(min=1)
@@ -133,32 +137,32 @@ def divisor(count: Tensor) -> Tensor:
 def gather_rows(tensor: Tensor) -> list[Tensor]:
     """Gather the rows (B, ...) of every process, in rank order, without gradients; B may differ.
 
-    Half precision is gathered as float32, so that nothing is rounded on the way back.
+    Half precision is gathered as float32, so that the backward pass does not round.
     """
     local = _to_float32(tensor.detach())
     if world_size() == 1:
         return [local]
     lengths = [0] * world_size()
     lengths[rank()] = local.shape[0]
-    shared = torch.tensor(lengths)  # on the CPU: asking for the sizes does not wait for the device
+    shared = torch.tensor(lengths)  # on the CPU, without a device sync
     dist.all_reduce(shared)
     lengths = shared.tolist()
     padded = local.new_zeros((max(lengths), *local.shape[1:]))
     padded[: local.shape[0]] = local
-    rows = [torch.empty_like(padded) for _ in lengths]
-    dist.all_gather(rows, padded)
-    return [part[:length] for part, length in zip(rows, lengths, strict=True)]
+    gathered = [torch.empty_like(padded) for _ in lengths]
+    dist.all_gather(gathered, padded)
+    return [rows[:length] for rows, length in zip(gathered, lengths, strict=True)]
 
 
 class _Gather(torch.autograd.Function):
-    """Gather rows; the backward pass takes this process's rows times the number of processes, no communication."""
+    """Gather rows; the backward pass returns the gradient of the local rows times the number of processes."""
 
     @staticmethod
     def forward(context: Any, tensor: Tensor) -> Tensor:
-        parts = gather_rows(tensor)
-        context.start = sum(len(part) for part in parts[: rank()])
+        gathered = gather_rows(tensor)
+        context.start = sum(len(rows) for rows in gathered[: rank()])
         context.length = len(tensor)
-        return torch.cat(parts)
+        return torch.cat(gathered)
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor]:
@@ -166,12 +170,12 @@ class _Gather(torch.autograd.Function):
 
 
 def gather_with_gradient(tensor: Tensor) -> Tensor:
-    """Join the rows of all processes, in rank order, with exact gradients; half precision becomes float32.
+    """Concatenate the rows of all processes, in rank order, with exact gradients; half precision becomes float32.
 
-    DistributedDataParallel averages the parameters' gradients over the processes. A loss that every process computes
-    from the gathered rows (the global batch) then has exactly the gradients of one process with the joined batch: the W
-    processes compute equal gradients of these rows, and the average divides their sum by W. Because they are equal,
-    the sum is W times the local gradient, so the backward pass needs no communication.
+    Every process computes the same loss from the gathered rows (the global batch), and so the same gradient of them.
+    The exact gradient of the local rows is the sum of these W equal gradients, divided by W when DDP averages the
+    parameter gradients over the W processes. The backward pass therefore multiplies the local gradient by W and needs
+    no communication.
 
     Args:
         tensor: (B, ...) of this process; B may differ between processes.
@@ -180,30 +184,30 @@ def gather_with_gradient(tensor: Tensor) -> Tensor:
     """
     if world_size() == 1:
         return tensor
-    gathered: Tensor = _Gather.apply(_to_float32(tensor))  # type: ignore[no-untyped-call]  # torch leaves it so
+    gathered: Tensor = _Gather.apply(_to_float32(tensor))  # type: ignore[no-untyped-call]  # untyped in torch
     return gathered
 
 
-def draw_rows(draw: Callable[[int], Tensor], rows: int) -> Tensor:
-    """Draw this process's random rows (`rows`, ...) as a slice of the rows of all processes.
+def draw_rows(draw: Callable[[int], Tensor], num_rows: int) -> Tensor:
+    """Sample the random rows (num_rows, ...) of this process as a slice of the rows of all processes.
 
-    Every process draws the rows of all with the same generator and keeps its slice, so each clip gets the same draw as
-    in one process with the joined batch. `rows` must be equal in all processes.
+    Every process samples the rows of all processes with an equal generator and keeps its slice, so each clip gets the
+    same values as in one process with the global batch. `num_rows` must be equal in all processes.
     """
     if world_size() == 1:
-        return draw(rows)
-    return draw(rows * world_size())[rank() * rows : (rank() + 1) * rows]
+        return draw(num_rows)
+    return draw(num_rows * world_size())[rank() * num_rows : (rank() + 1) * num_rows]
 
 
-def is_divided(tensor: object) -> bool:
-    """Return whether a tensor is divided among processes (a DTensor)."""
+def is_sharded(tensor: object) -> bool:
+    """Return whether a tensor is sharded over the processes (a DTensor)."""
     return hasattr(tensor, "full_tensor")
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """Return a tensor of all its shards; all processes must call it."""
-    found: Tensor = cast(Any, tensor).full_tensor() if is_divided(tensor) else tensor
-    return found
+def full_tensor(tensor: Tensor) -> Tensor:
+    """Gather all shards of a DTensor, and return any other tensor as it is; all processes must call it."""
+    gathered: Tensor = cast(Any, tensor).full_tensor() if is_sharded(tensor) else tensor
+    return gathered
 
 
 def _to_float32(tensor: Tensor) -> Tensor:

@@ -9,39 +9,39 @@ import re
 from collections.abc import Iterable
 
 MAX_LENGTH = 500
-"""Maximum length of a message in characters; the longest parts of a longer one are shortened."""
-_UNSHOWN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Maximum length of a message in characters; in longer messages the longest fields are shortened."""
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def shown(text: str) -> str:
-    r"""Escape a text for terminals and files: no control sequences, valid UTF-8.
+    r"""Return a text escaped for terminals and files: no control sequences, valid UTF-8.
 
     Control characters (except line feeds and tabs), bidirectional marks and lone surrogates (to which Python decodes
     bytes of file names that are not UTF-8) become \uXXXX, which JSON reads back as the same text.
     """
-    return _UNSHOWN.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+    return _UNPRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
     """Return "did you mean 'NAME'?" with the known name closest to `name`; "" if none is close."""
-    import difflib  # only for mistakes
+    import difflib  # here, because only error messages need it
 
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"did you mean '{close[0]}'?" if close else ""
 
 
-def _shortened(parts: list[str], max_length: int) -> list[str]:
-    """Cut the middle of the longest parts, so that all parts together have at most `max_length` characters."""
-    left, share = max_length, max_length
-    for number, length in enumerate(sorted(map(len, parts))):
-        share = left // (len(parts) - number)
-        if length > share:
+def _shorten(texts: list[str], max_length: int) -> list[str]:
+    """Cut the middle of the longest texts, so that all texts together have at most `max_length` characters."""
+    remaining, limit = max_length, max_length
+    for index, length in enumerate(sorted(map(len, texts))):
+        limit = remaining // (len(texts) - index)
+        if length > limit:
             break
-        left -= length
+        remaining -= length
     else:
-        return parts
-    head = (share - 3) * 2 // 3
-    return [part if len(part) <= share else f"{part[:head]}...{part[head + 3 - share :]}" for part in parts]
+        return texts
+    head = (limit - 3) * 2 // 3
+    return [text if len(text) <= limit else f"{text[:head]}...{text[head + 3 - limit :]}" for text in texts]
 
 
 class InternVideoError(Exception):
@@ -57,9 +57,9 @@ class InternVideoError(Exception):
     def __init__(self, where: object, found: str, expected: str = "", hint: str = "") -> None:
         self.where, self.found, self.expected, self.hint = str(where), found, expected, hint
         texts = [shown(" ".join(text.split())) for text in (self.where, found, expected, hint)]
-        start, reason, accepted, advice = _shortened(texts, MAX_LENGTH - len(": ; expected: ; "))
-        parts = [f"{start}: {reason}", f"expected: {accepted}" if accepted else "", advice]
-        super().__init__("; ".join(part for part in parts if part))
+        where_, found_, expected_, hint_ = _shorten(texts, MAX_LENGTH - len(": ; expected: ; "))
+        clauses = [f"{where_}: {found_}", f"expected: {expected_}" if expected_ else "", hint_]
+        super().__init__("; ".join(filter(None, clauses)))
 
     def __reduce__(self) -> tuple[type[InternVideoError], tuple[str, str, str, str]]:
         """Pickle through the constructor, so that data loader workers can send the error on."""
@@ -67,12 +67,12 @@ class InternVideoError(Exception):
 
 
 def unwritable(where: object, error: OSError, hint: str = "free space, then resume") -> RunError:
-    """Return the RunError of a failed write."""
+    """Return the RunError for a failed write."""
     return RunError(where, f"cannot be written: {error.strerror or error}", "", hint)
 
 
 class RecipeError(InternVideoError):
-    """A setting, recipe, model, stage or task that does not exist or is not valid here."""
+    """A setting, recipe, model, stage or task that does not exist, or a setting that does not fit the others."""
 
 
 class ManifestError(InternVideoError):
@@ -92,4 +92,4 @@ class WeightsError(InternVideoError):
 
 
 class RunError(InternVideoError):
-    """A run folder of another run, a full disk, a run that cannot continue."""
+    """A run that cannot start or continue: a folder of another run, a full disk, a lost process."""

@@ -1,4 +1,4 @@
-"""Evaluate weights on a task, and score saved tables again."""
+"""Evaluate weights on a task, and recompute the metrics of saved tables."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RENAMED_OPTIONS = {
     "also": "ensemble_with", "bank": "querybank", "beams": "num_beams", "crops": "num_crops", "nucleus": "top_p",
     "train": "train_manifest", "unknown": "unknown_manifest", "views": "num_clips",
 }  # fmt: skip
-"""Earlier name of an option -> its name."""
+"""Name of an option in an earlier version -> present name."""
 
 
 def find_task(name: str) -> TaskSpec:
@@ -32,35 +32,36 @@ def find_task(name: str) -> TaskSpec:
     task = task_named(name)
     if task is None:
         names = [task.name for task in TASKS]
-        near = [EARLIER_NAMES[name]] if name in EARLIER_NAMES else difflib.get_close_matches(name, names, n=1)
-        raise RecipeError("task", f"found '{name}'", ", ".join(names), f"did you mean '{near[0]}'?" if near else "")
+        close = [EARLIER_NAMES[name]] if name in EARLIER_NAMES else difflib.get_close_matches(name, names, n=1)
+        raise RecipeError("task", f"found '{name}'", ", ".join(names), f"did you mean '{close[0]}'?" if close else "")
     return task
 
 
 def make_options(task: TaskSpec, given: Mapping[str, object]) -> EvaluateOptions:
     """Build the options of a task from plain values.
 
-    Raises RecipeError: an option that the task does not read, with the tasks that do; a value out of range.
+    Raises RecipeError: an option that the task does not read (the message lists the tasks that do); a value out of
+    range.
     """
     known = [option.name for option in fields(task.options)]
-    unread = [name for name in given if name not in known]
-    if unread:
-        found = ", ".join(option_names([name]) + _about_option(name) for name in unread)
-        near = difflib.get_close_matches(unread[0], known, n=1)
-        hint = f"did you mean {option_names(near)}?" if near else ""
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        found = ", ".join(option_names([name]) + _option_note(name) for name in unknown)
+        close = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f"did you mean {option_names(close)}?" if close else ""
         raise RecipeError(task.name, f"does not read {found}", option_names(known), hint)
     return task.options(**given)  # type: ignore[arg-type]  # each checks its values
 
 
 def refuse_option(task: TaskSpec, option: str) -> None:
-    """Raise RecipeError for an option ("--boxes") that other tasks read, or that was renamed."""
+    """Raise RecipeError if an option ("--boxes") belongs to other tasks or was renamed; accept unknown ones."""
     name = option.removeprefix("--").replace("-", "_")
-    if _about_option(name):
+    if _option_note(name):
         make_options(task, {name: None})
 
 
-def _about_option(name: str) -> str:
-    """Describe which tasks read an option, or its present name; "" for an unknown option."""
+def _option_note(name: str) -> str:
+    """Return a note on which tasks read an option, or on its present name; "" for an unknown option."""
     if name in RENAMED_OPTIONS:
         return f" (now {option_names([RENAMED_OPTIONS[name]])})"
     readers = [task.name for task in TASKS if name in {option.name for option in fields(task.options)}]
@@ -84,8 +85,8 @@ def evaluate_task(
     """Predict, save `TASK.npz` and `TASK.json` in `output`, print the metrics.
 
     Args:
-        name: of a task. weights: anything that `internvideo.load` opens. manifest: the test set. output: a folder.
-        options: of the task, by name. split: only rows of this split.
+        name: of a task. weights: anything that `internvideo.load` opens. manifest: of the test set. output: a folder.
+        options: name -> value, of the task. split: use only rows of this split.
 
     Raises:
         RecipeError: no such task, a model of another task, or an option that the task does not read.
@@ -97,8 +98,8 @@ def evaluate_task(
     settings = make_options(task, options or {})
     with distributed.process_group(choose_device(settings.device)) as device:
         trained = open_trained(weights, device=str(device))
-        others: tuple[Path, ...] = getattr(settings, "ensemble_with", ())
-        trained = replace(trained, others=tuple(open_trained(path, device=str(device)) for path in others))
+        members: tuple[Path, ...] = getattr(settings, "ensemble_with", ())
+        trained = replace(trained, others=tuple(open_trained(path, device=str(device)) for path in members))
         if not isinstance(trained.model, task.evaluates):
             names = ", ".join(kind.__name__ for kind in task.evaluates)
             found = f"holds a {type(trained.model).__name__}"
@@ -111,33 +112,36 @@ def score(table: Predictions) -> Result:
     """Compute the metrics of a saved table. Raises RunError: its task is unknown."""
     task = task_named(table.task)
     if task is None:
-        names = ", ".join(one.name for one in TASKS)
-        raise RunError("table", f"task '{table.task}'", names, "score it with the version that made it")
+        names = ", ".join(task.name for task in TASKS)
+        raise RunError("table", f"task '{table.task}'", names, "score it with the version that wrote it")
     return task.score(table)
 
 
 def score_table(path: Path) -> Result:
-    """Score a saved table again and print its metrics."""
+    """Recompute and print the metrics of a saved table."""
     result = score(Predictions.load(path))
     print_result(result)
     return result
 
 
 def score_results(results: Path, truth: Path | None, labels: Path | None, excluded: Path | None = None) -> Result:
-    """Score a results file of AVA's format against AVA's annotations and print the metrics; see `table_of_files`.
+    """Compute and print the metrics of a results file in AVA's format.
 
-    Raises RunError: annotations or label map are not given. ManifestError: a malformed file.
+    Args:
+        results: CSV of detections. truth: CSV of annotations. labels: PBTXT label map. excluded: CSV of frames to skip.
+
+    Raises RunError: `truth` or `labels` is None. ManifestError: a malformed file.
     """
     if truth is None or labels is None:
         missing = "--truth" if truth is None else "--labels"
-        raise RunError(results, f"results in AVA's form, without {missing}", "--truth CSV and --labels PBTXT")
+        raise RunError(results, f"results in AVA's format, without {missing}", "--truth CSV and --labels PBTXT")
     result = score(spatio_temporal.table_of_files(truth, results, labels, excluded))
     print_result(result)
     return result
 
 
 def score_tables(paths: Sequence[Path]) -> Result:
-    """Score tables of several splits of one data set (HMDB51's three), print each and their mean; return the mean.
+    """Print the metrics of the tables of several splits of a data set (HMDB51 has three) and return their mean.
 
     Raises RunError: no tables, or tables that cannot be averaged.
     """

@@ -13,8 +13,8 @@ class Extra:
     """An extra of the package.
 
     Attributes:
-        modules: what code imports of it.
-        purpose: what it is for.
+        modules: modules of its packages that this package imports.
+        purpose: what the extra is for.
     """
 
     modules: tuple[str, ...]
@@ -22,25 +22,25 @@ class Extra:
 
 
 EXTRAS: dict[str, Extra] = {
-    "plots": Extra(("matplotlib",), "pictures beside the metrics: confusion, timelines, boxes"),
+    "plots": Extra(("matplotlib",), "plots beside the metrics: confusion matrices, timelines, boxes"),
     "report": Extra(("jinja2", "markupsafe", "matplotlib", "sklearn", "psutil"), "`internvideo demo` and its report"),
     "fit": Extra(("sklearn", "scipy", "threadpoolctl"), "classifiers of your own classes, open-set tests"),
-    "navigation": Extra(("scipy",), "houses to walk in"),
-    "miniworld": Extra(("miniworld", "pyglet"), "houses rendered by OpenGL"),
+    "navigation": Extra(("scipy",), "houses in which navigation agents move"),
+    "miniworld": Extra(("miniworld", "pyglet"), "the houses of navigation rendered by OpenGL"),
     "captions": Extra(("pycocoevalcap", "nltk"), "CIDEr, BLEU, ROUGE and METEOR of captions"),
-    "persons": Extra(("transformers",), "a person detector"),
+    "persons": Extra(("transformers",), "person detection in key frames"),
     "parquet": Extra(("pyarrow",), "manifests as .parquet or .arrow tables, tables of vectors as .parquet"),
     "lance": Extra(("lance", "pyarrow"), "tables of vectors as .lance"),
     "ray": Extra(("ray", "pyarrow"), "embed, extract, index, classify and localize on a Ray cluster"),
-    "cloud": Extra(("fsspec",), "shards on other machines"),
+    "cloud": Extra(("fsspec",), "videos and shards at URLs (s3://, gs://, hf:// ...)"),
     "track": Extra(("tensorboard",), "curves of a training run in TensorBoard"),
-    "torchcodec": Extra(("torchcodec",), "a second decoder"),
-    "mteb": Extra(("mteb", "datasets"), "the benchmark of embeddings"),
+    "torchcodec": Extra(("torchcodec",), "decoding by TorchCodec instead of PyAV"),
+    "mteb": Extra(("mteb", "datasets"), "evaluation by MTEB, the benchmark of embeddings"),
     "search": Extra(("fastapi", "uvicorn", "python_multipart", "mcp"), "the search page, its API, tools for agents"),
     "ann": Extra(("faiss",), "approximate indexes of large collections"),
     "export": Extra(("onnx", "onnxscript", "onnxruntime"), "models as ONNX files"),
 }
-"""Extra of pyproject.toml -> what it installs. Another table there would be a second home: tests compare the two."""
+"""Name of an extra in pyproject.toml -> its modules and purpose; a test compares the two lists."""
 
 
 class ExtraError(InternVideoError):

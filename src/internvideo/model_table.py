@@ -1,4 +1,4 @@
-"""Name -> model: every named size, of the backbones and of the tasks' own networks."""
+"""List and build models by name: all sizes of the backbones and of the task networks."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Recipes of all that this package can train: read from YAML, changed by `key=value`, or taken out of weights.
+"""Read recipes from YAML files, from plain values or from the metadata of weights, with `key=value` overrides.
 
-What there is: `tasks.TASKS`, `tasks.STAGES`, `tasks.MODELS`, `data.sampling.SAMPLERS`.
+Recipes refer to entries of `tasks.TASKS`, `tasks.STAGES`, `tasks.MODELS` and `data.sampling.SAMPLERS`.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ __all__ = [
 
 
 def read_recipe(name: str | Path, overrides: Sequence[str] = ()) -> EvaluationRecipe:
-    """Read a recipe file, or a shipped one by name, and apply `key.key=value` changes.
+    """Read a recipe file, or a shipped recipe by name, and apply `key.key=value` overrides.
 
-    Raises RecipeError: no such recipe, not YAML, a key that is unknown, missing or not read, a value that does not fit.
+    Raises RecipeError: no such recipe, not YAML, a key that is unknown, missing or unused, an invalid value.
     """
     return recipe_files.read_recipe(name, overrides, CATALOG)
 
 
 def build_recipe(tree: Mapping[str, Any], where: object = "recipe") -> EvaluationRecipe:
-    """Build a recipe from plain values. Raises RecipeError naming every wrong key at once."""
+    """Build a recipe from plain values. Raises RecipeError that lists all invalid keys."""
     return recipe_files.build_recipe(tree, where, CATALOG)
 
 
@@ -38,5 +38,5 @@ def saved_recipe(tree: Mapping[str, Any], where: object = "recipe") -> Evaluatio
 
 
 def recipe_inside(metadata: Mapping[str, str], where: object) -> EvaluationRecipe:
-    """Read the recipe that weights carry. Raises WeightsError: none; RecipeError as `build_recipe`."""
+    """Read the recipe from the metadata of weights. Raises WeightsError: no recipe; RecipeError as `build_recipe`."""
     return recipe_files.recipe_inside(metadata, where, CATALOG)

@@ -25,30 +25,30 @@ from torch import Tensor
 from internvideo.errors import RunError, WeightsError, unwritable
 from internvideo.system import lock, sync
 from internvideo.terminal import LOGGER
-from internvideo.untrusted import json_in, parse_json
+from internvideo.untrusted import parse_json, parse_json_entry
 from internvideo.untrusted_arrays import safetensors_metadata
 
-PICKLES = (".pth", ".pt", ".bin", ".ckpt")
-PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02\x8a\x0a")
-"""Suffixes and first bytes of torch's pickle files."""
+PICKLE_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
+PICKLE_MAGIC = (b"PK\x03\x04", b"\x80\x02\x8a\x0a")
+"""First bytes of torch's pickle files."""
 DIGESTS = "internvideo_sha256"
-"""Metadata key of the SHA-256 of every tensor, by name in JSON; `REST` is that of the other metadata."""
-REST = "__metadata__"
-"""Digest key of the other metadata; the format reserves this name, so no tensor has it."""
-LOCK = ".writing"
-"""Lock file of a folder that a process writes."""
+"""Metadata key of a JSON object: name of a tensor -> SHA-256, and METADATA_DIGEST -> SHA-256 of the other metadata."""
+METADATA_DIGEST = "__metadata__"
+"""The safetensors format reserves this name, so no tensor has it."""
+LOCK_FILE = ".writing"
+"""Lock file in a folder that a process writes."""
 
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; when the block ends well it becomes `path`, otherwise it is removed.
+    """Yield a temporary path beside `path`; it is renamed to `path` if the block ends without error, else removed.
 
     The content is synced to disk (fsync) before the rename. Missing folders are created. Permissions follow the umask,
     whatever the writer in the block sets.
     Raises RunError: the disk is full or the folder cannot be written; an earlier file of that name is untouched.
     """
     final = Path(path)
-    # The process id keeps two writers apart; the suffix stays, because some writers choose the format by it.
+    # The process id makes the name unique per writer; the suffix stays, because some libraries choose the format by it.
     temporary = final.with_name(f".{final.stem}.{os.getpid()}.partial{final.suffix}")
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -79,40 +79,41 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-_HELD: dict[Path, int] = {}
-"""Folders locked by this process -> the open files of their locks."""
+_LOCK_HANDLES: dict[Path, int] = {}
+"""Folder locked by this process -> file descriptor of its lock file."""
 
 
-def _let_go() -> None:
-    """Drop inherited locks in a forked child: a lock must end with the parent."""
-    for handle in _HELD.values():
+def _drop_inherited_locks() -> None:
+    """Close the lock files in a forked child, which would keep the locks of a parent that has ended."""
+    for handle in _LOCK_HANDLES.values():
         os.close(handle)
-    _HELD.clear()
+    _LOCK_HANDLES.clear()
 
 
 if hasattr(os, "register_at_fork"):  # Windows has no fork
-    os.register_at_fork(after_in_child=_let_go)
+    os.register_at_fork(after_in_child=_drop_inherited_locks)
 
 
 @contextmanager
-def alone_in(folder: str | os.PathLike[str]) -> Iterator[None]:
+def folder_lock(folder: str | os.PathLike[str]) -> Iterator[None]:
     """Lock a folder against writers of other processes. It is created if absent, and removed if left empty.
 
     The lock is the operating system's, so it ends with this process in any case. A nested block of the same process
     and folder does nothing. File systems without locks give a warning on stderr.
     Raises RunError: another process writes there, or the folder cannot be written.
     """
-    here = Path(os.path.realpath(folder))
-    if here in _HELD:
+    path = Path(os.path.realpath(folder))
+    if path in _LOCK_HANDLES:
         yield
         return
     try:
-        here.mkdir(parents=True, exist_ok=True)
-        _HELD[here] = _locked(here / LOCK)
+        path.mkdir(parents=True, exist_ok=True)
+        _LOCK_HANDLES[path] = _open_locked(path / LOCK_FILE)
     except BlockingIOError as error:
         with suppress(OSError):
-            who = (here / LOCK).read_text(encoding="utf-8").strip() or "another process"
-            raise RunError(folder, f"{who} writes there", "one at a time", "wait, or choose another folder") from error
+            owner = (path / LOCK_FILE).read_text(encoding="utf-8").strip() or "another process"
+            expected = "one writing process at a time"
+            raise RunError(folder, f"{owner} writes there", expected, "wait, or choose another folder") from error
         raise RunError(folder, "another process wrote there until now", "", "start again") from error
     except OSError as error:
         raise unwritable(folder, error, "free space or choose another folder") from error
@@ -120,17 +121,17 @@ def alone_in(folder: str | os.PathLike[str]) -> Iterator[None]:
         yield
     finally:
         with suppress(OSError):
-            (here / LOCK).unlink()  # before unlocking, so that no process waits for a deleted file
-        os.close(_HELD.pop(here))
+            (path / LOCK_FILE).unlink()  # before unlocking, so that no process waits for a deleted file
+        os.close(_LOCK_HANDLES.pop(path))
         with suppress(OSError):
             if os.name == "nt":
-                (here / LOCK).unlink()  # an open file cannot be removed there
+                (path / LOCK_FILE).unlink()  # an open file cannot be removed there
         with suppress(OSError):
-            here.rmdir()
+            path.rmdir()
 
 
-def _locked(file: Path) -> int:
-    """Open and lock a file. Raises BlockingIOError where another process has the lock."""
+def _open_locked(file: Path) -> int:
+    """Open and lock a file; return its descriptor. Raises BlockingIOError if another process has the lock."""
     while True:
         handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -142,7 +143,7 @@ def _locked(file: Path) -> int:
             LOGGER.warning(f"{file.parent}: no locks on this file system, two writers would go unnoticed")
         if os.fstat(handle).st_nlink:
             break
-        os.close(handle)  # its last owner removed it between our two calls
+        os.close(handle)  # its owner removed it between the calls of `open` and `lock`
     os.ftruncate(handle, 0)
     os.write(handle, f"process {os.getpid()} of {socket.gethostname()}\n".encode())
     return handle
@@ -153,22 +154,22 @@ def write_safetensors(
 ) -> None:
     """Write named tensors and text metadata as one safetensors file, atomically, with their SHA-256.
 
-    Tensors of any device and layout; two names of one storage are written twice.
+    Tensors may have any device and layout; storage that several tensors share is written once for each of them.
     Raises RunError: the disk is full or the folder cannot be written; an earlier file is kept.
     """
     storages: set[int] = set()
     plain: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        flat = tensor.detach().cpu().contiguous()
-        storage = flat.untyped_storage().data_ptr()
-        plain[name] = flat.clone() if storage in storages else flat  # the format knows no shared storages
+        contiguous = tensor.detach().cpu().contiguous()
+        storage = contiguous.untyped_storage().data_ptr()
+        plain[name] = contiguous.clone() if storage in storages else contiguous  # safetensors refuses shared storage
         storages.add(storage)
     texts = {name: text for name, text in (metadata or {}).items() if name != DIGESTS}
-    texts[DIGESTS] = json.dumps({REST: _text_digest(texts), **_digests(plain)})
+    texts[DIGESTS] = json.dumps({METADATA_DIGEST: _text_digest(texts), **_digests(plain)})
     with atomic_path(path) as temporary:
         try:
             save_file(plain, temporary, metadata=texts)
-        except SafetensorError as error:  # its text carries the operating system's reason
+        except SafetensorError as error:  # `atomic_path` reports an OSError with its text, the system's reason
             raise OSError(str(error)) from error
 
 
@@ -190,7 +191,9 @@ def _digest(tensor: Tensor) -> str:
     return digest.hexdigest()
 
 
-def _verified(file: Path, metadata: dict[str, str], tensors: Mapping[str, Tensor] | None = None) -> dict[str, str]:
+def _verify_digests(
+    file: Path, metadata: dict[str, str], tensors: Mapping[str, Tensor] | None = None
+) -> dict[str, str]:
     """Verify the digests, if any, and return the metadata without them.
 
     Raises WeightsError: the metadata or a tensor differs from its digest.
@@ -198,22 +201,23 @@ def _verified(file: Path, metadata: dict[str, str], tensors: Mapping[str, Tensor
     if DIGESTS not in metadata:
         return metadata
     texts = {name: text for name, text in metadata.items() if name != DIGESTS}
-    digests = {REST: _text_digest(texts), **_digests(tensors or {})}
+    digests = {METADATA_DIGEST: _text_digest(texts), **_digests(tensors or {})}
     try:
-        written = dict(parse_json(metadata[DIGESTS]))
+        expected = dict(parse_json(metadata[DIGESTS]))
     except (ValueError, TypeError, RecursionError) as error:
-        raise _damaged(file, "the list of SHA-256") from error
-    wrong = [name for name in digests if digests[name] != written.get(name)]
-    wrong += sorted(written.keys() - digests.keys()) if tensors is not None else []
-    if wrong:
-        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-        raise _damaged(file, "the metadata" if wrong[0] == REST else f"tensor '{wrong[0]}'{more}")
+        raise _damage_error(file, "the list of SHA-256") from error
+    mismatches = [name for name in digests if digests[name] != expected.get(name)]
+    mismatches += sorted(expected.keys() - digests.keys()) if tensors is not None else []
+    if mismatches:
+        more = f" and {len(mismatches) - 1} more" if len(mismatches) > 1 else ""
+        first = mismatches[0]
+        raise _damage_error(file, "the metadata" if first == METADATA_DIGEST else f"tensor '{first}'{more}")
     return texts
 
 
-def _damaged(file: Path, what: str) -> WeightsError:
+def _damage_error(file: Path, what: str) -> WeightsError:
     found = f"damaged: {what} has another SHA-256 than when it was written"
-    hint = f"copy it again; after a change on purpose leave out the metadata '{DIGESTS}'"
+    hint = f"copy it again; if you changed it on purpose, remove the metadata '{DIGESTS}'"
     return WeightsError(file, found, "the file as it was written", hint)
 
 
@@ -231,26 +235,26 @@ def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], d
             names: list[str] = list(handle.keys())
             tensors = {name: handle.get_tensor(name) for name in names}
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise _unreadable(file, error) from error
-    return tensors, _verified(file, metadata, tensors)
+        raise _unreadable_error(file, error) from error
+    return tensors, _verify_digests(file, metadata, tensors)
 
 
 def class_names(metadata: Mapping[str, str], where: object) -> tuple[str, ...]:
     """Read the class names from weights' metadata, () if absent. Raises WeightsError."""
-    names = json_in(metadata, "classes", where, WeightsError, "a list of names", "[]")
+    names = parse_json_entry(metadata, "classes", where, WeightsError, "a list of names", "[]")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise WeightsError(where, "'classes' inside is no list of names", "a list of names")
+        raise WeightsError(where, "its metadata 'classes' is not a list of names", "a list of names")
     return tuple(names)
 
 
-def _unreadable(file: Path, error: Exception) -> WeightsError:
-    """Build the error of an unreadable file: torch's files are pickles, which can run code and are never opened."""
+def _unreadable_error(file: Path, error: Exception) -> WeightsError:
+    """Return the error for an unreadable file; a pickle can run code and is never opened."""
     with suppress(OSError), file.open("rb") as handle:
-        if file.suffix in PICKLES or handle.read(4) in PICKLE_STARTS:
+        if file.suffix in PICKLE_SUFFIXES or handle.read(4) in PICKLE_MAGIC:
             names = shlex.join([str(file), "-o", str(file.with_suffix(".safetensors"))])
             hint = f"run: internvideo convert {names}"
-            return WeightsError(file, "no safetensors file but a pickle", "a .safetensors file", hint)
-    return WeightsError(file, f"cannot be read: {error}", "a whole .safetensors file", "copy it again")
+            return WeightsError(file, "a pickle, not a safetensors file", "a .safetensors file", hint)
+    return WeightsError(file, f"cannot be read: {error}", "a complete .safetensors file", "copy it again")
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
@@ -263,5 +267,5 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
         with safe_open(file, framework="pt"):  # it checks the offsets of the tensors
             pass
     except (SafetensorError, OSError, ValueError) as error:
-        raise _unreadable(file, error) from error
-    return _verified(file, metadata)
+        raise _unreadable_error(file, error) from error
+    return _verify_digests(file, metadata)

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 LOCKED_BYTE = 2**30
-"""Windows locks byte ranges against reading too, so a byte far after the lock file's text is locked."""
+"""Offset of the byte that is locked on Windows, where other processes cannot read locked bytes: after the text."""
 
 
 def cores() -> int:
-    """Return the number of cores that this process may use, including a container's limit."""
+    """Return the number of cores that this process may use, within the limit of its container."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
@@ -60,20 +60,20 @@ def sync(path: Path) -> None:
 
 
 def peak_memory_mb() -> float:
-    """Return the peak resident memory (MiB) of this process or, except on Windows, of finished child processes."""
+    """Return the peak resident memory (MiB) of this process or, if larger, of a finished child (not on Windows)."""
     try:
         import resource
     except ImportError:
-        import psutil  # of the extra `report`, which the demo asks for
+        import psutil  # of the extra `report`, which `internvideo demo` requires
 
-        used: Any = psutil.Process().memory_info()
-        return float(used.peak_wset) / 2**20
+        memory: Any = psutil.Process().memory_info()
+        return float(memory.peak_wset) / 2**20
     unit = 2**20 if sys.platform == "darwin" else 2**10  # macOS counts bytes, Linux KiB
     return max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / unit
 
 
 def call_when_parent_dies(act: Callable[[], None]) -> None:
-    """Call `act` in a thread of this worker process when the process that started it is gone."""
+    """Call `act` in a thread of this worker process when its parent process has ended."""
     parent = multiprocessing.parent_process()
 
     def watch() -> None:

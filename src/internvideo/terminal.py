@@ -1,4 +1,4 @@
-"""Print to the terminal, in one place: control characters in untrusted names, labels and captions are escaped."""
+"""Print to the terminal, with control characters of untrusted names, labels and captions escaped."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from rich.text import Text
 from internvideo.errors import shown
 
 LOGGER = logging.getLogger("internvideo")
-"""Logger of everything that is no result: notes are warnings, progress is info; other programs may redirect it."""
+"""Logger of everything except results: notes are warnings, progress is info; other programs may redirect it."""
 _JSON = "INTERNVIDEO_JSON"
 _LEVEL = "INTERNVIDEO_LOG_LEVEL"
 NO_BARS = "TQDM_DISABLE"
-"""Environment variable of tqdm; set for a process and its workers."""
+"""Environment variable of tqdm that disables bars, in a process and its workers."""
 
 
 class _StandardError(logging.Handler):
-    """Print messages on stderr, unless the program has a handler of its own that prints them."""
+    """Print log records on stderr, unless the root logger has a handler that does."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print one."""
+        """Print a record."""
         standard = (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)
         if not any(getattr(handler, "stream", self) in standard for handler in logging.getLogger().handlers):
             say(self.format(record), err=True)
@@ -40,7 +40,7 @@ LOGGER.setLevel(os.environ.get(_LEVEL, "INFO"))
 
 
 def say(text: str, *, err: bool = False) -> None:
-    """Print a line; `err`: to stderr, where all lines for people go if results are printed as JSON."""
+    """Print a line of text; to stderr if `err`, or if stdout is reserved for results as JSON."""
     typer.echo(shown(text), err=err or results_as_json())
 
 
@@ -53,14 +53,14 @@ def set_verbosity(*, quiet: bool = False, verbose: bool = False) -> None:
 
 
 def bars_disabled(progress: bool | None = None) -> bool:
-    """Return whether no bar is drawn: `progress` as the caller says, by default outside a terminal and with --quiet."""
+    """Return `not progress`; if that is None, whether bars are disabled by --quiet or the absence of a terminal."""
     return bool(os.environ.get(NO_BARS)) or not sys.stderr.isatty() if progress is None else not progress
 
 
-def results_as_json(wanted: bool | None = None) -> bool:
-    """Return whether results are printed as JSON lines; `wanted` sets it for this process and its workers."""
-    if wanted is not None:
-        os.environ[_JSON] = "1" if wanted else ""
+def results_as_json(enable: bool | None = None) -> bool:
+    """Return whether results are printed as JSON lines; `enable` sets it for this process and its workers."""
+    if enable is not None:
+        os.environ[_JSON] = "1" if enable else ""
     return bool(os.environ.get(_JSON))
 
 
@@ -70,7 +70,7 @@ def say_json(record: Mapping[str, object]) -> None:
 
 
 def tell(record: Mapping[str, object], *lines: str) -> None:
-    """Print a result: its lines, or the record as JSON if results are printed as JSON."""
+    """Print a result: `record` as a line of JSON if results are printed as JSON, otherwise `lines`."""
     if results_as_json():
         say_json(record)
         return
@@ -79,20 +79,20 @@ def tell(record: Mapping[str, object], *lines: str) -> None:
 
 
 def print_rows(rows: Mapping[str, str]) -> None:
-    """Print names and descriptions, one line each, in a terminal wrapped to its width."""
+    """Print names and descriptions, one line each; wrapped to the width of the terminal, if it is one."""
     if results_as_json():
         for name, about in rows.items():
             say_json({"name": name, "about": about})
         return
     indent = max(map(len, rows), default=0) + 2
-    wide = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
     for name, about in rows.items():
-        lines = textwrap.wrap(about, max(wide - indent, 30), break_on_hyphens=False) if wide else [about]
+        lines = textwrap.wrap(about, max(width - indent, 30), break_on_hyphens=False) if width else [about]
         say(f"{name:{indent}}" + f"\n{'':{indent}}".join(lines or [""]))
 
 
 class Screen(Console):
-    """Rich's console, for tables and markup; text is escaped and directed as by `say`."""
+    """Rich's console, for tables and markup; escapes text and chooses the stream as `say` does."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**{"stderr": results_as_json(), **settings})

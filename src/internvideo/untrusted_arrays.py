@@ -16,70 +16,70 @@ from typing import IO, Any
 import numpy as np
 from numpy.lib import format as npy
 
-from internvideo.untrusted import MAX_BYTES, PathLike, most_inflated, open_regular, parse_json
+from internvideo.untrusted import MAX_BYTES, PathLike, max_decompressed_bytes, open_regular, parse_json
 
 MAX_HEADER_BYTES = 10_000
-"""Bytes before the numbers of a .npy file, as numpy has it."""
+"""Maximum size of the header of a .npy file; numpy has the same limit."""
 
 
 def read_npy(path: PathLike) -> Any:
     """Read a .npy file. Raises OSError, ValueError: not numeric, or a size that differs from its header."""
     with open_regular(path) as stream:
-        return _array(stream, os.fstat(stream.fileno()).st_size)
+        return _read_array(stream, os.fstat(stream.fileno()).st_size)
 
 
-def _array(stream: IO[bytes], size: int) -> Any:
+def _read_array(stream: IO[bytes], size: int) -> Any:
     """Read an array from a file of `size` bytes."""
     try:
         version = npy.read_magic(stream)
-        form = {(1, 0): (2, npy.read_array_header_1_0), (2, 0): (4, npy.read_array_header_2_0)}.get(version)
-        if form is None:
-            raise ValueError(f".npy version {version}; 1.0 and 2.0 are read")
-        length = stream.read(form[0])
+        header_format = {(1, 0): (2, npy.read_array_header_1_0), (2, 0): (4, npy.read_array_header_2_0)}.get(version)
+        if header_format is None:
+            raise ValueError(f".npy version {version}; only 1.0 and 2.0 are supported")
+        length = stream.read(header_format[0])
         header_size = int.from_bytes(length, "little")
         if header_size > MAX_HEADER_BYTES:
             raise ValueError(f"a header of {header_size:,} bytes, {MAX_HEADER_BYTES:,} is the limit")
-        shape, fortran, dtype = form[1](io.BytesIO(length + stream.read(header_size)))
+        shape, fortran, dtype = header_format[1](io.BytesIO(length + stream.read(header_size)))
     except Exception as error:  # numpy evaluates the header as Python: tokens, syntax, recursion, types
         raise ValueError(f"no .npy header ({' '.join(str(error).split())[:120]})") from None
     if dtype.kind not in "biufSU" or not dtype.itemsize:
-        raise ValueError(f"an array of {dtype}; numbers or texts are read")
-    if len(shape) > 8 or any(type(side) is not int or side < 0 for side in shape):
+        raise ValueError(f"an array of {dtype}; only numbers and texts are supported")
+    if len(shape) > 8 or any(type(dim) is not int or dim < 0 for dim in shape):
         raise ValueError(f"the shape {str(shape)[:80]}")
     expected, actual = math.prod(shape) * dtype.itemsize, size - stream.tell()
     if expected != actual:
-        raise ValueError(f"{actual:,} bytes of numbers, its header tells of {expected:,} ({shape} {dtype})")
+        raise ValueError(f"{actual:,} bytes of data, but its header declares {expected:,} ({shape} {dtype})")
     if expected > MAX_BYTES:
         raise ValueError(f"{expected:,} bytes, {MAX_BYTES:,} is the limit")
     content = bytearray(expected)
     stream.readinto(content)  # type: ignore[attr-defined]  # every stream here is buffered
     values = np.ndarray(shape, dtype, content, order="F" if fortran else "C")
     if dtype.kind == "U" and expected and np.frombuffer(content, dtype.byteorder + "u4").max() > sys.maxunicode:
-        raise ValueError("a text with characters that there are not")
+        raise ValueError("a text with invalid code points")
     return values
 
 
 def read_npz(path: PathLike) -> dict[str, Any]:
-    """Read a .npz file by name. Raises OSError, ValueError: absent, or it would decompress to too much."""
+    """Read a .npz file: name -> array. Raises OSError: absent. ValueError: no .npz file, or decompressed too large."""
     with open_regular(path) as stream:
-        most = most_inflated(os.fstat(stream.fileno()).st_size)
+        max_bytes = max_decompressed_bytes(os.fstat(stream.fileno()).st_size)
         try:
             with zipfile.ZipFile(stream) as archive:
                 entries = archive.infolist()
                 if len({entry.filename for entry in entries}) != len(entries):
                     raise ValueError("a duplicate entry")
-                if sum(entry.file_size for entry in entries) > most:
-                    raise ValueError(f"unpacks to more than {most:,} bytes")
-                return {entry.filename.removesuffix(".npy"): _entry(archive, entry) for entry in entries}
-        # OSError: a place before the file's beginning.
+                if sum(entry.file_size for entry in entries) > max_bytes:
+                    raise ValueError(f"unpacks to more than {max_bytes:,} bytes")
+                return {entry.filename.removesuffix(".npy"): _read_entry(archive, entry) for entry in entries}
+        # OSError: an offset before the start of the file.
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as error:
-            raise ValueError(f"no whole .npz file ({error})") from None
+            raise ValueError(f"not a complete .npz file ({error})") from None
 
 
-def _entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Any:
+def _read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Any:
     with archive.open(entry) as stream:
         content = stream.read(entry.file_size)
-    return _array(io.BytesIO(content), len(content))
+    return _read_array(io.BytesIO(content), len(content))
 
 
 def safetensors_metadata(path: PathLike) -> dict[str, str]:
@@ -87,7 +87,7 @@ def safetensors_metadata(path: PathLike) -> dict[str, str]:
 
     Raises:
         OSError: absent, no regular file.
-        ValueError: a header that is longer than the file or than 100 MB, no JSON, metadata that is no text.
+        ValueError: a header that is longer than the file or than 100 MB or is not JSON, metadata that are not text.
     """
     with open_regular(path) as stream:
         size = os.fstat(stream.fileno()).st_size
@@ -97,5 +97,5 @@ def safetensors_metadata(path: PathLike) -> dict[str, str]:
         header = parse_json(stream.read(length))
     metadata = header.get("__metadata__", {}) if isinstance(header, dict) else None
     if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
-        raise ValueError("a header without texts as metadata")
+        raise ValueError("a header whose metadata are not text")
     return metadata

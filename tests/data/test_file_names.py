@@ -20,7 +20,7 @@ from internvideo.errors import RecipeError, VideoError, shown
 from internvideo.features.embedding import EmbeddingSettings, embed
 from internvideo.features.extract import ExtractSettings, extract, plan
 from internvideo.features.feature_folder import find_items
-from internvideo.features.video_files import VideoFile, file_names, find_videos
+from internvideo.features.video_files import VideoFile, find_videos, unique_file_names
 from internvideo.features.window_sampling import WindowRule
 from internvideo.inference.video_model import VideoModel
 from internvideo.model_table import create_model
@@ -104,20 +104,23 @@ def test_a_file_named_in_two_ways_is_one(tmp_path: Path, clip: Path, monkeypatch
 
 
 def named(*paths: str) -> list[str]:
-    return file_names([VideoFile(path) for path in paths])
+    return unique_file_names([VideoFile(path) for path in paths])
 
 
 def test_equal_names_get_folders_endings_and_times() -> None:
     assert named("/v/a/x.mp4", "/v/b/x.mp4", "/v/b/y.mp4") == ["a_x", "b_x", "b_y"]
     assert named("/v/a/x.mp4", "/v/a/x.avi", "/v/b/x.mp4") == ["x.mp4", "x.avi", "x"]
-    assert file_names([VideoFile("x.mp4", 0.0, 2.5), VideoFile("x.mp4", 2.5, 4.0)]) == ["x_0-2.5", "x_2.5-4"]
-    assert file_names([VideoFile("/v/x.mp4"), VideoFile("/w/y.mp4")], ["", "x"]) == ["v_x", "x"]
+    assert unique_file_names([VideoFile("x.mp4", 0.0, 2.5), VideoFile("x.mp4", 2.5, 4.0)]) == ["x_0-2.5", "x_2.5-4"]
+    assert unique_file_names([VideoFile("/v/x.mp4"), VideoFile("/w/y.mp4")], ["", "x"]) == ["v_x", "x"]
     with pytest.raises(RecipeError, match="two are called 'x'"):
-        file_names([VideoFile("a.mp4"), VideoFile("b.mp4")], ["x", "x"])
+        unique_file_names([VideoFile("a.mp4"), VideoFile("b.mp4")], ["x", "x"])
 
 
 def test_names_of_the_folder_itself_and_odd_ones_are_changed() -> None:
-    assert file_names([VideoFile("/v/index.mp4"), VideoFile("/v/a\\b.mp4")], reserved={"index"}) == ["index_", "a_b"]
+    assert unique_file_names([VideoFile("/v/index.mp4"), VideoFile("/v/a\\b.mp4")], reserved={"index"}) == [
+        "index_",
+        "a_b",
+    ]
     long = [f"/v/{'語' * 83}{end}.mp4" for end in ("a", "b")]
     names = named(*long)
     assert len(set(names)) == 2
@@ -136,7 +139,7 @@ def test_twenty_thousand_names_are_counted_not_compared() -> None:
 
         __hash__ = str.__hash__
 
-    names = file_names(items, [Counted(f"id{number}") for number in range(20_000)])
+    names = unique_file_names(items, [Counted(f"id{number}") for number in range(20_000)])
     assert len(set(names)) == 20_000
     assert calls < 400_000  # comparing each with each would be 400 million
 

@@ -22,7 +22,7 @@ from internvideo.data.preprocessing import Span
 from internvideo.errors import ManifestError, RecipeError, RunError, VideoError
 from internvideo.extras import ExtraError
 from internvideo.features.embedding import EmbeddingSettings, embed, plan
-from internvideo.features.vector_files import Parts, check_output
+from internvideo.features.vector_files import PartsFolder, check_output
 from internvideo.features.video_files import VideoFile, find_videos
 from internvideo.inference.video_model import VideoModel
 
@@ -210,7 +210,7 @@ def test_a_recording_that_was_cut_off_is_named(tmp_path: Path, model: VideoModel
 def test_nothing_readable_is_an_error(tmp_path: Path, model: VideoModel) -> None:
     (tmp_path / "a.mp4").write_bytes(b"garbage")
     (tmp_path / "b.mp4").write_bytes(b"")
-    with pytest.raises(VideoError, match="not one of 2 videos could be read"):
+    with pytest.raises(VideoError, match="none of 2 videos could be read"):
         embed(find_videos([tmp_path]), model, tmp_path / "a.npy")
     assert not (tmp_path / "a.npy").exists()
 
@@ -272,7 +272,7 @@ def test_parts_without_settings_are_not_trusted(tmp_path: Path, clips: Path, mod
     output, videos = tmp_path / "a.npy", find_videos([clips])
     embed(videos, model, output, WINDOWS)
     output.unlink()
-    Parts(output)._settings.unlink()
+    PartsFolder(output)._settings.unlink()
     counting = CountingModel(model)
     embed(videos, counting, output, EmbeddingSettings(window_seconds=1.5))
     assert counting.seen == 8
@@ -283,7 +283,7 @@ def test_the_index_of_a_table_never_replaces_a_manifest(tmp_path: Path, clips: P
     write_manifest(manifest, [Sample(id="a", path="0.mp4")], ())
     before = manifest.read_bytes()
     for attempt in (lambda: embed(find_videos([manifest]), model, output), lambda: [*plan([], output)]):
-        with pytest.raises(RecipeError, match=r"mine\.jsonl: would be replaced by the index of the table"):
+        with pytest.raises(RecipeError, match=r"mine\.jsonl: is no index of a table"):
             attempt()
     assert manifest.read_bytes() == before
     assert not output.exists()

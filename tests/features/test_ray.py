@@ -185,9 +185,9 @@ def test_a_lost_node_changes_nothing(tmp_path: Path, clips: Path, model: VideoMo
         nodes = [cluster.add_node(num_cpus=1, object_store_memory=STORE) for _ in range(2)]
         ray.init(address=cluster.address, log_to_driver=False)
         finished, killed = list[int](), list[int]()
-        finish = ray_engine._InOrder._finish
+        finish = ray_engine._ReorderBuffer._finish
 
-        def count(self: ray_engine._InOrder, index: int, end: VideoEnd) -> None:
+        def count(self: ray_engine._ReorderBuffer, index: int, end: VideoEnd) -> None:
             finish(self, index, end)
             finished.append(index)
 
@@ -200,7 +200,7 @@ def test_a_lost_node_changes_nothing(tmp_path: Path, clips: Path, model: VideoMo
         watch = Thread(target=kill_half_way, daemon=True)
         watch.start()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(ray_engine._InOrder, "_finish", count)
+            patch.setattr(ray_engine._ReorderBuffer, "_finish", count)
             report, told, values = COMMANDS[command](videos, model, tmp_path / "ray", "auto")
         watch.join(60)
         assert killed

@@ -11,7 +11,7 @@ import use_world
 
 from internvideo.errors import VideoError
 from internvideo.features.embedding import EmbeddingSettings, embed
-from internvideo.features.remote_files import address_of
+from internvideo.features.remote_files import url_of
 from internvideo.features.video_files import VideoFile, find_videos
 
 
@@ -46,9 +46,9 @@ def test_what_is_meant(tmp_path: Path, bucket: str) -> None:
     ]
     folder = use_world.clips()
     assert find_videos([folder / "[23].mp4"]) == [VideoFile(str(folder / f"{number}.mp4")) for number in (2, 3)]
-    assert address_of(Path("s3://a/b.mp4")) == "s3://a/b.mp4"
-    assert address_of(tmp_path) is None
-    assert address_of("C:\\videos") is None
+    assert url_of(Path("s3://a/b.mp4")) == "s3://a/b.mp4"
+    assert url_of(tmp_path) is None
+    assert url_of("C:\\videos") is None
     for absent in (f"{bucket}/nothing", f"{bucket}/*.mp4", "nothere://a/b.mp4", str(tmp_path / "*.mp4")):
         with pytest.raises(VideoError) as told:
             find_videos([absent])

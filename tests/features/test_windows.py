@@ -191,7 +191,7 @@ def test_walking_gives_the_frames_of_the_file(video: Path) -> None:
 
 def test_hours_may_be_opened(video: Path) -> None:
     assert home.MAX_SECONDS >= 6 * 3600
-    with home.open_long(video) as opened:
+    with home.open_long_video(video) as opened:
         assert opened.info.frames == 100
     with pytest.raises(VideoError, match="cannot be opened"):
-        home.open_long(video.with_name("absent.mp4"))
+        home.open_long_video(video.with_name("absent.mp4"))

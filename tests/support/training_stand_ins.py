@@ -18,13 +18,13 @@ from internvideo.distributed import (
     any_process,
     gather_with_gradient,
     process_group,
-    raise_together,
+    raise_on_all_ranks,
     rank,
     world_size,
 )
 from internvideo.errors import InternVideoError, RunError
 from internvideo.pretraining.global_contrastive import global_contrastive, global_dual_softmax
-from internvideo.storage import alone_in, write_safetensors, write_text
+from internvideo.storage import folder_lock, write_safetensors, write_text
 from internvideo.training.earlier_recipes import renamed
 from internvideo.training.loop import RunInterruptedError, TrainResult, train
 from internvideo.training.settings import TrainingSettings
@@ -134,7 +134,7 @@ def gather(folder: Path) -> None:
     loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it so
     told = ""
     try:
-        raise_together(RunError("run", "from process 1") if rank() == 1 else None)
+        raise_on_all_ranks(RunError("run", "from process 1") if rank() == 1 else None)
     except RunError as error:
         told = str(error)
     saved = {"loss": loss.item(), "gathered": gathered.detach(), "gradient": mine.grad, "error": told}
@@ -234,7 +234,7 @@ def killed(folder: Path) -> None:
 def write_alone(folder: Path, wait: bool) -> Iterator[str]:
     """Take a folder for oneself, and keep it where asked to."""
     try:
-        with alone_in(folder):
+        with folder_lock(folder):
             yield "mine"
             if wait:
                 signal.pause()

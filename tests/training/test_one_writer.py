@@ -1,4 +1,4 @@
-"""Every command that fills a folder has it for itself (`storage.alone_in`)."""
+"""Every command that fills a folder has it for itself (`storage.folder_lock`)."""
 
 from __future__ import annotations
 

@@ -19,9 +19,9 @@ from training_stand_ins import TinyLoader, TinyStage, run, settings, write_alone
 from internvideo.errors import InternVideoError, RecipeError, RunError, WeightsError
 from internvideo.storage import (
     DIGESTS,
-    LOCK,
-    alone_in,
+    LOCK_FILE,
     atomic_path,
+    folder_lock,
     read_metadata,
     read_safetensors,
     write_safetensors,
@@ -208,15 +208,15 @@ def test_two_processes_do_not_write_one_folder(tmp_path: Path) -> None:
     os.kill(other.pid, signal.SIGKILL)
     assert other.ended() == -signal.SIGKILL
     assert run(tmp_path / "run").step == 10  # the lock ends with its owner
-    assert not (tmp_path / "run" / LOCK).exists()
-    with alone_in(tmp_path / "run"):
+    assert not (tmp_path / "run" / LOCK_FILE).exists()
+    with folder_lock(tmp_path / "run"):
         assert second(tmp_path / "run").told().startswith(f"{tmp_path / 'run'}: process {os.getpid()} of ")
         assert run(tmp_path / "run").step == 10  # a block inside a block
     assert second(tmp_path / "run").told() == "mine"
 
 
 def test_a_child_that_outlives_its_parent_holds_no_lock(tmp_path: Path) -> None:
-    with alone_in(tmp_path / "run"):
+    with folder_lock(tmp_path / "run"):
         (tmp_path / "run" / "kept").write_text("")
         child = os.fork()
         if child == 0:
@@ -230,11 +230,11 @@ def test_a_child_that_outlives_its_parent_holds_no_lock(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_was_made_for_nothing_goes_again(tmp_path: Path) -> None:
-    with alone_in(tmp_path / "new" / "run"):
-        assert (tmp_path / "new" / "run" / LOCK).exists()
+    with folder_lock(tmp_path / "new" / "run"):
+        assert (tmp_path / "new" / "run" / LOCK_FILE).exists()
     assert not (tmp_path / "new" / "run").exists()
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="cannot be written"), alone_in(tmp_path / "file" / "run"):
+    with pytest.raises(RunError, match="cannot be written"), folder_lock(tmp_path / "file" / "run"):
         pass
 
 

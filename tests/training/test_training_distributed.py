@@ -111,7 +111,7 @@ def test_a_single_process_is_the_identity() -> None:
     assert distributed.gather_with_gradient(tensor) is tensor
     assert (distributed.world_size(), distributed.rank()) == (1, 0)
     assert distributed.any_process(True)
-    assert distributed.collect("x") == ["x"]
+    assert distributed.all_gather_objects("x") == ["x"]
     assert distributed.sum_over_processes(2.0) == 2.0
     with pytest.raises(RunError):
-        distributed.raise_together(RunError("run", "bad"))
+        distributed.raise_on_all_ranks(RunError("run", "bad"))

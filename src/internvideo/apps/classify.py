@@ -14,11 +14,11 @@ from internvideo.features.embedding import EmbeddingSettings, TableWriter
 from internvideo.features.engine import TimedWindows, vector_provenance
 from internvideo.features.feature_layers import Encode
 from internvideo.features.ray_engine import run_on
-from internvideo.features.vector_files import Parts
+from internvideo.features.vector_files import PartsFolder
 from internvideo.features.video_files import VideoFile
 from internvideo.inference.video_model import VideoModel
 from internvideo.probing.probe import Probe
-from internvideo.storage import alone_in
+from internvideo.storage import folder_lock
 
 
 class Scorer:
@@ -90,7 +90,7 @@ def encode_videos(
     size = {"window": settings.window_seconds, "stride": settings.stride_seconds, "values": meaning}
     provenance = vector_provenance(model, {**size, "width": 0})
     windows = TimedWindows(model.preprocessing, settings.window_seconds, settings.stride_seconds)
-    with alone_in(Parts(output).folder):
+    with folder_lock(PartsFolder(output).folder):
         writer = TableWriter(videos, output, provenance, overwrite=overwrite)
         batch_size, workers = settings.batch_size, settings.workers
         run_on(settings.ray, writer, windows, model, make_encode, batch_size=batch_size, workers=workers)

@@ -27,7 +27,7 @@ from internvideo.recipe import Recipe, read_recipe
 from internvideo.sample_world.generate import WorldSettings, generate
 from internvideo.search.collection import Collection
 from internvideo.search.indexing import IndexSettings
-from internvideo.storage import alone_in, write_text
+from internvideo.storage import folder_lock, write_text
 from internvideo.system import cores
 from internvideo.terminal import LOGGER, say
 
@@ -83,7 +83,7 @@ def run_demo(
         raise RecipeError("--profile", f"found '{profile}'", ", ".join(PROFILES))
     if not 0 < minutes <= 10_000:
         raise RecipeError("--minutes", f"{minutes:g}", "above 0, at most 10000")
-    with alone_in(output):
+    with folder_lock(output):
         budget = Budget(output / "plan.json", minutes * min(1.0, PROFILES[profile].epochs), device)
         return _steps(output, data, PROFILES[profile], columns or Columns(), seed, budget)
 

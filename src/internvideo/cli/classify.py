@@ -125,7 +125,7 @@ def _classify_all(
     with TemporaryDirectory(prefix="internvideo-") as folder:
         target = output or Path(folder) / "results.jsonl"
         writer = encode_videos(videos, opened, make_encode, target, settings, meaning, overwrite=overwrite)
-        for part in writer.finished():
+        for part in writer.read_finished():
             for (start, end), values in zip(part.spans.tolist(), torch.from_numpy(part.values), strict=True):
                 found, text = result(values[None])
                 record = {"path": part.path, "start": start, "end": end, **found}

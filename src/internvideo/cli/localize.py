@@ -54,14 +54,14 @@ def localize(
     from internvideo.extras import require
     from internvideo.features.localize import Localization, extraction_settings, localize_all, write_plot
     from internvideo.features.localize import localize as run
-    from internvideo.features.video_files import VideoFile, file_names, find_videos
+    from internvideo.features.video_files import VideoFile, find_videos, unique_file_names
     from internvideo.tasks import CATALOG
     from internvideo.tasks.temporal_localization.evaluate import load_detector
 
     if output is not None:
         require("plots", "--output")
     found_videos = find_videos(videos)
-    names = dict(zip(found_videos, file_names(found_videos), strict=True))
+    names = dict(zip(found_videos, unique_file_names(found_videos), strict=True))
     trained = load_detector(detector, CATALOG, device=device)
     model = options.open_model(encoder, weights, device, precision)
     extraction_settings(model, trained)  # raises for another encoder

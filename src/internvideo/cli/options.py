@@ -147,14 +147,14 @@ def for_each(videos: list[VideoFile], function: Callable[[VideoFile], None]) -> 
     Raises:
         VideoError: at the end, if some videos could not be read.
     """
-    from internvideo.features.windows import open_long, past_end
+    from internvideo.features.windows import open_long_video, past_end_message
 
     num_failed = 0
     for video in videos:
         try:
             if video.end is not None:
-                with open_long(video.path, fps=video.fps) as opened:
-                    if message := past_end(opened.info, video.end):
+                with open_long_video(video.path, fps=video.fps) as opened:
+                    if message := past_end_message(opened.info, video.end):
                         LOGGER.warning(f"{video.path}: {message}")
             function(video)
         except VideoError as error:

@@ -70,7 +70,7 @@ def read_text(path: Path) -> str:
     """Read a UTF-8 file, with or without a byte order mark. Raises ManifestError: absent, a folder, or not a text."""
     with _open(path) as stream:
         try:
-            return "".join(untrusted.lines(stream))
+            return "".join(untrusted.read_lines(stream))
         except ValueError:
             raise _not_text(path) from None
 
@@ -254,7 +254,7 @@ def _lines(source: Path) -> Iterator[tuple[int, str]]:
     """Yield numbered non-blank lines; any line ending."""
     with _open(source) as stream:
         try:
-            for number, line in enumerate(untrusted.lines(stream), start=1):
+            for number, line in enumerate(untrusted.read_lines(stream), start=1):
                 if text := line.strip():
                     yield number, text
         except ValueError:
@@ -364,7 +364,7 @@ def _csv_rows(source: Path, delimiter: str, path_column: str, label_column: str,
     with _open(source) as stream:
         columns: CsvColumns | None = None
         try:
-            for number, cells in csv_cells(source, untrusted.lines(stream), delimiter):
+            for number, cells in csv_cells(source, untrusted.read_lines(stream), delimiter):
                 where = f"{source}:{number}"
                 if columns is None:
                     columns = read_columns(where, cells, path_column, label_column)

@@ -24,7 +24,7 @@ from internvideo.datasets.annotations import Annotations
 from internvideo.datasets.catalog import Benchmark, benchmark
 from internvideo.datasets.reading import AnnotationSource
 from internvideo.errors import ManifestError, VideoError
-from internvideo.storage import alone_in, write_text
+from internvideo.storage import folder_lock, write_text
 from internvideo.untrusted_pickle import Machine, RefusedError, Storage
 from internvideo.video.frame_folder import IMAGE_SUFFIXES, frame_names, resolve_rate
 from internvideo.video.reader import read_video_info
@@ -240,7 +240,7 @@ def prepare(
     broken: dict[str, str] = {}
     checked: dict[str, _Checked] = {}
     outside: list[tuple[str, ...]] = []
-    with alone_in(output):
+    with folder_lock(output):
         for split, rows in parsed.splits.items():
             located, missing_paths = _locate(rows, parsed, folder, offset)
             missing |= dict.fromkeys(missing_paths)

@@ -242,7 +242,7 @@ def _parsed(path: Path, text: str, above: int = 0) -> object:
         return untrusted.parse_json(text)
     except json.JSONDecodeError as error:
         raise ManifestError(f"{path}:{error.lineno + above}", f"not JSON: {error.msg}", "a whole JSON file") from None
-    except untrusted.KeyTwiceError:
+    except untrusted.DuplicateKeyError:
         first_offsets: dict[tuple[str | int, ...], int] = {}
         for key, offset in _offsets(text):
             if key in first_offsets:

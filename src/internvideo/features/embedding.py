@@ -17,7 +17,7 @@ from torch.nn.functional import normalize
 
 from internvideo.errors import VideoError
 from internvideo.features.engine import (
-    UNCOMPARED,
+    IGNORED_PROVENANCE_KEYS,
     TimedWindows,
     VectorWriter,
     VideoEnd,
@@ -28,11 +28,11 @@ from internvideo.features.engine import (
 from internvideo.features.feature_layers import Encode
 from internvideo.features.ray_engine import run_on
 from internvideo.features.read_report import ReadFailure, ReadReport
-from internvideo.features.vector_files import Parts, VideoVectors, check_output, write_table
+from internvideo.features.vector_files import PartsFolder, VideoVectors, check_output, write_table
 from internvideo.features.video_files import VideoFile
 from internvideo.features.windows import check_window
 from internvideo.inference.video_model import VideoModel
-from internvideo.storage import alone_in, write_text
+from internvideo.storage import folder_lock, write_text
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,11 @@ class EmbeddingSettings:
     """Settings of `embed`.
 
     Attributes:
-        window: seconds; one vector per window, None for one per video. stride: seconds between the starts of windows,
-            `window` by default.
+        window_seconds: length of a window; None for one vector per video. stride_seconds: from the start of a window to
+            that of the next, `window_seconds` by default.
         normalize: L2-normalize the vectors.
-        batch_size: clips per batch. workers: decoding processes; 0 decodes in this one.
-        ray: run on this Ray cluster, "local" for one in this machine (see `ray_engine`).
+        batch_size: clips per batch. workers: decoding processes; 0 decodes in a thread of this process.
+        ray: address of a Ray cluster to run on, "local" to start one on this machine (see `ray_engine`).
 
     Raises:
         RecipeError: a number out of range.
@@ -73,18 +73,19 @@ def embed(
 ) -> ReadReport:
     """Write the vectors of videos as OUTPUT, a table of exactly these videos (see `vector_files`).
 
-    Finished videos are kept in OUTPUT.parts: an interrupted run resumes, and a later run reads only videos that are new
-    or were changed. Unreadable and truncated videos are listed in NAME.skipped.jsonl.
+    The vectors of finished videos are kept in OUTPUT.parts: an interrupted run resumes, and a later run reads only
+    videos that are new or were changed. Unreadable and truncated videos are listed in NAME.skipped.jsonl.
 
     Args:
-        videos: of `find_videos`. model: any model that encodes videos.
+        videos: from `find_videos`. model: any model that encodes videos.
         output: .parquet, .lance or .npy. settings: windows, batches, workers.
         overwrite: recompute the vectors in OUTPUT.parts.
         progress: show a bar on stderr; by default if that is a terminal.
 
     Raises:
         VideoError: no video can be read. RecipeError: a setting or an output name that is not supported.
-        RunError: OUTPUT.parts has other settings or another writer, a full disk, vectors that are not finite.
+        RunError: OUTPUT.parts has other settings or is in use by another process, a full disk, vectors that are not
+        finite.
     """
     settings = settings or EmbeddingSettings()
     check_output(output)
@@ -92,7 +93,7 @@ def embed(
     provenance = feature_provenance(model, settings)
     windows = TimedWindows(model.preprocessing, settings.window_seconds, settings.stride_seconds)
     make_encode = partial(_encoder, settings.normalize)
-    with alone_in(Parts(output).folder):
+    with folder_lock(PartsFolder(output).folder):
         writer = TableWriter(videos, output, provenance, overwrite=overwrite)
         size, workers = settings.batch_size, settings.workers
         run_on(settings.ray, writer, windows, model, make_encode, batch_size=size, workers=workers, progress=progress)
@@ -110,15 +111,15 @@ def _encoder(normalized: bool, model: VideoModel) -> Encode:
 def plan(videos: Sequence[VideoFile], output: Path, *, overwrite: bool = False) -> Iterator[str]:
     """Yield what `embed` would do, one line per video. Raises RecipeError for an output that cannot be written."""
     check_output(output)
-    parts, counts = Parts(output), {"read": 0, "done": 0, "absent": 0}
+    parts, counts = PartsFolder(output), {"read": 0, "done": 0, "absent": 0}
     for video in videos:
         try:
-            kind = "done" if not overwrite and parts.has(video.identity()) else "read"
+            kind = "done" if not overwrite and parts.contains(video.identity()) else "read"
         except VideoError:
             kind = "absent"
         counts[kind] += 1
-        piece = "" if video.start is None else f" from {video.start:g} to {video.end:g} s"
-        yield f"{kind}: {video.path}{piece}"
+        span = "" if video.start is None else f" from {video.start:g} to {video.end:g} s"
+        yield f"{kind}: {video.path}{span}"
     yield f"{counts['read']} to read, {counts['done']} done before, {counts['absent']} absent"
 
 
@@ -130,10 +131,10 @@ def feature_provenance(model: VideoModel, settings: EmbeddingSettings) -> dict[s
 
 
 class TableWriter(VectorWriter):
-    """Keep the vectors of each video in OUTPUT.parts, then write one table of all.
+    """Write the vectors of each video to OUTPUT.parts, then one table of all.
 
     Args:
-        videos: of the table. output, overwrite: see `embed`. provenance: of `feature_provenance`.
+        videos: of the table. output, overwrite: see `embed`. provenance: from `feature_provenance`.
 
     Raises:
         RunError: OUTPUT.parts has other settings.
@@ -143,13 +144,13 @@ class TableWriter(VectorWriter):
         self, videos: Sequence[VideoFile], output: Path, provenance: dict[str, Any], *, overwrite: bool = False
     ) -> None:
         super().__init__(videos)
-        self.output, self.provenance, self.parts = output, provenance, Parts(output)
-        compared = {name: value for name, value in provenance.items() if name not in UNCOMPARED}
-        self.parts.begin(compared, overwrite=overwrite)
+        self.output, self.provenance, self.parts = output, provenance, PartsFolder(output)
+        compared = {name: value for name, value in provenance.items() if name not in IGNORED_PROVENANCE_KEYS}
+        self.parts.create_or_resume(compared, overwrite=overwrite)
         self.report.dim = provenance["width"]
         self.identities: list[str] = []
         self._pending: list[int] = []
-        self._open: defaultdict[int, list[tuple[NDArray[np.float64], NDArray[np.float32]]]] = defaultdict(list)
+        self._buffers: defaultdict[int, list[tuple[NDArray[np.float64], NDArray[np.float32]]]] = defaultdict(list)
         for index, video in enumerate(videos):
             try:
                 self.identities.append(video.identity())
@@ -163,47 +164,47 @@ class TableWriter(VectorWriter):
                 self.report.resumed += 1
 
     def pending(self) -> list[int]:
-        """Return the videos that have no part."""
+        """Return the indices of the videos that were not finished when the run began."""
         return self._pending
 
     def write(self, index: int, windows: Sequence[Window], values: Tensor) -> None:
-        """Hold the vectors until the video is finished."""
+        """Buffer the vectors until the video is finished."""
         spans = np.array([(window.start, window.end) for window in windows], np.float64)
-        self._open[index].append((spans, values.numpy()))
+        self._buffers[index].append((spans, values.numpy()))
 
     def finish(self, index: int, end: VideoEnd, num_vectors: int) -> None:
-        """Write the part of a video."""
+        """Write the part file of a video."""
         path = self.videos[index].path
         if num_vectors:
-            spans, values = zip(*self._open.pop(index), strict=True)
+            spans, values = zip(*self._buffers.pop(index), strict=True)
             vectors = VideoVectors(path, np.concatenate(spans), np.concatenate(values), end.reason)
             self.parts.write(self.identities[index], vectors)
         else:
             self.report.unreadable.append(ReadFailure(path, end.reason))
 
-    def finished(self) -> Iterator[VideoVectors]:
-        """Yield the vectors of the videos that are done, in the order of the videos."""
+    def read_finished(self) -> Iterator[VideoVectors]:
+        """Yield the vectors of the finished videos, in the order of the videos."""
         for video, identity in zip(self.videos, self.identities, strict=True):
-            part = self.parts.read(identity, video.path) if identity else None
-            if part is not None:
-                yield part
+            vectors = self.parts.read(identity, video.path) if identity else None
+            if vectors is not None:
+                yield vectors
 
     def write_table(self) -> ReadReport:
-        """Write the table and the list of unreadable and truncated videos. Raises VideoError if no video was read."""
+        """Write the table and NAME.skipped.jsonl; return the report. Raises VideoError if no video could be read."""
         report = self.final_report()
-        write_table(self.output, self.finished(), report.vectors, report.dim, self.provenance)
+        write_table(self.output, self.read_finished(), report.vectors, report.dim, self.provenance)
         return report
 
     def final_report(self) -> ReadReport:
-        """Complete the report and list unreadable and truncated videos. Raises VideoError if no video was read."""
+        """Complete the report and write NAME.skipped.jsonl. Raises VideoError if no video could be read."""
         report = self.report
-        for part in self.finished():
-            report.vectors += len(part.values)
-            if part.reason:
-                report.truncated.append(ReadFailure(part.path, part.reason))
+        for vectors in self.read_finished():
+            report.vectors += len(vectors.values)
+            if vectors.reason:
+                report.truncated.append(ReadFailure(vectors.path, vectors.reason))
         skipped = self.output.with_suffix(".skipped.jsonl")
-        kinds = {"in part": report.truncated, "nothing": report.unreadable}
-        rows = [{"path": part.path, "read": kind, "reason": part.reason} for kind in kinds for part in kinds[kind]]
+        failures = [("in part", one) for one in report.truncated] + [("nothing", one) for one in report.unreadable]
+        rows = [{"path": failure.path, "read": kind, "reason": failure.reason} for kind, failure in failures]
         if rows:
             write_text(skipped, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         else:

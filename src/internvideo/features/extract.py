@@ -39,7 +39,7 @@ from internvideo.features.parallel_windows import default_readers
 from internvideo.features.ray_engine import run_on
 from internvideo.features.read_report import ReadFailure, ReadReport
 from internvideo.features.window_sampling import WindowRule, frame_grid
-from internvideo.features.windows import open_long
+from internvideo.features.windows import open_long_video
 from internvideo.inference.video_model import VideoModel
 
 
@@ -50,9 +50,9 @@ class ExtractSettings:
     Attributes:
         rule: window length, stride and frame rate. layer, spatial_pool_size: see `create_feature_extractor`.
         tiles: encode tiles x tiles overlapping crops of larger frames (`encode_tiles`).
-        batch_size: windows per batch; None is 16 on a GPU and 4 on a CPU, whose caches hold no more.
-        ray: run on this Ray cluster, "local" for one in this machine (see `ray_engine`).
-        workers: decoders: processes, and if fewer videos are left, threads of these; 0 decodes in this process.
+        batch_size: windows per batch; None for 16 on a GPU and 4 on a CPU, where larger batches exceed the caches.
+        ray: address of a Ray cluster to run on, "local" to start one on this machine (see `ray_engine`).
+        workers: decoding processes; the last videos are each decoded by several threads. 0 decodes in this process.
 
     Raises:
         RecipeError: a number out of range.
@@ -82,8 +82,8 @@ def extract(
 ) -> ReadReport:
     """Write the features of videos into a folder (see `feature_folder`).
 
-    Finished videos are kept: an interrupted run resumes, and a later run reads only videos that are new, were changed
-    or could not be read. Memory use does not grow with the length of a video.
+    An interrupted run resumes; a later run reads only videos that are new, were changed or could not be read. Memory
+    use does not grow with the length of a video.
 
     Args:
         items, classes: of `find_items`. model: any model that encodes videos.
@@ -100,7 +100,7 @@ def extract(
     make_encode = partial(_encoder, settings)
     make_encode(model)  # checks the settings
     folder = FeatureFolder(output)
-    folder.begin(feature_provenance(model, settings), classes, overwrite=overwrite)
+    folder.create_or_resume(feature_provenance(model, settings), classes, overwrite=overwrite)
     writer = FolderWriter(items, folder)
     windows = FrameWindows(preprocessing, settings.rule)
     batch_size = settings.batch_size or (4 if model.device.type == "cpu" else 16)
@@ -119,9 +119,9 @@ def _encoder(settings: ExtractSettings, model: VideoModel) -> Encode:
 
 def feature_provenance(model: VideoModel, settings: ExtractSettings) -> dict[str, Any]:
     """Return the provenance of features (model, weights, preprocessing, settings) as JSON values."""
-    # Only values above 1, so that folders created before these settings existed can be resumed.
-    counts = {"grid": settings.spatial_pool_size, "tiles": settings.tiles}
-    layer = {"layer": settings.layer, **{name: count for name, count in counts.items() if count > 1}}
+    # Only values above 1, so that folders of versions without these settings can be resumed.
+    spatial = {"grid": settings.spatial_pool_size, "tiles": settings.tiles}
+    layer = {"layer": settings.layer, **{name: value for name, value in spatial.items() if value > 1}}
     rule = settings.rule
     placement = {"window": rule.window_frames, "stride": rule.stride_frames, "fps": rule.fps}
     return vector_provenance(model, {**layer, **placement})
@@ -133,12 +133,12 @@ def plan(items: Sequence[Item], output: Path, rule: WindowRule, *, overwrite: bo
     counts, vectors, seconds = {"read": 0, "done": 0, "unreadable": 0}, 0, 0.0
     for item in items:
         try:
-            record = None if overwrite else folder.record(item.id)
-            if record is not None and record.vectors and record.identity == item.video.identity():
+            record = None if overwrite else folder.load_record(item.id)
+            if record is not None and record.num_vectors and record.identity == item.video.identity():
                 counts["done"] += 1
                 yield f"done: {item.video.path}"
                 continue
-            with open_long(item.video.path, fps=item.video.fps) as video:
+            with open_long_video(item.video.path, fps=item.video.fps) as video:
                 grid = frame_grid(video.info, rule, item.video.start, item.video.end)
         except VideoError as error:
             counts["unreadable"] += 1
@@ -146,26 +146,26 @@ def plan(items: Sequence[Item], output: Path, rule: WindowRule, *, overwrite: bo
             continue
         counts["read"] += 1
         vectors, seconds = vectors + len(grid.starts), seconds + grid.duration
-        where = f"{item.id}.npy: {len(grid.starts)} vectors of {grid.duration:.1f} s at {grid.fps:g} fps"
-        yield f"read: {item.video.path} -> {where}"
+        target = f"{item.id}.npy: {len(grid.starts)} vectors of {grid.duration:.1f} s at {grid.fps:g} fps"
+        yield f"read: {item.video.path} -> {target}"
     summary = ", ".join(f"{count} {kind}" for kind, count in counts.items())
-    yield f"{summary}; {vectors} vectors from {seconds / 3600:.2f} h of video to be made"
+    yield f"{summary}; {vectors} vectors from {seconds / 3600:.2f} h of video to compute"
 
 
 class FolderWriter(VectorWriter):
-    """Append the vectors of leased videos to files of rows, which become feature files when they are complete."""
+    """Append the vectors of leased videos to files of raw float32; complete ones become feature files."""
 
     def __init__(self, items: Sequence[Item], folder: FeatureFolder) -> None:
-        self.items, self.folder, self.began, self.leases = items, folder, time.time(), LeaseQueue(folder.work)
-        super().__init__([item.video for item in items], FreeVideo(items, folder, self.leases, self.began))
+        self.items, self.folder, self.started_at, self.leases = items, folder, time.time(), LeaseQueue(folder.work)
+        super().__init__([item.video for item in items], AcquireVideo(items, folder, self.leases, self.started_at))
         self.owned: set[int] = set()
-        self.rows: dict[int, Path] = {}
-        self.done_before = {index for index in range(len(items)) if self._is_done(index)}
-        self.report.resumed = len(self.done_before)
+        self.raw_files: dict[int, Path] = {}
+        self.resumed = {index for index in range(len(items)) if self._is_done(index)}
+        self.report.resumed = len(self.resumed)
 
     def _is_done(self, index: int) -> bool:
         item = self.items[index]
-        return is_done(self.folder.record(item.id), item, self.began)
+        return is_done(self.folder.load_record(item.id), item, self.started_at)
 
     def pending(self) -> list[int]:
         """Return the videos that are neither done nor leased."""
@@ -173,41 +173,41 @@ class FolderWriter(VectorWriter):
         return [i for i in others if not self._is_done(i) and not self.leases.is_leased(self.items[i].id)]
 
     def begin(self, index: int) -> None:
-        """Name the file of rows, and delete those of processes that were killed."""
+        """Name the file of raw values, and delete those of processes that were killed."""
         self.owned.add(index)
         name = self.items[index].id
-        for rows in self.folder.work.glob(f"{glob.escape(name)}.*.rows"):
-            rows.unlink(missing_ok=True)
-        self.rows[index] = self.folder.work / f"{name}.{os.getpid()}.rows"
+        for stale in self.folder.work.glob(f"{glob.escape(name)}.*.rows"):
+            stale.unlink(missing_ok=True)
+        self.raw_files[index] = self.folder.work / f"{name}.{os.getpid()}.rows"
 
     def write(self, index: int, windows: Sequence[Window], values: Tensor) -> None:
-        """Append rows, which follow the rule of the windows and need no times."""
-        append_rows(self.rows[index], values.numpy())
+        """Append the vectors; their times follow from the window rule and are not stored."""
+        append_rows(self.raw_files[index], values.numpy())
 
     def after_batch(self, unfinished: Collection[int]) -> None:
-        """Keep the leases."""
+        """Renew the leases of the unfinished videos."""
         for index in unfinished:
             self.leases.heartbeat(self.items[index].id)
 
     def finish(self, index: int, end: VideoEnd, num_vectors: int) -> None:
         """Write the file and the record of a video, and release its lease."""
-        item, rows, extent = self.items[index], self.rows.pop(index), end.extent
+        item, raw_file, extent = self.items[index], self.raw_files.pop(index), end.extent
         reason = end.reason or ("" if num_vectors else "no frame")
         gaps = np.clip(np.array(end.gaps).reshape(-1, 2) - (item.video.start or 0.0), 0.0, extent.duration)
-        record = Record(end.identity, item.video.path, num_vectors, 0, *extent, reason, self.began)
+        record = Record(end.identity, item.video.path, num_vectors, 0, *extent, reason, self.started_at)
         if num_vectors:
             spans = tuple((start, stop) for start, stop in gaps.tolist() if stop > start)
-            marks = tuple(end.info.properties) if end.info else ()
-            record = replace(record, width=self.report.dim, gaps=spans, marks=marks)
-        self.folder.keep(item.id, record, rows if num_vectors else None)
-        rows.unlink(missing_ok=True)
+            properties = tuple(end.info.properties) if end.info else ()
+            record = replace(record, dim=self.report.dim, gaps=spans, properties=properties)
+        self.folder.commit_video(item.id, record, raw_file if num_vectors else None)
+        raw_file.unlink(missing_ok=True)
         self.leases.release(item.id)
         self.report.vectors += num_vectors
 
     def close(self) -> None:
-        """Release the leases of unfinished videos, delete their rows and write the index."""
-        for rows in self.rows.values():
-            rows.unlink(missing_ok=True)
+        """Release the leases of unfinished videos, delete their raw values and write the index."""
+        for raw_file in self.raw_files.values():
+            raw_file.unlink(missing_ok=True)
         for item in self.items:  # also those that a worker leased and did not report
             self.leases.release(item.id)
         with self.leases.exclusive(INDEX):
@@ -215,47 +215,47 @@ class FolderWriter(VectorWriter):
 
     def final_report(self) -> ReadReport:
         """Complete and return the report. Raises VideoError if no video has features."""
-        report, readable = self.report, 0
-        report.other_workers = len(self.items) - len(self.done_before | self.owned)
+        report, num_readable = self.report, 0
+        report.other_workers = len(self.items) - len(self.resumed | self.owned)
         for item in self.items:
-            record = self.folder.record(item.id)
+            record = self.folder.load_record(item.id)
             if record is None:
                 continue
-            readable += bool(record.vectors)
-            report.dim = report.dim or record.width
-            if record.trouble:
-                kind = report.truncated if record.vectors else report.unreadable
-                kind.append(ReadFailure(record.path, record.trouble, item.id))
-        if not readable and report.unreadable:
+            num_readable += bool(record.num_vectors)
+            report.dim = report.dim or record.dim
+            if record.failure:
+                failures = report.truncated if record.num_vectors else report.unreadable
+                failures.append(ReadFailure(record.path, record.failure, item.id))
+        if not num_readable and report.unreadable:
             report.raise_unreadable()
         return report
 
 
 @dataclass(frozen=True)
-class FreeVideo:
-    """Lease a video where it is read, unless it is leased or done."""
+class AcquireVideo:
+    """Callable that leases a video, in the process that reads it, unless it is done or leased by another process."""
 
     items: Sequence[Item]
     folder: FeatureFolder
     leases: LeaseQueue
-    began: float
+    started_at: float
 
     def __call__(self, index: int) -> bool:
-        """Return whether this process leased the video."""
+        """Return whether this process acquired the lease."""
         item = self.items[index]
         if not self.leases.acquire(item.id):
             return False
-        if not is_done(self.folder.record(item.id), item, self.began):
+        if not is_done(self.folder.load_record(item.id), item, self.started_at):
             return True
         self.leases.release(item.id)
         return False
 
 
-def is_done(record: Record | None, item: Item, began: float) -> bool:
-    """Return whether a video needs no work; an unreadable one is tried again by a run that begins later."""
-    if record is None or (not record.vectors and record.at < began):
+def is_done(record: Record | None, item: Item, started_at: float) -> bool:
+    """Return whether a video is finished; an unreadable one is so only for runs that began before it was tried."""
+    if record is None or (not record.num_vectors and record.started_at < started_at):
         return False
     try:
         return record.identity == item.video.identity()
     except VideoError:
-        return not record.vectors
+        return not record.num_vectors

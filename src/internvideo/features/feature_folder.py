@@ -1,7 +1,7 @@
 """Read and write a folder of features: ID.npy for each video and one index of all of them.
 
     FOLDER/ID.npy        float32 (T, C), one row per window; a / in an ID makes a folder
-    FOLDER/index.json    "protocol" (their provenance) and "database": ID -> subset, duration, fps, frame, annotations
+    FOLDER/index.json    "protocol" (provenance of the features), "database": ID -> subset, duration, fps, frame ...
     FOLDER/classes.txt   class names, where the videos came with actions
     FOLDER/.work/        state of a run for resuming: a record of every finished video, leases of running processes
 
@@ -30,9 +30,9 @@ from internvideo.features.vector_files import check_same_settings
 from internvideo.features.video_files import (
     MAX_NAME_BYTES,
     VideoFile,
-    file_names,
     find_videos,
     is_manifest,
+    unique_file_names,
     video_of_row,
 )
 from internvideo.storage import atomic_path, write_text
@@ -46,11 +46,11 @@ RESERVED = frozenset({"index", "index.json", "classes", "protocol"})  # files of
 
 @dataclass(frozen=True)
 class Item:
-    """A video to read.
+    """A video whose features are to be extracted.
 
     Attributes:
-        id: name of its feature file. video: the file, or a piece of it.
-        subset: its split, "" if unknown. segments: its actions, in seconds from the start of the video file.
+        id: name of the feature file. video: the file, or a span of it.
+        subset: split of the video, "" if unknown. segments: labeled actions, seconds from the start of the video file.
     """
 
     id: str
@@ -62,11 +62,12 @@ class Item:
 def find_items(inputs: Iterable[str | Path], *, recursive: bool = False) -> tuple[list[Item], tuple[str, ...]]:
     """Return the videos and class names of files, folders and manifests.
 
-    A video of a manifest has the id of its row, any other the name of its file, with the extension if a folder has
-    several of that name; equal names are prefixed with the names of their folders.
+    A video of a manifest has the id of its row. Every other video has the name of its file, without the extension if no
+    other file of the folder has that name. Equal names are prefixed with the names of their folders.
 
     Raises:
-        VideoError, ManifestError: as `find_videos`. RecipeError: manifests with other classes, an id that is no name.
+        VideoError, ManifestError: as `find_videos`. RecipeError: manifests with different classes, or an id that
+        cannot be a file name.
     """
     items: list[Item] = []
     classes: tuple[str, ...] = ()
@@ -79,63 +80,68 @@ def find_items(inputs: Iterable[str | Path], *, recursive: bool = False) -> tupl
             raise RecipeError(given, "has other classes than the manifest before it", "manifests of the same classes")
         classes = classes or manifest.classes
         for row in manifest.rows:
-            # A list has no ids but paths, and one from the root of the disk is no name below this folder.
-            name = "" if row.id == row.path and not _is_name(row.id) else _checked(row.id)
+            # In a list of paths the id is the path; an absolute path cannot name a file in this folder.
+            name = "" if row.id == row.path and not _is_valid_id(row.id) else _validate_id(row.id)
             items.append(Item(name, video_of_row(manifest, row), row.split or "", row.segments))
     if not items:
         raise VideoError("videos", "none given", "files, folders or manifests")
-    return _named(items), classes
+    return _assign_ids(items), classes
 
 
-def _is_name(name: str) -> bool:
+def _is_valid_id(name: str) -> bool:
     """Return whether NAME.npy can be a file below the folder; a / makes subfolders, which feature readers follow."""
     parts = name.split("/")
     plain = all(part and not part.startswith(".") and len(os.fsencode(part)) <= MAX_NAME_BYTES for part in parts)
     return plain and name not in RESERVED and "\\" not in name and "\0" not in name
 
 
-def _checked(name: str) -> str:
-    if not _is_name(name):
-        expected = f"a file name of at most {MAX_NAME_BYTES} bytes, not of the index"
+def _validate_id(name: str) -> str:
+    if not _is_valid_id(name):
+        expected = f"a file name of at most {MAX_NAME_BYTES} bytes, other than {', '.join(sorted(RESERVED))}"
         raise RecipeError("id", f"'{name}'", expected, "change the id")
     return name
 
 
-def _named(items: list[Item]) -> list[Item]:
+def _assign_ids(items: list[Item]) -> list[Item]:
     """Drop repeated videos and give each of the others a unique id."""
     by_source: dict[object, Item] = {}
     for item in items:
         by_source.setdefault((item.id, os.path.abspath(item.video.path), item.video.start, item.video.end), item)
     unique = list(by_source.values())
-    names = file_names([item.video for item in unique], [item.id for item in unique], RESERVED)
+    names = unique_file_names([item.video for item in unique], [item.id for item in unique], RESERVED)
     return [replace(item, id=name) for name, item in zip(names, unique, strict=True)]
 
 
 @dataclass(frozen=True)
 class Record:
-    """Outcome of one video; the file .work/ID.json, whose keys are these names.
+    """Outcome of one video; saved as .work/ID.json, whose keys are these names.
 
     Attributes:
-        identity: of the file that was read (`VideoFile.identity`). path: its path.
-        vectors, width: T and C; 0 vectors if nothing could be read.
-        fps, frames, duration: frame rate, number of frames and duration (s) of the frame grid.
-        trouble: why it was not read, or not to its end; "" if it was.
-        at: start time of the process that wrote it, in seconds since 1970.
-        gaps: (start, end) in seconds, of the piece that was read, without a decodable frame.
-        marks: "interlaced", "pq", "hlg" (`VideoInfo.marks`).
+        identity: of the file that was read (`VideoFile.identity`). path: of that file.
+        num_vectors, dim: T and C; T is 0 if nothing could be read.
+        fps, num_frames, duration: frame rate, number of frames and duration (s) of the frame grid.
+        failure: why the video was not read, or not to its end; "" if it was.
+        started_at: when the run that wrote this began, in seconds since 1970.
+        gaps: (start, end) of spans without a decodable frame, in seconds from the start of the span that was read.
+        properties: "interlaced", "pq", "hlg" (`VideoInfo.properties`).
     """
 
     identity: str
     path: str
-    vectors: int
-    width: int
+    num_vectors: int
+    dim: int
     fps: float
-    frames: int
+    num_frames: int
     duration: float
-    trouble: str
-    at: float
+    failure: str
+    started_at: float
     gaps: Sequence[Sequence[float]] = ()
-    marks: Sequence[str] = ()
+    properties: Sequence[str] = ()
+
+
+_OLD_RECORD_KEYS = {"vectors": "num_vectors", "width": "dim", "frames": "num_frames", "trouble": "failure"}
+_OLD_RECORD_KEYS |= {"at": "started_at", "marks": "properties"}
+"""Key of a record of an older version -> attribute of `Record`."""
 
 
 @dataclass
@@ -144,52 +150,53 @@ class FeatureFolder:
 
     root: Path
     classes: tuple[str, ...] = ()
-    protocol: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
 
     @property
     def work(self) -> Path:
         """Folder of records and leases."""
         return self.root / WORK
 
-    def begin(self, protocol: Mapping[str, Any], classes: tuple[str, ...], *, overwrite: bool) -> None:
+    def create_or_resume(self, provenance: Mapping[str, Any], classes: tuple[str, ...], *, overwrite: bool) -> None:
         """Create the folder, or resume it; `overwrite` discards the records of earlier runs.
 
         Raises:
             RunError: it was created with other settings or another model, or holds .npy files of other programs.
         """
-        plain = untrusted.parse_json(json.dumps(protocol))
+        plain = untrusted.parse_json(json.dumps(provenance))
         previous = untrusted.read_json_object(self.work / "protocol.json")
         if previous is None and self.root.is_dir() and any(self.root.rglob("*.npy")) and not overwrite:
-            raise RunError(self.root, "holds .npy files of others", "a new folder", "choose another output")
+            raise RunError(self.root, "holds .npy files of another program", "a new folder", "choose another output")
         if overwrite:
             shutil.rmtree(self.work, ignore_errors=True)
         elif previous is not None:
             check_same_settings(self.root, previous, plain, ignored=("source", "internvideo"))
         if overwrite or previous is None:
             write_text(self.work / "protocol.json", json.dumps(plain, indent=1) + "\n")
-        self.protocol, self.classes = plain, classes
+        self.provenance, self.classes = plain, classes
 
-    def file(self, name: str) -> Path:
-        """Path of the features of a video."""
+    def feature_path(self, name: str) -> Path:
+        """Return the path of the features of a video."""
         return self.root / f"{name}.npy"
 
-    def record(self, name: str) -> Record | None:
-        """Return the record of a video, None if there is none or its features are gone."""
-        content = untrusted.read_json_object(self.work / f"{name}.json")
+    def load_record(self, name: str) -> Record | None:
+        """Return the record of a video, None if there is none or its feature file is missing."""
+        content = untrusted.read_json_object(self.work / f"{name}.json") or {}
         try:
-            record = Record(**content or {})
+            record = Record(**{_OLD_RECORD_KEYS.get(key, key): value for key, value in content.items()})
         except TypeError:  # no record, or of another version
             return None
-        return None if record.vectors and not self.file(name).is_file() else record
+        return None if record.num_vectors and not self.feature_path(name).is_file() else record
 
-    def keep(self, name: str, record: Record, rows: Path | None) -> None:
-        """Store a finished video: its rows, raw float32 in a file, become ID.npy. Raises RunError."""
-        if rows is not None:
-            shape = (record.vectors, record.width)
+    def commit_video(self, name: str, record: Record, raw_file: Path | None) -> None:
+        """Write the record of a finished video, and ID.npy from a file of its raw float32 values. Raises RunError."""
+        if raw_file is not None:
+            shape = (record.num_vectors, record.dim)
             header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-            if rows.stat().st_size != 4 * record.vectors * record.width:
-                raise RunError(rows, "was changed by another process", "", "start the same command again")
-            with atomic_path(self.file(name)) as temporary, temporary.open("wb") as file, rows.open("rb") as source:
+            if raw_file.stat().st_size != 4 * record.num_vectors * record.dim:
+                raise RunError(raw_file, "was changed by another process", "", "start the same command again")
+            target = self.feature_path(name)
+            with atomic_path(target) as temporary, temporary.open("wb") as file, raw_file.open("rb") as source:
                 np.lib.format.write_array_header_1_0(file, header)
                 shutil.copyfileobj(source, file, 1 << 20)
         write_text(self.work / f"{name}.json", json.dumps(vars(record)) + "\n")
@@ -200,22 +207,22 @@ class FeatureFolder:
         database: dict[str, Any] = dict(old.get("database", {}))
         unreadable: dict[str, Any] = {row["id"]: row for row in old.get("unreadable", [])}
         for item in items:
-            record = self.record(item.id)
+            record = self.load_record(item.id)
             if record is None:
                 continue
             database.pop(item.id, None)
             unreadable.pop(item.id, None)
-            if record.vectors:
-                database[item.id] = self._entry(item, record)
+            if record.num_vectors:
+                database[item.id] = self._index_entry(item, record)
             else:
-                unreadable[item.id] = {"id": item.id, "path": record.path, "reason": record.trouble}
+                unreadable[item.id] = {"id": item.id, "path": record.path, "reason": record.failure}
         present = [item for item in items if item.id in database]
-        if left_out := sum(len(item.segments) - len(database[item.id]["annotations"]) for item in present):
-            LOGGER.warning("%s: %d actions outside their video left out", self.root, left_out)
-        database = {name: entry for name, entry in sorted(database.items()) if self.file(name).is_file()}
+        if num_dropped := sum(len(item.segments) - len(database[item.id]["annotations"]) for item in present):
+            LOGGER.warning("%s: %d actions outside their video left out", self.root, num_dropped)
+        database = {name: entry for name, entry in sorted(database.items()) if self.feature_path(name).is_file()}
         content = {
             "version": "internvideo features 1",
-            "protocol": self.protocol,
+            "protocol": self.provenance,
             "classes": list(self.classes),
             "unreadable": list(unreadable.values()),
             "database": database,
@@ -224,24 +231,24 @@ class FeatureFolder:
         if self.classes:
             write_text(self.root / CLASSES, "".join(f"{name}\n" for name in self.classes))
 
-    def _entry(self, item: Item, record: Record) -> dict[str, Any]:
+    def _index_entry(self, item: Item, record: Record) -> dict[str, Any]:
         annotations = []
-        for part in item.segments:
-            begin = item.video.start or 0.0
-            start, end = (round(min(max(t - begin, 0.0), record.duration), 6) for t in (part.start, part.end))
+        for action in item.segments:
+            offset = item.video.start or 0.0
+            start, end = (round(min(max(t - offset, 0.0), record.duration), 6) for t in (action.start, action.end))
             if end > start:
-                label = {"label": self.classes[part.label], "label_id": part.label}
+                label = {"label": self.classes[action.label], "label_id": action.label}
                 annotations.append({**label, "segment": [start, end]})
         entry: dict[str, Any] = {"subset": item.subset, "duration": record.duration, "fps": record.fps}
-        entry |= {"frame": record.frames, "vectors": record.vectors}
-        entry |= {name: self.protocol[name] for name in ("stride", "window")}
+        entry |= {"frame": record.num_frames, "vectors": record.num_vectors}
+        entry |= {name: self.provenance[name] for name in ("stride", "window")}
         entry["path"] = record.path
-        if record.trouble:
-            entry |= {"read": "in part", "reason": record.trouble}
+        if record.failure:
+            entry |= {"read": "in part", "reason": record.failure}
         if record.gaps:
             entry["gaps"] = [[round(float(time), 6) for time in gap] for gap in record.gaps]
-        if record.marks:
-            entry["marks"] = list(record.marks)
+        if record.properties:
+            entry["marks"] = list(record.properties)
         return {**entry, "annotations": annotations}
 
 

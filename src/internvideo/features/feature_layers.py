@@ -36,7 +36,7 @@ def create_feature_extractor(model: VideoModel, layer: str = POOLED, spatial_poo
         raise RecipeError("spatial_pool_size", str(spatial_pool_size), "1 or more")
     if layer in (POOLED, SCORES) and spatial_pool_size > 1:
         found = f"{spatial_pool_size} with layer '{layer}', which has no spatial layout"
-        raise RecipeError("spatial_pool_size", found, "the number of a layer")
+        raise RecipeError("spatial_pool_size", found, "1, or the number of a layer")
     if layer == POOLED:
         return model.encode_clips
     if layer == SCORES:

@@ -2,8 +2,8 @@
 
 A lease is a file that only one process can create. Its owner updates it while working (heartbeat); a lease without a
 heartbeat for LEASE_TIMEOUT_S, or whose process on this machine has ended, is stale and may be taken over. Only the
-folder is shared, so the processes may run on several machines. Should two ever own one lease, both do the same work:
-results must be written atomically.
+folder is shared, so the processes may run on several machines. In rare races two processes own one lease and process
+the same video, so results must be written atomically.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class LeaseQueue:
     """The leases of one process and its workers.
 
     Args:
-        folder: of the lease files; created when absent, as are the subfolders of names with a /.
+        folder: where the lease files are written; created if absent, as are the subfolders of names with a /.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -73,12 +73,12 @@ class LeaseQueue:
         return owner.get("host") == self._owner["host"] and isinstance(pid, int) and not _is_running(pid)
 
     def _break_stale(self, name: str) -> None:
-        """Remove a stale lease; of several processes that try, one renames the file, the others find it gone."""
+        """Remove a stale lease; if several processes try, one renames the file and for the others the rename fails."""
         lease = self._path(name)
-        aside = lease.with_name(f".{lease.stem}.{uuid.uuid4().hex}")
+        unique = lease.with_name(f".{lease.stem}.{uuid.uuid4().hex}")
         with suppress(OSError):
-            lease.rename(aside)
-            aside.unlink()
+            lease.rename(unique)
+            unique.unlink()
 
     def is_leased(self, name: str) -> bool:
         """Return whether any process holds a lease that is not stale."""
@@ -100,9 +100,9 @@ class LeaseQueue:
 
     @contextmanager
     def exclusive(self, name: str, timeout_s: float = 60.0) -> Iterator[None]:
-        """Hold a lease that others wait for; after waiting for `timeout_s` seconds continue without it."""
-        until = time.monotonic() + timeout_s
-        while not self.acquire(name) and time.monotonic() < until:
+        """Hold a lease, waiting for its release; after `timeout_s` seconds continue without it."""
+        deadline = time.monotonic() + timeout_s
+        while not self.acquire(name) and time.monotonic() < deadline:
             time.sleep(0.05)
         try:
             yield

@@ -14,7 +14,7 @@ from internvideo.features.extract import ExtractSettings, extract
 from internvideo.features.feature_folder import RESERVED, Item
 from internvideo.features.feature_layers import POOLED
 from internvideo.features.read_report import ReadReport
-from internvideo.features.video_files import VideoFile, file_names
+from internvideo.features.video_files import VideoFile, unique_file_names
 from internvideo.features.window_sampling import WindowRule
 from internvideo.inference.hub_folder import model_hash
 from internvideo.inference.video_model import VideoModel
@@ -61,8 +61,8 @@ def extraction_settings(model: VideoModel, detector: Detector) -> ExtractSetting
     """
     provenance = detector.trained.context
     if not {"window", "stride"} <= set(provenance):
-        found = "does not record how its features were made"
-        raise RecipeError("detector", found, "one trained on `internvideo extract`")
+        found = "does not record how its features were extracted"
+        raise RecipeError("detector", found, "a detector trained on features of `internvideo extract`")
     expected, actual = str(provenance.get("weights_sha256", "")), model_hash(model)
     if expected != actual:
         requirement = f"{provenance.get('model')} {expected[:12]}, on whose features the detector was trained"
@@ -87,9 +87,9 @@ def localize(
     """Find the actions of one video.
 
     Args:
-        video: a file or a piece of one; times are from its start.
-        model: the encoder on whose features the detector was trained. detector: of `load_detector`.
-        class_scores: for a class-agnostic detector, label -> score of the whole video; the two best label the segments.
+        video: a file or a span of one; times of the result are relative to the start of the span.
+        model: the encoder on whose features the detector was trained. detector: from `load_detector`.
+        class_scores: of a class-agnostic detector: label -> score of the video; each segment gets the two best labels.
         batch_size: windows per batch; see `ExtractSettings`. progress: show a bar on stderr.
 
     Raises:
@@ -111,22 +111,24 @@ def localize_all(
     ray: str | None = None,
     progress: bool | None = None,
 ) -> tuple[ReadReport, Iterator[tuple[VideoFile, Localization]]]:
-    """Find the actions of many videos: extract the features of all, then detect in one after the other.
+    """Find the actions of many videos: extract the features of all of them, then run the detector on each.
 
     Args:
         videos, model, detector, class_scores, batch_size, progress: as for `localize`.
-        folder: of the features, which are kept: the same call resumes, a later one reads only new or changed videos.
-        ray: extract on this Ray cluster; see `ExtractSettings`.
+        folder: where the features are written: the same call resumes, later ones read only new or changed videos.
+        ray: address of a Ray cluster for the extraction; see `ExtractSettings`.
 
     Returns:
-        The report of the extraction, and each video that can be read with its result, in their order.
+        The report of the extraction, and an iterator of (video, result) over the readable videos, in their order.
 
     Raises:
         VideoError: no video can be read. RecipeError: a detector that was trained on another encoder. RunError: the
-        folder has other features.
+        folder has features of another model or other settings.
     """
     settings = replace(extraction_settings(model, detector), batch_size=batch_size, ray=ray)
-    items = [Item(name, video) for name, video in zip(file_names(videos, reserved=RESERVED), videos, strict=True)]
+    items = [
+        Item(name, video) for name, video in zip(unique_file_names(videos, reserved=RESERVED), videos, strict=True)
+    ]
     report = extract(items, model, folder, settings, progress=progress)
     return report, _detect(items, detector, folder, class_scores)
 
@@ -140,14 +142,14 @@ def _detect(
         classes = (ACTION,)
         if class_scores is not None:
             classes, scores = tuple(class_scores), np.asarray(list(class_scores.values()))
-    reading = recipe.data_as(FeatureData).features.model_copy(update={"annotations": None, "folder": None})
+    feature_settings = recipe.data_as(FeatureData).features.model_copy(update={"annotations": None, "folder": None})
     decoding = detector.settings.decoding(num_classes=detector.model.config.num_classes)
     device = next(detector.model.parameters()).device
-    extracted = {features.id: features for features in read_feature_set(folder, reading).videos}
+    features_of = {features.id: features for features in read_feature_set(folder, feature_settings).videos}
     for item in items:
-        if (features := extracted.get(item.id)) is None:
+        if (features := features_of.get(item.id)) is None:
             continue
-        segments = find_segments(detector.model, features, reading, decoding, device, scores)
+        segments = find_segments(detector.model, features, feature_settings, decoding, device, scores)
         rows = zip(segments.spans.tolist(), segments.scores, segments.labels, strict=True)
         actions = [Action(start, end, classes[label], float(score)) for (start, end), score, label in rows]
         actions.sort(key=lambda action: -action.score)
@@ -157,7 +159,7 @@ def _detect(
 def check_plot(target: Path) -> None:
     """Raise RecipeError for a plot whose name does not end in .svg or .html."""
     if target.suffix not in (".svg", ".html"):
-        raise RecipeError("picture", f"'{target.name}'", "a name that ends in .html or .svg")
+        raise RecipeError("plot", f"'{target.name}'", "a name that ends in .html or .svg")
 
 
 def write_plot(localization: Localization, target: Path, score_threshold: float = MIN_SCORE_SHOWN) -> None:

@@ -26,18 +26,18 @@ from internvideo.video.reader import Video
 from internvideo.video.sequential import REORDER_BUFFER
 
 MIN_BLOCK_FRAMES = 400
-"""Minimum frames from the start of a block to that of the next one. A block decodes its first group of pictures from
-the key frame on and some frames past its end: about 25 that its neighbors decode too."""
+"""Minimum frames from the start of a block to that of the next one. A block decodes from the key frame before its first
+clip to some frames after its last one: about 25 frames that its neighbors decode too."""
 
 MAX_READY_BYTES = 2**28
-"""Maximum bytes of clips that all readers together hold ready; each holds at least two clips."""
+"""Maximum bytes of clips that all readers together read ahead; each reads at least two clips ahead."""
 
 SMALL_MODEL_FLOPS = 10**9
-"""Floating-point operations per window or text, below which several threads mostly wait for each other and a reader."""
+"""Floating-point operations per window or text, below which one thread computes as fast as several."""
 
 
 def default_readers(device: str) -> int:
-    """Return the number of readers per video in the process of a model on a device ("cpu", "cuda" ...).
+    """Return how many threads should decode each video in the process of a model on a device ("cpu", "cuda" ...).
 
     One for a model on the CPU, which needs the other cores: a second one costs CPU time (benchmarks/README.md).
     """
@@ -47,22 +47,20 @@ def default_readers(device: str) -> int:
 def threads_beside_reader(model: VideoModel) -> AbstractContextManager[None]:
     """Run the operators of a small model on the CPU on one thread of torch.
 
-    The other threads of an operator wait for the next one in a loop, on the cores that the reader needs: a film took
-    1.3 times the CPU time (benchmarks/README.md).
+    Idle threads of torch spin until the next operator, on the cores that the reader needs: a film took 1.3 times the
+    CPU time (benchmarks/README.md).
     """
-    clips = model.preprocessing
-    return one_thread_if_small(
-        model, clips.frames * clips.size**2 / (2 * 16 * 16)
-    )  # tubes of 2 frames, as VideoMAE has
+    frames, size = model.preprocessing.frames, model.preprocessing.size
+    return one_thread_if_small(model, frames * size**2 / (2 * 16 * 16))  # tubelets of 2 x 16 x 16, as in VideoMAE
 
 
 @contextmanager
-def one_thread_if_small(model: VideoModel, tokens: float) -> Generator[None]:
-    """Run the operators of a model on the CPU that is small for an input of so many tokens on one thread of torch.
+def one_thread_if_small(model: VideoModel, num_tokens: float) -> Generator[None]:
+    """Use one thread of torch if a model on the CPU needs less than SMALL_MODEL_FLOPS for an input of `num_tokens`.
 
-    The size is estimated from the model and not timed, so that the vectors do not depend on what else runs.
+    The decision is estimated and not timed, so that the vectors do not depend on the load of the machine.
     """
-    flops = 2 * tokens * sum(parameter.numel() for parameter in model.module.parameters())
+    flops = 2 * num_tokens * sum(parameter.numel() for parameter in model.module.parameters())
     threads = torch.get_num_threads()
     if model.device.type == "cpu" and flops < SMALL_MODEL_FLOPS:
         torch.set_num_threads(1)
@@ -77,12 +75,12 @@ def parallel_clips(
 ) -> Iterator[Tensor]:
     """Yield the clips as `iter_clips` does, read by several threads, which are joined at the end.
 
-    A single reader is used if the video has no key frames to start at, is known to be damaged, or if damaged frames are
-    repeated.
+    A single reader is used if the video has no key frames to start at, is known to be damaged, or has the damage policy
+    "repeat".
 
     Args:
-        frame_indices: (T,) of each clip; their minima never decrease.
-        readers: 1 or more.
+        frame_indices: (T,) of each clip; the first frames of the clips never decrease.
+        readers: number of threads, 1 or more.
     """
     position = 0
     blocks = (
@@ -94,30 +92,30 @@ def parallel_clips(
                 yield clip
                 position += 1
         except VideoError:
-            pass  # the video's own reader meets it too, and applies the policy
+            pass  # `iter_clips` meets the same error and applies the damage policy
     yield from iter_clips(video, preprocessing, frame_indices[position:])
 
 
-def _blocks(keys: Indices, frame_indices: Sequence[Indices]) -> list[range]:
-    """Return runs of clips; each but the first begins with the first clip after a key frame."""
-    firsts = np.array([indices.min() for indices in frame_indices])
-    groups = np.searchsorted(keys, firsts, side="right")
-    cuts = [0]
+def _blocks(key_frames: Indices, frame_indices: Sequence[Indices]) -> list[range]:
+    """Split the clips into ranges; each but the first begins with the first clip after a key frame."""
+    first_frames = np.array([indices.min() for indices in frame_indices])
+    groups = np.searchsorted(key_frames, first_frames, side="right")
+    starts = [0]
     for position in (np.flatnonzero(np.diff(groups)) + 1).tolist():
-        if firsts[position] - firsts[cuts[-1]] >= MIN_BLOCK_FRAMES:
-            cuts.append(position)
-    return [range(start, stop) for start, stop in zip(cuts, [*cuts[1:], len(frame_indices)], strict=True)]
+        if first_frames[position] - first_frames[starts[-1]] >= MIN_BLOCK_FRAMES:
+            starts.append(position)
+    return [range(start, stop) for start, stop in zip(starts, [*starts[1:], len(frame_indices)], strict=True)]
 
 
 def _read_blocks(
     video: Video, preprocessing: Preprocessing, frame_indices: Sequence[Indices], blocks: list[range], readers: int
 ) -> Iterator[Tensor]:
     queue_size = max(2, MAX_READY_BYTES // (readers * clip_bytes(preprocessing)))
-    with ExitStack() as open_:
+    with ExitStack() as stack:
         streams = []
-        for first in range(readers):
-            source = _clips_of_blocks(video, preprocessing, frame_indices, blocks[first::readers])
-            streams.append(open_.enter_context(closing(from_thread(source, queue_size))))
+        for reader in range(readers):
+            clips = _clips_of_blocks(video, preprocessing, frame_indices, blocks[reader::readers])
+            streams.append(stack.enter_context(closing(from_thread(clips, queue_size))))
         for stream in streams:  # a thread starts at the first `next`, which yields None
             next(stream)
         for index, block in enumerate(blocks):
@@ -127,7 +125,7 @@ def _read_blocks(
 
 
 def clip_bytes(preprocessing: Preprocessing) -> int:
-    """Return the bytes of a clip."""
+    """Return the size of a clip in bytes."""
     values = 3 * preprocessing.frames * preprocessing.size**2
     return values * (4 if preprocessing.resize_backend == "torch" else 1)
 
@@ -135,18 +133,23 @@ def clip_bytes(preprocessing: Preprocessing) -> int:
 def _clips_of_blocks(
     video: Video, preprocessing: Preprocessing, frame_indices: Sequence[Indices], blocks: list[range]
 ) -> Iterator[Tensor | None]:
-    """Yield None, then the clips of the blocks. Raises VideoError also for damage, whatever the policy."""
+    """Yield None, then the clips of the blocks. Raises VideoError for damaged frames, whatever the damage policy."""
     yield None
     with video.again() as reader:
         for block in blocks:
-            clips = decode_clips(reader, preprocessing, frame_indices[block.start : _end(frame_indices, block.stop)])
+            clips = decode_clips(
+                reader, preprocessing, frame_indices[block.start : _last_clip_to_decode(frame_indices, block.stop)]
+            )
             yield from islice(clips, len(block))
 
 
-def _end(frame_indices: Sequence[Indices], stop: int) -> int:
-    """Return where to stop decoding, so that damage that shows only in later frames is met as by `iter_frames`."""
-    last, more = frame_indices[stop - 1].max(), set[int]()
-    while stop < len(frame_indices) and len(more) <= REORDER_BUFFER:
-        more.update(frame_indices[stop][frame_indices[stop] > last].tolist())
+def _last_clip_to_decode(frame_indices: Sequence[Indices], stop: int) -> int:
+    """Return the clip before which decoding stops, so that a block meets the same damage as `iter_frames`.
+
+    That reads REORDER_BUFFER frames ahead, and so meets damage after the last frame of the block.
+    """
+    last, later_frames = frame_indices[stop - 1].max(), set[int]()
+    while stop < len(frame_indices) and len(later_frames) <= REORDER_BUFFER:
+        later_frames.update(frame_indices[stop][frame_indices[stop] > last].tolist())
         stop += 1
     return stop

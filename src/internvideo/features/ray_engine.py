@@ -1,8 +1,8 @@
 """Run the engine here or on a Ray cluster: decode tasks on CPUs, a model on each GPU, the writer in this process.
 
 Ray Data moves the windows of videos from the tasks that decode them to the actors that hold the model, with a bounded
-number of them under way, and repeats what a lost node had. The results of each video are put in order here and written
-once, so a folder or table is that of the plain command, and resumes as it does.
+number in flight, and repeats the work of a lost node. The results of each video are put in order in this process and
+written once, so a folder or table equals that of a run without Ray, and resumes in the same way.
 """
 
 from __future__ import annotations
@@ -35,33 +35,34 @@ from internvideo.inference.video_model import VideoModel
 from internvideo.terminal import bars_disabled
 
 LOCAL = "local"
-"""Address of a cluster that is started in this machine."""
+"""Address of a cluster that is started on this machine."""
 MAX_TASKS = 10_000
-"""Largest number of decoding tasks; each reads several videos where there are more."""
+"""Maximum number of decoding tasks; if there are more videos, a task reads several."""
 
 
 @dataclass(frozen=True)
-class _Piece:
-    """A video, or a window or end of one: an object that Ray Data leaves as it is.
+class _Item:
+    """A video, or a window or end of one, as an object that Ray Data does not convert to arrays.
 
     Attributes:
-        keeps_clip: the writer reads the clips of the video. value: of an encoded window.
+        content: `VideoFile`, `Window` or `VideoEnd`. keeps_clip: the writer reads the clips of the video.
+        vector: of an encoded window.
     """
 
     content: Any
     keeps_clip: bool = False
-    value: Tensor | None = None
+    vector: Tensor | None = None
 
 
 def _decode(windows: Windows, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Read the windows of a video in a task: one row for each window, and one for the end."""
+    """Read the windows of a video in a task: one row per window, and one for the end of the video."""
     torch.set_num_threads(1)
-    for number, piece in enumerate(read_windows(row["piece"].content, windows, readers=1)):
-        yield {"index": row["index"], "number": number, "piece": _Piece(piece, row["piece"].keeps_clip)}
+    for position, content in enumerate(read_windows(row["item"].content, windows, readers=1)):
+        yield {"index": row["index"], "position": position, "item": _Item(content, row["item"].keeps_clip)}
 
 
 class _Model:
-    """Encode windows in an actor; clips that the writer does not read stay there."""
+    """Encode windows in an actor; clips that the writer does not read are not sent back."""
 
     def __init__(self, model: VideoModel, make_encode: Callable[[VideoModel], Encode]) -> None:
         if torch.cuda.is_available() and model.device.type == "cpu":
@@ -70,15 +71,15 @@ class _Model:
         self.encode = make_encode(model)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        column = batch["piece"].copy()
-        places = [place for place, piece in enumerate(column) if isinstance(piece.content, Window)]
-        if places:
-            values = self.encode(torch.stack([column[place].content.clip for place in places]))
-            for place, value in zip(places, values, strict=True):
-                window, keeps_clip = column[place].content, column[place].keeps_clip
+        column = batch["item"].copy()
+        rows = [row for row, item in enumerate(column) if isinstance(item.content, Window)]
+        if rows:
+            vectors = self.encode(torch.stack([column[row].content.clip for row in rows]))
+            for row, vector in zip(rows, vectors, strict=True):
+                window, keeps_clip = column[row].content, column[row].keeps_clip
                 window = window if keeps_clip else window._replace(clip=torch.empty(3, 0))
-                column[place] = _Piece(window, keeps_clip, value.clone())
-        return {**batch, "piece": column}
+                column[row] = _Item(window, keeps_clip, vector.clone())
+        return {**batch, "item": column}
 
 
 def run_on(
@@ -93,7 +94,7 @@ def run_on(
     readers: int = 1,
     progress: bool | None = None,
 ) -> None:
-    """Run `run_on_ray` with the address `ray`, `run_engine` for None; their arguments and errors."""
+    """Call `run_on_ray` with the address `ray`, or `run_engine` if that is None; see there for arguments and errors."""
     if ray is not None:
         run_on_ray(writer, windows, model, make_encode, ray, batch_size=batch_size, progress=progress)
         return
@@ -113,49 +114,50 @@ def run_on_ray(
     batch_size: int,
     progress: bool | None = None,
 ) -> None:
-    """Read, encode and store the videos that a writer names.
+    """Read, encode and store the videos that a writer selects, on a Ray cluster.
 
     Every node needs this version of internvideo, and the videos under the same paths; the model is sent to the nodes.
 
     Args:
         writer, windows, batch_size, progress: as for `run_engine`.
-        model: on the CPU; actors move it to their GPU. make_encode: gives the function of the engine for a model.
+        model: on the CPU; actors move it to their GPU. make_encode: returns the `encode` of `run_engine` for a model.
         address: of the cluster ("auto", HOST:PORT, ray://HOST:PORT), or "local".
 
     Raises:
-        ExtraError: Ray is not installed. RunError: no cluster there, a lost cluster, a vector that is not finite.
+        ExtraError: Ray is not installed. RunError: no cluster at the address, a lost cluster, a vector that is not
+        finite.
     """
     require("ray", "--ray")
     import ray
 
-    began = time.perf_counter()
+    started_at = time.perf_counter()
     try:
         indices = [index for index in writer.pending() if writer.acquire(index)]
         if indices:
-            opened = _connect(address)
+            connected = _connect(address)
             try:
-                _run(writer, windows, model, make_encode, indices, batch_size, progress, began)
+                _run(writer, windows, model, make_encode, indices, batch_size, progress, started_at)
             except (ray.exceptions.RayError, ConnectionError) as error:
                 found = f"the cluster stopped ({' '.join(str(error).split())[:160]})"
                 raise RunError(f"--ray {address}", found, "", "the same command resumes") from error
             finally:
-                if opened:
+                if connected:
                     ray.shutdown()
-        writer.report.seconds = time.perf_counter() - began
+        writer.report.seconds = time.perf_counter() - started_at
     finally:
         writer.close()
 
 
 def _connect(address: str) -> bool:
-    """Connect to a cluster, or start one; return whether it is to be left at the end."""
+    """Connect to a cluster, or start one; return False if this process was connected before."""
     import ray
 
     if ray.is_initialized():
         return False
     if address not in (LOCAL, "auto"):
-        _check_answers(address)
+        _check_reachable(address)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    options |= {"address": address}  # "local" starts one, whatever runs here already
+    options |= {"address": address}  # "local" starts a cluster, even if another one runs on this machine
     options |= {"include_dashboard": False} if address == LOCAL else {}
     try:
         ray.init(**options)
@@ -165,12 +167,12 @@ def _connect(address: str) -> bool:
     return True
 
 
-def _check_answers(address: str) -> None:
-    """Raise RunError where nothing listens at HOST:PORT; Ray itself would wait for minutes."""
+def _check_reachable(address: str) -> None:
+    """Raise RunError if nothing listens at HOST:PORT; Ray would wait for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     expected = "local, auto, HOST:PORT or ray://HOST:PORT"
     if not host or not (port.isascii() and port.isdecimal()):
-        raise RunError(f"--ray {address}", "is no address", expected)
+        raise RunError(f"--ray {address}", "is not an address", expected)
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
     except (OSError, OverflowError) as error:
@@ -185,63 +187,63 @@ def _run(
     indices: Sequence[int],
     batch_size: int,
     progress: bool | None,
-    began: float,
+    started_at: float,
 ) -> None:
     import ray
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray leaves it so
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # without types in Ray
     num_gpus = int(resources.get("GPU", 0))
-    actors = max(1, num_gpus)
-    writer.report.devices = actors
-    clips_of = writer.reads_clips(indices)
-    items = [{"index": index, "piece": _Piece(writer.videos[index], index in clips_of)} for index in indices]
+    num_actors = max(1, num_gpus)
+    writer.report.devices = num_actors
+    needing_clips = writer.reads_clips(indices)
+    items = [{"index": index, "item": _Item(writer.videos[index], index in needing_clips)} for index in indices]
     rows = ray.data.from_items(items, override_num_blocks=min(len(items), MAX_TASKS))
     decoded = rows.flat_map(partial(_decode, windows))
     encoded = decoded.map_batches(
         _Model, fn_constructor_args=(model, make_encode), batch_size=batch_size, batch_format="numpy",
-        num_gpus=1 if num_gpus else 0, concurrency=actors,
+        num_gpus=1 if num_gpus else 0, concurrency=num_actors,
     )  # fmt: skip
-    videos = _InOrder(writer, indices)
+    videos = _ReorderBuffer(writer, indices)
     bar_format = "{l_bar}{bar}| {n:.0f}/{total} videos{postfix}, {remaining} left"
     with tqdm(total=len(indices), bar_format=bar_format, disable=bars_disabled(progress)) as bar:
         for row in encoded.iter_rows():
-            bar.update(videos.take(int(row["index"]), int(row["number"]), row["piece"]))
-            writer.report.seconds = time.perf_counter() - began
+            bar.update(videos.add(int(row["index"]), int(row["position"]), row["item"]))
+            writer.report.seconds = time.perf_counter() - started_at
             bar.set_postfix_str(f"{writer.report.speed:.1f}x real time", refresh=False)
 
 
-class _InOrder:
-    """Hand the pieces of each video to the writer in order, whatever order they arrive in."""
+class _ReorderBuffer:
+    """Pass the windows of each video to the writer in order; they arrive in any order."""
 
     def __init__(self, writer: VectorWriter, indices: Sequence[int]) -> None:
         self.writer, self.unfinished = writer, set(indices)
         self._next: dict[int, int] = {}
-        self._held: dict[tuple[int, int], _Piece] = {}
+        self._waiting: dict[tuple[int, int], _Item] = {}
 
-    def take(self, index: int, number: int, piece: _Piece) -> int:
-        """Take a piece of a video; return 1 if the video is finished by it. Raises RunError."""
+    def add(self, index: int, position: int, item: _Item) -> int:
+        """Add the window or end at a position of a video; return 1 if that completes the video. Raises RunError."""
         if index not in self._next:
             self._next[index] = 0
             self.writer.begin(index)
-        self._held[index, number] = piece
-        ready: list[_Piece] = []
-        while (held := self._held.pop((index, self._next[index]), None)) is not None:
-            if isinstance(held.content, VideoEnd):
+        self._waiting[index, position] = item
+        ready: list[_Item] = []
+        while (following := self._waiting.pop((index, self._next[index]), None)) is not None:
+            if isinstance(following.content, VideoEnd):
                 self._write(index, ready)
-                self._finish(index, held.content)
+                self._finish(index, following.content)
                 return 1
             self._next[index] += 1
-            ready.append(held)
+            ready.append(following)
         self._write(index, ready)
         return 0
 
-    def _write(self, index: int, ready: Sequence[_Piece]) -> None:
+    def _write(self, index: int, ready: Sequence[_Item]) -> None:
         if not ready:
             return
-        windows: list[Window] = [piece.content for piece in ready]
-        values = torch.stack([piece.value for piece in ready if piece.value is not None])
+        windows: list[Window] = [item.content for item in ready]
+        values = torch.stack([item.vector for item in ready if item.vector is not None])
         check_finite(self.writer.videos[index], values, [window.start for window in windows])
         self.writer.report.dim = values.shape[-1]
         self.writer.report.video_seconds += sum(window.new_seconds for window in windows)

@@ -17,16 +17,16 @@ from internvideo.errors import RunError
 Item = TypeVar("Item")
 
 QUEUE_SIZE = 8
-"""Largest number of items that the thread holds ready."""
+"""Maximum number of items that the thread reads ahead."""
 
 
 def read_ahead(dataset: IterableDataset[Item], workers: int, *, in_order: bool = False) -> Iterator[Item]:
-    """Yield the items of a dataset, read by worker processes or, with 0 workers, by a thread.
+    """Yield the items of a dataset, read by `workers` processes or, if that is 0, by a thread.
 
-    `in_order` takes one item of each worker in turn; otherwise whichever is ready first.
+    `in_order` takes the items of the workers in turn (round robin), otherwise the item that is ready first.
 
     Raises:
-        RunError: a worker died. Also whatever the dataset raises.
+        RunError: a worker died. Also the errors of the dataset.
     """
     if not workers:
         yield from from_thread(dataset)
@@ -35,7 +35,7 @@ def read_ahead(dataset: IterableDataset[Item], workers: int, *, in_order: bool =
     loader: DataLoader[Item] = DataLoader(dataset, num_workers=workers, in_order=in_order, **options)
     try:
         with warnings.catch_warnings():
-            # Python 3.12 warns of fork beside threads; the workers use none of the parent's.
+            # Python 3.12 warns of a fork in a process with threads; the workers use no lock of the parent's threads.
             warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
             stream = iter(loader)
         yield from stream
@@ -55,10 +55,10 @@ def from_thread(dataset: Iterable[Item], queue_size: int = QUEUE_SIZE) -> Genera
     ready: queue.Queue[tuple[Any, bool]] = queue.Queue(queue_size)
     stop, errors = threading.Event(), list[BaseException]()
 
-    def put(item: Any, more: bool) -> None:
+    def put(item: Any, is_item: bool) -> None:
         while not stop.is_set():
             try:
-                ready.put((item, more), timeout=0.1)
+                ready.put((item, is_item), timeout=0.1)
             except queue.Full:
                 continue
             return

@@ -9,7 +9,7 @@ from internvideo.errors import VideoError
 
 
 class ReadFailure(NamedTuple):
-    """A video that could not be read, or not to its end; `id` of its row where it has one."""
+    """A video that could not be read, or not to its end; `id` is that of its row in a manifest or ""."""
 
     path: str
     reason: str
@@ -21,13 +21,13 @@ class ReadReport:
     """Counts and failures of a run over many videos.
 
     Attributes:
-        requested: number of videos. resumed: of these, done by an earlier run. other_workers: done, or being done, by
-            other processes.
-        read: videos of this run that gave at least one vector.
-        vectors, dim: number of vectors (of a table all of them, of a folder those of this run) and their dimension.
-        truncated, unreadable: videos read up to some damage, and those not read at all.
-        video_seconds, seconds: duration of the video decoded in this run, and time that it took.
-        devices: models that ran at the same time (on a cluster one per GPU).
+        requested: number of videos of the run. resumed: number of these that an earlier run finished.
+        other_workers: number of these that other processes have finished or are reading.
+        read: number of videos from which this run computed at least one vector.
+        vectors, dim: number of vectors (`embed`: all of the table; `extract`: those of this run) and their dimension.
+        truncated, unreadable: videos that were read only up to a damaged frame, and videos of which nothing was read.
+        video_seconds, seconds: seconds of video that this run decoded, and wall time that it took.
+        devices: number of models that ran at the same time (on a Ray cluster one per GPU).
     """
 
     requested: int
@@ -44,7 +44,7 @@ class ReadReport:
 
     @property
     def speed(self) -> float:
-        """Seconds of video per second of work."""
+        """Seconds of video per second of wall time."""
         return self.video_seconds / self.seconds if self.seconds else 0.0
 
     @property
@@ -56,7 +56,7 @@ class ReadReport:
         return text if self.devices == 1 else f"{text}, {self.speed / self.devices:.1f} video hours per device hour"
 
     def raise_unreadable(self) -> None:
-        """Raise VideoError with the first reason: no video could be read."""
+        """Raise VideoError with the reason of the first failure, for a run in which no video could be read."""
         path, reason, _ = self.unreadable[0]
-        count = self.requested
-        raise VideoError(path, f"{reason}; not one of {count} videos could be read" if count > 1 else reason)
+        others = f"; none of {self.requested} videos could be read" if self.requested > 1 else ""
+        raise VideoError(path, reason + others)

@@ -1,8 +1,8 @@
-"""Write vectors of windows: one part per video while a run is going on, then one table.
+"""Write vectors of windows: one part file per video during a run, then one table of all.
 
-.parquet: columns path, start, end, embedding (list of E float32), the protocol in the file's metadata.
+.parquet: columns path, start, end, embedding (list of E float32); the provenance is in the metadata of the file.
 .lance: a Lance data set of the same columns; a later run adds a version.
-.npy: float32 (N, E), with path, start and end of its rows in NAME.jsonl and the protocol in NAME.protocol.json.
+.npy: float32 (N, E), with path, start and end of each row in NAME.jsonl and the provenance in NAME.protocol.json.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from internvideo.errors import RecipeError, RunError, shown
 from internvideo.extras import require
 from internvideo.storage import atomic_path, write_text
 
-KEY = b"internvideo"
-"""Key of the protocol in the metadata of a parquet file."""
+METADATA_KEY = b"internvideo"
+"""Key of the provenance in the metadata of a parquet file."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class VideoVectors:
     """The vectors of a video.
 
     Attributes:
-        path: as in the table (parquet holds text only: see `errors.shown`).
+        path: of the video; parquet, which stores valid UTF-8 only, gets `errors.shown` of it.
         spans: (n, 2) float64, start and end of each window in seconds. values: (n, E) float32.
         reason: why the video was not read to its end, "" if it was.
     """
@@ -46,7 +46,7 @@ def check_output(output: Path) -> None:
     """Check that a table can be written.
 
     Raises:
-        RecipeError: another suffix, or its index would replace another file. ExtraError: a package is missing.
+        RecipeError: unknown suffix, or NAME.jsonl is another program's file. ExtraError: a package is missing.
     """
     if output.suffix not in WRITERS:
         raise RecipeError("output", f"'{output.name}'", "a name that ends in .parquet, .lance or .npy")
@@ -54,12 +54,12 @@ def check_output(output: Path) -> None:
         require(output.suffix[1:], output)
     index = output.with_suffix(".jsonl")
     if output.suffix == ".npy" and index.exists() and not _is_index(index):
-        found = "would be replaced by the index of the table, and is something else (a manifest?)"
+        found = "is no index of a table (a manifest?), and would be overwritten by one"
         raise RecipeError(index, found, "", "choose another name for the table")
 
 
 def _is_index(path: Path) -> bool:
-    """Return whether a file is an index as `_write_npy` writes it, or empty."""
+    """Return whether a file is an index of `_write_npy`, or empty."""
     try:
         with untrusted.open_text(path) as lines:
             first = lines.readline(1 << 20)
@@ -68,41 +68,45 @@ def _is_index(path: Path) -> bool:
         return False
 
 
-def write_table(output: Path, parts: Iterable[VideoVectors], count: int, dim: int, protocol: Mapping[str, Any]) -> None:
-    """Write the table of `count` vectors of dimension `dim`, part by part. Raises RunError, RecipeError."""
+def write_table(
+    output: Path, parts: Iterable[VideoVectors], num_vectors: int, dim: int, provenance: Mapping[str, Any]
+) -> None:
+    """Write the table of `num_vectors` vectors of dimension `dim`, video by video. Raises RunError, RecipeError."""
     check_output(output)
-    WRITERS[output.suffix](output, parts, count, dim, protocol)
+    WRITERS[output.suffix](output, parts, num_vectors, dim, provenance)
 
 
 def _write_parquet(
-    output: Path, parts: Iterable[VideoVectors], count: int, dim: int, protocol: Mapping[str, Any]
+    output: Path, parts: Iterable[VideoVectors], num_vectors: int, dim: int, provenance: Mapping[str, Any]
 ) -> None:
     import pyarrow.parquet as pq
 
-    batches = _record_batches(parts, dim, protocol)
+    batches = _record_batches(parts, dim, provenance)
     with atomic_path(output) as temporary, pq.ParquetWriter(temporary, batches.schema) as writer:
         for batch in batches:
             writer.write_batch(batch)
 
 
 def _write_lance(
-    output: Path, parts: Iterable[VideoVectors], count: int, dim: int, protocol: Mapping[str, Any]
+    output: Path, parts: Iterable[VideoVectors], num_vectors: int, dim: int, provenance: Mapping[str, Any]
 ) -> None:
     os.environ.setdefault("LANCE_LOG", "error")  # it warns of every new data set
     import lance
 
     try:
-        lance.write_dataset(_record_batches(parts, dim, protocol), str(output), mode="overwrite")
+        lance.write_dataset(_record_batches(parts, dim, provenance), str(output), mode="overwrite")
     except OSError as error:
         raise RunError(output, f"cannot be written: {' '.join(str(error).split())[:160]}") from error
 
 
-def _record_batches(parts: Iterable[VideoVectors], dim: int, protocol: Mapping[str, Any]) -> Any:
+def _record_batches(parts: Iterable[VideoVectors], dim: int, provenance: Mapping[str, Any]) -> Any:
     """Return a `pyarrow.RecordBatchReader` of the rows, a batch for each video."""
     import pyarrow as pa
 
     columns = [("path", pa.string()), ("start", pa.float64()), ("end", pa.float64())]
-    schema = pa.schema([*columns, ("embedding", pa.list_(pa.float32(), dim))], metadata={KEY: json.dumps(protocol)})
+    schema = pa.schema(
+        [*columns, ("embedding", pa.list_(pa.float32(), dim))], metadata={METADATA_KEY: json.dumps(provenance)}
+    )
 
     def batch(part: VideoVectors) -> Any:
         paths = pa.array([shown(part.path)] * len(part.values))
@@ -113,10 +117,12 @@ def _record_batches(parts: Iterable[VideoVectors], dim: int, protocol: Mapping[s
     return pa.RecordBatchReader.from_batches(schema, map(batch, parts))
 
 
-def _write_npy(output: Path, parts: Iterable[VideoVectors], count: int, dim: int, protocol: Mapping[str, Any]) -> None:
-    write_text(output.with_suffix(".protocol.json"), json.dumps(protocol, indent=1) + "\n")
+def _write_npy(
+    output: Path, parts: Iterable[VideoVectors], num_vectors: int, dim: int, provenance: Mapping[str, Any]
+) -> None:
+    write_text(output.with_suffix(".protocol.json"), json.dumps(provenance, indent=1) + "\n")
     with atomic_path(output) as temporary, atomic_path(output.with_suffix(".jsonl")) as index:
-        table = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=(count, dim))
+        table = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=(num_vectors, dim))
         row = 0
         with index.open("w", encoding="utf-8", errors="backslashreplace") as lines:
             for part in parts:
@@ -135,24 +141,25 @@ WRITERS: dict[str, Callable[[Path, Iterable[VideoVectors], int, int, Mapping[str
 }
 
 
-class Parts:
-    """The folder OUTPUT.parts of finished videos beside a table, all computed with the same settings."""
+class PartsFolder:
+    """The folder OUTPUT.parts beside a table: one file of vectors per finished video, all with the same settings."""
 
     def __init__(self, output: Path) -> None:
         self.output = output
         self.folder = output.with_name(output.name + ".parts")
         self._settings = self.folder / "settings.json"
 
-    def begin(self, settings: Mapping[str, Any], *, overwrite: bool) -> None:
-        """Create the folder, or resume it; `overwrite` discards its parts.
+    def create_or_resume(self, settings: Mapping[str, Any], *, overwrite: bool) -> None:
+        """Create the folder, or resume it; `overwrite` discards its part files.
 
         Raises:
-            RunError: it was created with other settings, or there is a table without parts; not with `overwrite`.
+            RunError: without `overwrite`: it was created with other settings, or there is a table but no such folder.
         """
         previous = untrusted.read_json_object(self._settings)
         plain = untrusted.parse_json(json.dumps(settings))
         if not overwrite and previous is None and self.output.exists():
-            raise RunError(self.output, "exists already, its parts do not", "", "add --overwrite to replace it")
+            found = f"exists already, but not {self.folder.name}, from which a run resumes"
+            raise RunError(self.output, found, "", "add --overwrite to replace it")
         if overwrite or previous is None:
             for part in self.folder.glob("*.npz"):
                 part.unlink(missing_ok=True)
@@ -160,8 +167,8 @@ class Parts:
             check_same_settings(self.folder, previous, plain)
         write_text(self._settings, json.dumps(plain, indent=1) + "\n")
 
-    def has(self, identity: str) -> bool:
-        """Return whether a video is done."""
+    def contains(self, identity: str) -> bool:
+        """Return whether a video is finished."""
         return (self.folder / f"{identity}.npz").is_file()
 
     def write(self, identity: str, vectors: VideoVectors) -> None:
@@ -181,10 +188,10 @@ class Parts:
 def check_same_settings(
     folder: Path, previous: Mapping[str, Any], settings: Mapping[str, Any], ignored: Collection[str] = ()
 ) -> None:
-    """Raise RunError if a folder was created with other settings than these, apart from the ignored ones."""
+    """Raise RunError if a folder was created with other settings, apart from the `ignored` names."""
     for name in {**previous, **settings}:
         if name not in ignored and previous.get(name) != settings.get(name):
             texts = (json.dumps(values.get(name)) for values in (previous, settings))
-            was, now = (text if len(text) <= 60 else text[:57] + "..." for text in texts)
-            found = f"was begun with another {name}: {was}, now {now}"
+            before, now = (text if len(text) <= 60 else text[:57] + "..." for text in texts)
+            found = f"was begun with another {name}: {before}, now {now}"
             raise RunError(folder, found, "", "choose another output, or add --overwrite to start again")

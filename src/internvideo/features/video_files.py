@@ -20,7 +20,7 @@ from internvideo.data.manifest import Manifest, Sample, read_manifest
 from internvideo.data.preprocessing import Span
 from internvideo.data.tables.reading import SUFFIXES
 from internvideo.errors import RecipeError, VideoError, shown
-from internvideo.features.remote_files import address_of, place_of, state_of, videos_at
+from internvideo.features.remote_files import list_videos, url_of, url_or_path, version_key
 from internvideo.terminal import LOGGER
 from internvideo.video.cache import stamp_of
 from internvideo.video.frame_folder import resolve_rate
@@ -35,7 +35,7 @@ MANIFEST_SUFFIXES = frozenset(suffix for suffix in FILE_SUFFIXES if suffix) | fr
 
 @dataclass(frozen=True)
 class VideoFile:
-    """A video file or folder of frames, or the piece of one that a row of a manifest gives.
+    """A video file or folder of frames, or a span of one (a row of a manifest).
 
     Attributes:
         path: as given; for a row, joined to the folder of the manifest.
@@ -55,22 +55,22 @@ class VideoFile:
         return Span(self.path, self.start, self.end, self.fps)
 
     def identity(self) -> str:
-        """Hash the path, size and time of the file and the piece: 32 hex digits. Raises VideoError for no file."""
-        where = address_of(self.path) or os.path.realpath(self.path)
-        content = f"{where}|{file_state(self.path, self.fps)}|{self.start}|{self.end}"
+        """Hash path, size and modification time of the file with the span: 32 hex digits. VideoError without a file."""
+        location = url_of(self.path) or os.path.realpath(self.path)
+        content = f"{location}|{file_state(self.path, self.fps)}|{self.start}|{self.end}"
         return hashlib.sha256(content.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
 def video_of_row(manifest: Manifest, row: Sample) -> VideoFile:
-    """Return the video, or piece of one, of a row."""
+    """Return the video, or span of one, of a row."""
     start, end = row.span or (None, None)
     return VideoFile(row.path if "://" in row.path else str(manifest.video_path(row)), start, end, row.frame_rate)
 
 
 def file_state(path: str, fps: float | None) -> str:
-    """Return the size and time of a file, or the state and rate of a folder of frames. Raises VideoError for none."""
-    if address := address_of(path):
-        return state_of(address)
+    """Return size and modification time of a file, or the state and rate of a folder of frames. Raises VideoError."""
+    if url := url_of(path):
+        return version_key(url)
     try:
         status = os.stat(path)
     except (OSError, ValueError) as error:
@@ -86,54 +86,54 @@ def find_videos(inputs: Iterable[str | Path], *, recursive: bool = False) -> lis
     """Return the videos in the order of the inputs, without duplicates.
 
     Args:
-        inputs: video files, folders (the videos in them), manifests (their rows), globs, addresses that fsspec opens (a
-            file, a folder or a glob); "-" for those that standard input names, one a line.
+        inputs: video files, folders (the videos in them), manifests (their rows), globs, URLs that fsspec opens (a
+            file, a folder or a glob); "-" reads further inputs from standard input, one per line.
         recursive: search subfolders too.
 
     Raises:
         VideoError: no such file, or a folder without videos. ManifestError: a manifest that cannot be read.
     """
-    found: dict[tuple[str, float | None, float | None], VideoFile] = {}
+    videos: dict[tuple[str, float | None, float | None], VideoFile] = {}
     for given in inputs:
         paths = [line for line in sys.stdin.read().splitlines() if line.strip()] if str(given) == STDIN else [given]
         for video in (video for path in paths for video in _resolve(Path(path), recursive)):
-            found.setdefault((place_of(video.path), video.start, video.end), video)
-    if not found:
+            videos.setdefault((url_or_path(video.path), video.start, video.end), video)
+    if not videos:
         raise VideoError("videos", "none given", "files, folders or manifests")
-    return list(found.values())
+    return list(videos.values())
 
 
-def file_names(
+def unique_file_names(
     videos: Sequence[VideoFile], ids: Sequence[str] = (), reserved: Collection[str] = frozenset()
 ) -> list[str]:
     """Return a unique file name for each video: that of the video file without its extension.
 
-    The extension is kept if a folder has several of that name, start and end are added for several pieces of a video,
-    and names that would still be equal are prefixed with the names of their folders.
+    The extension is kept if several files of a folder differ only by it; start and end are added for several spans of
+    a video; names that would still be equal are prefixed with the names of their folders.
 
     Args:
-        videos: without duplicates. ids: names that are given already, "" for none. reserved: names not to be used.
+        videos: without duplicates. ids: names to use for some videos, "" for the others. reserved: names to avoid.
 
     Raises:
         RecipeError: two names remain equal, such as two ids.
     """
     ids = ids or [""] * len(videos)
     files = [video.path for video, name in zip(videos, ids, strict=True) if not name]
-    pieces, stems = Counter(files), Counter(os.path.splitext(path)[0] for path in set(files))
+    num_spans, num_files = Counter(files), Counter(os.path.splitext(path)[0] for path in set(files))
     real = cache(os.path.realpath)
     for parents in range(4):
         names = []
         for video, name in zip(videos, ids, strict=True):
             folder, file = os.path.split(video.path)
-            stem, ending = os.path.splitext(file)
-            above = Path(real(folder)).parts[-parents:] if parents and not name else ()
-            whole = stem if stems[os.path.splitext(video.path)[0]] < 2 else stem + ending
-            piece = (f"{video.start:g}-{video.end:g}",) if pieces[video.path] > 1 and video.start is not None else ()
-            names.append(name or _file_name((*above, whole, *piece), reserved))
-        twice = [name for name, count in Counter(names).items() if count > 1]
-        if not twice:
+            parent_names = Path(real(folder)).parts[-parents:] if parents and not name else ()
+            stem = os.path.splitext(file)[0]
+            base = stem if num_files[os.path.splitext(video.path)[0]] < 2 else file
+            span = (f"{video.start:g}-{video.end:g}",) if num_spans[video.path] > 1 and video.start is not None else ()
+            names.append(name or _file_name((*parent_names, base, *span), reserved))
+        duplicates = [name for name, count in Counter(names).items() if count > 1]
+        if not duplicates:
             return names
-    raise RecipeError("videos", f"two are called '{min(twice)}'", "names that differ", "give a manifest with ids")
+    raise RecipeError("videos", f"two are called '{min(duplicates)}'", "unique names", "give a manifest with ids")
 
 
 def _file_name(parts: Iterable[str], reserved: Collection[str]) -> str:
@@ -150,8 +150,8 @@ def is_manifest(given: str | Path) -> bool:
 
 
 def _resolve(given: Path, recursive: bool) -> Iterator[VideoFile]:
-    if address := address_of(given):
-        yield from map(VideoFile, videos_at(address))
+    if url := url_of(given):
+        yield from map(VideoFile, list_videos(url))
     elif glob.has_magic(str(given)) and not given.exists():
         matches = sorted(glob.glob(str(given), recursive=True))
         if not matches:
@@ -161,7 +161,7 @@ def _resolve(given: Path, recursive: bool) -> Iterator[VideoFile]:
     elif given.is_dir() and holds_frames(str(given), _names(given)):
         yield VideoFile(str(given))
     elif given.is_dir():
-        yield from _in_folder(given, recursive)
+        yield from _videos_in_folder(given, recursive)
     elif is_manifest(given):
         manifest = read_manifest(given).with_notes_logged()
         for row in manifest.rows:
@@ -179,23 +179,24 @@ def _names(folder: str | Path) -> list[str]:
         return []
 
 
-def _in_folder(folder: Path, recursive: bool) -> list[VideoFile]:
+def _videos_in_folder(folder: Path, recursive: bool) -> list[VideoFile]:
     found: list[VideoFile] = []
-    all_names: list[str] = []
+    file_names: list[str] = []
     for current, folders, names in os.walk(folder):
-        all_names += names
+        file_names += names
         visible = sorted(name for name in folders if not name.startswith("."))
-        within = {name: _names(os.path.join(current, name)) for name in visible}
-        frames = [name for name in visible if holds_frames(os.path.join(current, name), within[name])]
-        for name in frames:
-            all_names += non_frame_names(os.path.join(current, name), within[name])
-        folders[:] = [name for name in visible if recursive and name not in frames]
-        videos = sorted([name for name in names if os.path.splitext(name)[1].lower() in VIDEO_EXTENSIONS] + frames)
+        contents = {name: _names(os.path.join(current, name)) for name in visible}
+        frame_folders = [name for name in visible if holds_frames(os.path.join(current, name), contents[name])]
+        for name in frame_folders:
+            file_names += non_frame_names(os.path.join(current, name), contents[name])
+        folders[:] = [name for name in visible if recursive and name not in frame_folders]  # os.walk enters these
+        video_files = [name for name in names if os.path.splitext(name)[1].lower() in VIDEO_EXTENSIONS]
+        videos = sorted(video_files + frame_folders)
         found += [VideoFile(os.path.join(current, name)) for name in videos if not name.startswith(".")]
     if not found:
-        hint = "" if recursive else "add --recursive for the folders inside"
+        hint = "" if recursive else "add --recursive to search subfolders too"
         expected = "files ending in " + " ".join(sorted(VIDEO_EXTENSIONS))
         raise VideoError(folder, "no video in this folder", expected, hint)
-    if note := skipped_files_note(all_names):
+    if note := skipped_files_note(file_names):
         LOGGER.warning("%s: %s", shown(str(folder)), shown(note))
     return found

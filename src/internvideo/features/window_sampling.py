@@ -1,4 +1,4 @@
-"""Place sliding windows, counted in frames, in a video and choose the frames of each (as ActionFormer counts them).
+"""Place sliding windows of a number of frames in a video and choose the frames of each (time axis of ActionFormer).
 
 Feature g of a video at `fps` frames per second covers the frames g * stride to g * stride + window, so its center
 is at (g * stride + window / 2) / fps seconds.
@@ -23,8 +23,8 @@ class WindowRule:
     """Sliding windows in frames.
 
     Attributes:
-        window_frames, stride_frames: length of a window, and distance between the starts of windows.
-        fps: frames per second that they are counted in; None for the rate of the file.
+        window_frames, stride_frames: length of a window, and distance between the starts of windows, at `fps`.
+        fps: frames per second of the grid; None for the rate of the file.
 
     Raises:
         RecipeError: a number out of range.
@@ -48,7 +48,7 @@ class FrameGrid:
 
     Attributes:
         fps: frames per second of the grid. indices: (n,) index of the file's frame at each position of the grid.
-        duration: seconds.
+        duration: of the video or span, in seconds.
     """
 
     rule: WindowRule
@@ -58,27 +58,27 @@ class FrameGrid:
 
     @property
     def starts(self) -> range:
-        """Grid position where each window begins: all windows that lie wholly in the video, at least one."""
+        """Grid position of the start of each window: all windows that lie completely in the video, at least one."""
         return range(0, max(len(self.indices) - self.rule.window_frames, 0) + 1, self.rule.stride_frames)
 
-    def frame_indices(self, frames: int) -> list[Indices]:
-        """Return the frame indices (T,) of every window for a model of T = `frames`: the centers of T equal pieces.
+    def frame_indices(self, num_frames: int) -> list[Indices]:
+        """Return the indices (T,) of the frames of every window, T = `num_frames`: the centers of T equal segments.
 
-        With T = window_frames these are all its frames. Past the end of a short video its last frame is repeated.
+        With T = window_frames these are all frames of the window. The last frame of a short video is repeated.
         """
-        inside = ((np.arange(frames) + 0.5) * self.rule.window_frames / frames).astype(np.int64)
+        offsets = ((np.arange(num_frames) + 0.5) * self.rule.window_frames / num_frames).astype(np.int64)
         last = len(self.indices) - 1
-        return [self.indices[np.minimum(start + inside, last)] for start in self.starts]
+        return [self.indices[np.minimum(start + offsets, last)] for start in self.starts]
 
 
 def frame_grid(info: VideoInfo, rule: WindowRule, start: float | None = None, end: float | None = None) -> FrameGrid:
-    """Compute the grid of a video, or of its piece from `start` to `end` seconds of the video.
+    """Compute the grid of a video, or of its span from `start` to `end` seconds.
 
-    At the file's own rate it has the frames as they come; at another rate, or where the file's varies, the frame that
-    is shown at every 1 / fps seconds.
+    At the rate of the file, if that is constant, the grid has every frame once. Otherwise it has the frame that is
+    shown at each multiple of 1 / fps seconds.
 
     Raises:
-        VideoError: a piece without a frame.
+        VideoError: a span without a frame.
     """
     begin = 0.0 if start is None else max(start, 0.0)
     stop = info.duration if end is None else min(end, info.duration)
@@ -89,7 +89,7 @@ def frame_grid(info: VideoInfo, rule: WindowRule, start: float | None = None, en
         low, high = np.searchsorted(info.times, [begin - SLACK, stop - SLACK])
         indices = np.arange(low, max(high, low + 1), dtype=np.int64).clip(max=info.frames - 1)
     else:
-        steps = max(int(np.ceil((stop - begin) * fps - 1e-3)), 1)
-        shown = np.searchsorted(info.times, begin + np.arange(steps) / fps + SLACK, side="right") - 1
-        indices = shown.clip(0, info.frames - 1).astype(np.int64)
+        num_positions = max(int(np.ceil((stop - begin) * fps - 1e-3)), 1)
+        indices = np.searchsorted(info.times, begin + np.arange(num_positions) / fps + SLACK, side="right") - 1
+        indices = indices.clip(0, info.frames - 1).astype(np.int64)
     return FrameGrid(rule, fps, indices, stop - begin)

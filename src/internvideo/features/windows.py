@@ -1,7 +1,7 @@
-"""Iterate over the clips of sliding windows of a video, in memory that does not grow with its length.
+"""Iterate over the clips of sliding windows of a video, in memory that does not grow with the length of the video.
 
-The frames that the windows need are chosen before decoding; only these are kept, resized and cropped, and only until
-the last window that needs them has been yielded.
+The frames of the windows are selected before decoding. Only these are resized and cropped, and each is released when
+the last window that uses it has been yielded.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from internvideo.data.key_frame_indices import SLACK as LATE
+from internvideo.data.key_frame_indices import SLACK as END_TOLERANCE
 from internvideo.data.preprocessing import SLACK, Preprocessing, Span
 from internvideo.data.sampling import Indices
 from internvideo.errors import RecipeError, VideoError
@@ -26,12 +26,12 @@ from internvideo.video.reader import BUDGET, Video, VideoInfo
 from internvideo.video.sequential import iter_frames
 
 MAX_SECONDS = 24 * 3600.0
-"""Longest video in seconds; its frame index is held in memory. Longer videos can be streamed."""
+"""Maximum duration of a video, whose frame index is held in memory; `internvideo stream` reads longer ones."""
 
 SECONDS_PER_BYTE = 1e-6
-"""Extra time limit for files whose frames can only be indexed by decoding all of them."""
+"""Added to the time limit per byte of a file: some files can only be indexed by decoding all frames."""
 
-Piece = TypeVar("Piece", bound=tuple[float, ...])
+SpanT = TypeVar("SpanT", bound=tuple[float, ...])
 
 
 class ClipWindow(NamedTuple):
@@ -48,11 +48,11 @@ def spans(
     """Return the windows of a video: one per stride until they cover all of it.
 
     Args:
-        start, end: seconds, of the video.
-        window_seconds: None for the whole video. stride_seconds: by default the window.
+        start, end: of the video, in seconds.
+        window_seconds: None for one window over the whole video. stride_seconds: `window_seconds` by default.
 
     Returns:
-        (start, end) of each in seconds; the last is shorter if the video ends in it.
+        (start, end) of each window in seconds; the last one is shorter if the video ends in it.
 
     Raises:
         RecipeError: a window or stride that is not above 0.
@@ -61,12 +61,12 @@ def spans(
     if window_seconds is None:
         return [(start, end)]
     stride = window_seconds if stride_seconds is None else stride_seconds
-    pieces: list[tuple[float, float]] = []
+    windows_: list[tuple[float, float]] = []
     begin = start
-    while not pieces or (begin < end - SLACK and pieces[-1][1] < end - SLACK):
-        pieces.append((begin, min(begin + window_seconds, end)))
-        begin = start + len(pieces) * stride
-    return pieces
+    while not windows_ or (begin < end - SLACK and windows_[-1][1] < end - SLACK):
+        windows_.append((begin, min(begin + window_seconds, end)))
+        begin = start + len(windows_) * stride
+    return windows_
 
 
 def check_window(window_seconds: float | None, stride_seconds: float | None) -> None:
@@ -78,17 +78,17 @@ def check_window(window_seconds: float | None, stride_seconds: float | None) -> 
             raise RecipeError(name, f"{seconds:g}", "more than 0 seconds")
 
 
-def past_end(info: VideoInfo, end: float | None) -> str:
-    """Return a message for a piece that ends after its video, "" for any other."""
-    if end is None or end <= info.duration + LATE:
+def past_end_message(info: VideoInfo, end: float | None) -> str:
+    """Return a message for a span that ends after its video, "" for any other."""
+    if end is None or end <= info.duration + END_TOLERANCE:
         return ""
-    return f"the piece ends at {end:g} s, the video at {info.duration:.3f} s"
+    return f"the span ends at {end:g} s, the video at {info.duration:.3f} s"
 
 
-def open_long(
+def open_long_video(
     path: str | Path, short_side: int | None = None, *, fps: float | None = None
 ) -> AbstractContextManager[Video]:
-    """Open a video that may be hours long, with a time limit to match (see `video.pool.borrow`). Raises VideoError."""
+    """Open a video that may be hours long, with a time limit by file size (see `video.pool.borrow`). VideoError."""
     try:
         size = os.stat(path).st_size
     except (OSError, ValueError):
@@ -104,12 +104,12 @@ def windows(
     window_seconds: float | None = None,
     stride_seconds: float | None = None,
 ) -> Iterator[ClipWindow]:
-    """Yield the clips of a video in order; each equals `preprocessing.clip(video, start, end)`.
+    """Yield the clips of the windows of a video in order; each equals `preprocessing.clip(video, start, end)`.
 
-    The file is decoded once, and only where a window needs it.
+    The file is decoded in one pass, which skips what no window needs.
 
     Args:
-        source: a file or a piece of one.
+        source: a file or a span of one.
         preprocessing: of the model.
         window_seconds, stride_seconds: see `spans`.
 
@@ -126,7 +126,7 @@ def windows(
         start, end, path, fps = source.start, source.end, source.path, source.fps
     else:
         start, end, path, fps = None, None, source, None
-    with open_long(path, preprocessing.short_side, fps=fps) as video:
+    with open_long_video(path, preprocessing.short_side, fps=fps) as video:
         yield from windows_of(video, preprocessing, start, end, **size)
 
 
@@ -139,47 +139,49 @@ def windows_of(
     window_seconds: float | None = None,
     stride_seconds: float | None = None,
 ) -> Iterator[ClipWindow]:
-    """Yield the `windows` of an open video, or of its piece from `start` to `end` s; do not use it meanwhile."""
-    last = video.info.duration
+    """Yield the `windows` of an open video, or of its span from `start` to `end` s; do not use the video meanwhile."""
+    duration = video.info.duration
     begin = 0.0 if start is None else max(start, 0.0)
-    # A piece that begins after the end of the video is left as it is: choosing its frames raises the error.
-    stop = last if end is None else min(end, last) if begin < last else end
-    for piece, clip in clips_of_spans(video, preprocessing, spans(begin, stop, window_seconds, stride_seconds)):
-        yield ClipWindow(*piece, clip)
+    # A span that begins after the end of the video is left as it is: choosing its frames raises the error.
+    stop = duration if end is None else min(end, duration) if begin < duration else end
+    for span, clip in clips_of_spans(video, preprocessing, spans(begin, stop, window_seconds, stride_seconds)):
+        yield ClipWindow(*span, clip)
 
 
 def clips_of_spans(
-    video: Video, preprocessing: Preprocessing, pieces: Sequence[Piece], *, by_last_frame: bool = False
-) -> Iterator[tuple[Piece, Tensor]]:
-    """Yield pieces of an open video, which begin with start and end in s, with their clips, in one decoding pass.
+    video: Video, preprocessing: Preprocessing, spans: Sequence[SpanT], *, by_last_frame: bool = False
+) -> Iterator[tuple[SpanT, Tensor]]:
+    """Yield (span, clip) of spans of an open video, in one decoding pass.
 
-    Those without an intact frame are left out. `by_last_frame`: in the order of the last frame that each needs, so that
-    no clip waits for another's frames.
+    Args:
+        video: do not use it during the iteration. preprocessing: of the model.
+        spans: tuples (start, end, ...), seconds. Spans without an intact frame are left out.
+        by_last_frame: yield in the order of the last frame of each span, so that no clip waits for frames of another.
 
     Raises:
-        VideoError: none has an intact frame. Also during the iteration, as `iter_clips`.
+        VideoError: no span has an intact frame. Also during the iteration, as `iter_clips`.
     """
-    found = []
-    for piece in pieces:
+    readable = []
+    for span in spans:
         try:
-            found.append((piece, preprocessing.frame_indices(video, piece[0], piece[1])[0]))
+            readable.append((span, preprocessing.frame_indices(video, span[0], span[1])[0]))
         except DamageError:  # no intact frame
             continue
-    if not found:
+    if not readable:
         raise VideoError(video.path, "no intact frame in any window")
     if by_last_frame:
-        found.sort(key=lambda item: (int(item[1].max()), item[0]))
-    clips = iter_clips(video, preprocessing, [indices for _, indices in found])
-    for (piece, indices), clip in zip(found, clips, strict=True):
+        readable.sort(key=lambda item: (int(item[1].max()), item[0]))
+    clips = iter_clips(video, preprocessing, [indices for _, indices in readable])
+    for (span, indices), clip in zip(readable, clips, strict=True):
         if video.damage != "skip" or not video.is_missing(indices).all():
-            yield piece, clip
+            yield span, clip
 
 
 def iter_clips(video: Video, preprocessing: Preprocessing, frame_indices: Sequence[Indices]) -> Iterator[Tensor]:
     """Yield the clips (3, T, S, S) of an open video from the frame indices (T,) of each, in one decoding pass.
 
-    Only frames that a later clip needs are kept, resized and cropped. Damaged frames are replaced by the intact ones
-    before them, unless the video stops there. Do not use the video meanwhile.
+    Damaged frames are replaced by the intact ones before them, unless the damage policy of the video is "stop". Do not
+    use the video meanwhile.
 
     Raises:
         VideoError: also during the iteration; the clips before the damage have been yielded by then.
@@ -197,7 +199,7 @@ def iter_clips(video: Video, preprocessing: Preprocessing, frame_indices: Sequen
 
 
 def decode_clips(video: Video, preprocessing: Preprocessing, frame_indices: Sequence[Indices]) -> Iterator[Tensor]:
-    """Yield the clips of intact frames, as `iter_clips`. Raises DamageError for a frame that proves to be damaged."""
+    """Yield the clips of frames without known damage, as `iter_clips`. Raises DamageError for a damaged frame."""
     needed = np.unique(np.concatenate(frame_indices))
     # The first frame that this or any later clip needs: frames before it can be dropped.
     earliest = np.minimum.accumulate([indices.min() for indices in frame_indices][::-1])[::-1]

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from internvideo.distributed import whole
+from internvideo.distributed import full_tensor
 from internvideo.models.block import Block, BlockConfig
 from internvideo.models.encoder import ClipNeeds, VideoEncoder, in_part
 from internvideo.models.module import Dropout, Module
@@ -286,7 +286,7 @@ class CrossModel(VideoEncoder):
         for family, modules in (("cma", self.cma), ("cma_both", self.cma_both)):
             for stage, block in enumerate(modules):
                 for branch, gate in branches.items():
-                    value = whole(block.get_parameter(gate).detach()).tanh().squeeze()
+                    value = full_tensor(block.get_parameter(gate).detach()).tanh().squeeze()
                     values[f"{family}.{stage}.{branch}"] = value
         masked, multimodal = self.fuse.weights()
         return {**values, "fuse.masked": masked.detach().mean(), "fuse.multimodal": multimodal.detach().mean()}

@@ -38,7 +38,7 @@ from internvideo.probing.fit_report import (
 from internvideo.probing.fit_split import MAX_REPORTED, VideoGroups, assign_groups, check_classes, near_duplicates
 from internvideo.probing.probe import EncoderReference, Probe
 from internvideo.probing.probe_fit import standardize
-from internvideo.storage import alone_in
+from internvideo.storage import folder_lock
 from internvideo.tasks.protocol import check_labels
 from internvideo.tasks.table import BOOTSTRAP, MetricValues, Result, print_result
 from internvideo.terminal import Screen
@@ -141,7 +141,7 @@ def fit(
     manifest, groups = read_labeled_manifest(source, settings)
     workers = max(0, min(4, (os.cpu_count() or 1) // 2)) if settings.workers is None else settings.workers
     reading: dict[str, Any] = {"kind": KINDS[settings.head], "batch_size": settings.batch_size, "workers": workers}
-    with alone_in(output):
+    with folder_lock(output):
         init_run_dir(output, _recipe(manifest, model, settings), results=(CLASSIFIER,))
         for note in (*manifest.notes, *groups.notes):
             screen.print(note, highlight=False, markup=False)

@@ -32,7 +32,7 @@ from internvideo.errors import RunError
 from internvideo.sample_world.clips import WorldSettings, in_processes
 from internvideo.sample_world.reaching import HANDS, NOUNS, VERBS, Reach, plan_reach
 from internvideo.sample_world.scene import actor_boxes, render
-from internvideo.storage import alone_in, write_text
+from internvideo.storage import folder_lock, write_text
 from internvideo.terminal import bars_disabled
 from internvideo.video.writer import write_video
 
@@ -60,7 +60,7 @@ def generate_reaches(
     Raises RunError: the folder contains clips of another world, or cannot be written.
     """
     root = Path(folder) / "ego"
-    with alone_in(root):
+    with folder_lock(root):
         _init_folder(root, settings)
         boxes = _write_all(root, settings, count, workers, progress)
         rows: dict[str, list[Sample]] = {name: [] for name in ("hands", "contact", "change", "actions")}

@@ -55,7 +55,7 @@ from internvideo.sample_world.language import (
 )
 from internvideo.sample_world.queries import described_moments
 from internvideo.sample_world.scene import render
-from internvideo.storage import alone_in, write_text
+from internvideo.storage import folder_lock, write_text
 from internvideo.terminal import bars_disabled
 
 __all__ = [
@@ -102,7 +102,7 @@ def generate(
             written.
     """
     root = Path(folder)
-    with alone_in(root):
+    with folder_lock(root):
         _init_folder(root, settings)
         jobs = [(split, number) for split, count in settings.counts.items() for number in range(count)]
         boxes = _write_all(root, settings, jobs, workers, progress)

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from internvideo import untrusted
 from internvideo.data.manifest import read_manifest
 from internvideo.errors import ManifestError, RecipeError
-from internvideo.features.remote_files import place_of
+from internvideo.features.remote_files import url_or_path
 from internvideo.features.video_files import video_of_row
 from internvideo.search.records import Annotation, AnnotationKind, VideoRecord
 
@@ -85,7 +85,7 @@ def _is_localization(file: Path) -> bool:
         return False
     try:
         with untrusted.open_text(file) as stream:
-            row = untrusted.parse_json(next(filter(str.strip, untrusted.lines(stream)), ""))
+            row = untrusted.parse_json(next(filter(str.strip, untrusted.read_lines(stream)), ""))
     except (OSError, ValueError):  # told by the manifest's reader
         return False
     return isinstance(row, Mapping) and "actions" in row
@@ -94,7 +94,7 @@ def _is_localization(file: Path) -> bool:
 def _localizations(file: Path) -> Iterator[_Row]:
     seen = set[str]()
     with untrusted.open_text(file) as stream:
-        for number, line in enumerate(untrusted.lines(stream), 1):
+        for number, line in enumerate(untrusted.read_lines(stream), 1):
             if not line.strip():
                 continue
             try:
@@ -109,7 +109,7 @@ def _localizations(file: Path) -> Iterator[_Row]:
                 raise ManifestError(
                     f"{file}:{number}", f"is not JSON: {error}", "a line of `localize --json`"
                 ) from error
-            path = place_of(row.path)
+            path = url_or_path(row.path)
             if path in seen:  # their times are from the start of each piece, which the line does not tell
                 found = f"{row.path} a second time"
                 raise ManifestError(f"{file}:{number}", found, "a line per file", "localize whole files, not pieces")
@@ -121,7 +121,7 @@ def _localizations(file: Path) -> Iterator[_Row]:
 def _manifest(file: Path) -> Iterator[_Row]:
     manifest = read_manifest(file).with_notes_logged()
     for row in manifest.rows:
-        path = place_of(video_of_row(manifest, row).path)
+        path = url_or_path(video_of_row(manifest, row).path)
         start, end = row.span or (0.0, float("inf"))
         segments = (Annotation(part.start, part.end, manifest.classes[part.label]) for part in row.segments)
         captions = (Annotation(start, end, caption) for caption in row.captions)

@@ -39,7 +39,7 @@ from internvideo.search.reranking import rerank as reranked
 from internvideo.search.segments import StorageType
 from internvideo.search.store import SCALES, Store
 from internvideo.search.where import Mask, matching_rows
-from internvideo.storage import alone_in
+from internvideo.storage import folder_lock
 from internvideo.terminal import LOGGER
 
 CACHED_TEXTS = 4096
@@ -109,7 +109,7 @@ class Collection:
             RunError: the folder holds a collection of another model, scales or storage. RecipeError: a wrong setting.
         """
         path = Path(folder)
-        with alone_in(path):
+        with folder_lock(path):
             store = Store.create(path, model, scales=scales, storage=storage)
             source = model.metadata.get("source", "")
             if store.records.fact("encoder") is None and os.path.exists(source):  # whatever folder it is opened from
@@ -204,7 +204,7 @@ class Collection:
     ) -> IndexReport:
         """Index files, folders and manifests, then calibrate; arguments, errors as `index_videos`, `calibrate`."""
         report = index_videos(self.store, self.model, [Path(given) for given in inputs], settings)
-        with alone_in(self.store.folder):
+        with folder_lock(self.store.folder):
             if report.read or report.removed or null_texts is not None or not stored_null(self.store):
                 calibrate(self.store, self.model, null_texts)
             label_new(self.store, self.model)
@@ -223,12 +223,12 @@ class Collection:
         Raises:
             ExtraError: faiss is not installed. RunError: the disk is full.
         """
-        with alone_in(self.store.folder):
+        with folder_lock(self.store.folder):
             return approximate.build(self.store, self.model)
 
     def remove_index(self) -> None:
         """Remove the approximate index: every window is compared with every query again."""
-        with alone_in(self.store.folder):
+        with folder_lock(self.store.folder):
             approximate.remove(self.store)
 
     @property
@@ -252,7 +252,7 @@ class Collection:
         """
         path = os.path.abspath(file)
         records = self.store.records
-        with alone_in(self.store.folder):
+        with folder_lock(self.store.folder):
             rows, lacking = read_annotations(Path(path), self.videos)
             with records.transaction():
                 records.set_annotations(path, rows)
@@ -274,7 +274,7 @@ class Collection:
         Raises:
             WeightsError: not a classifier of this model, or an attentive one (it needs tokens, which are not stored).
         """
-        with alone_in(self.store.folder):
+        with folder_lock(self.store.folder):
             return label(self.store, self.model, Path(classifier))
 
     # --------------------------------------------------------------------------------------------------------- search

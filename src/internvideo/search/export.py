@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from internvideo.errors import RecipeError, shown
-from internvideo.features.remote_files import fetched
+from internvideo.features.remote_files import local_copy
 from internvideo.search.finding import Moment
 from internvideo.storage import write_text
 from internvideo.video.cut import cut
@@ -84,6 +84,6 @@ def save_clips(moments: Sequence[Moment], folder: Path) -> Iterator[Path]:
     for number, moment in enumerate(moments, 1):
         stem = re.sub(r"[^\w.-]", "_", os.path.splitext(os.path.basename(moment.path))[0])[:80]
         target = folder / f"{number:02d}_{stem}_{moment.start:.1f}-{moment.end:.1f}.mp4"
-        with fetched(moment.path) as path:
+        with local_copy(moment.path) as path:
             cut(path, target, moment.start, moment.end)
         yield target

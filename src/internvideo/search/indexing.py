@@ -19,13 +19,13 @@ from internvideo.errors import VideoError
 from internvideo.features.engine import VectorWriter, VideoEnd, Window, check_minimum
 from internvideo.features.ray_engine import run_on
 from internvideo.features.read_report import ReadFailure, ReadReport
-from internvideo.features.remote_files import address_of, place_of
+from internvideo.features.remote_files import url_of, url_or_path
 from internvideo.features.video_files import VideoFile, find_videos
 from internvideo.inference.video_model import VideoModel
 from internvideo.search.reading import ScaledWindows
 from internvideo.search.records import VideoRecord
 from internvideo.search.store import OVERLAP, Store
-from internvideo.storage import alone_in
+from internvideo.storage import folder_lock
 
 REVERSED_WINDOWS = 32
 """Windows that are also encoded backwards, to measure whether the model is sensitive to the order of time."""
@@ -83,7 +83,7 @@ def index_videos(
     settings = settings or IndexSettings()
     store.check_model(model)
     videos = [absolute(video) for video in find_videos(inputs, recursive=settings.recursive)]
-    with alone_in(store.folder):
+    with folder_lock(store.folder):
         store.records.set_fact("roots", sorted({*store.records.fact("roots", []), *map(_root, inputs)}))
         writer = CollectionWriter(store, model, videos, inputs)
         windows = ScaledWindows(model.preprocessing, store.scales, OVERLAP)
@@ -106,13 +106,13 @@ def index_videos(
 
 def absolute(video: VideoFile) -> VideoFile:
     """Return the video with an absolute path or its address, so that a collection can be used from any folder."""
-    return VideoFile(place_of(video.path), video.start, video.end, video.fps)
+    return VideoFile(url_or_path(video.path), video.start, video.end, video.fps)
 
 
 def _root(given: Path) -> str:
     """Return the folder that an input lies in or is."""
-    path = place_of(given)
-    is_folder = not path.endswith(tuple(VIDEO_EXTENSIONS)) if address_of(path) else os.path.isdir(path)
+    path = url_or_path(given)
+    is_folder = not path.endswith(tuple(VIDEO_EXTENSIONS)) if url_of(path) else os.path.isdir(path)
     return path if is_folder else os.path.dirname(path)
 
 
@@ -163,7 +163,7 @@ class CollectionWriter(VectorWriter):
                 continue
             self._replaces[index] = [record.id] if record else []
             waiting.append(index)
-        folders = (place_of(given) for given in inputs if address_of(given) or os.path.isdir(given))
+        folders = (url_or_path(given) for given in inputs if url_of(given) or os.path.isdir(given))
         roots = [os.path.join(folder, "") for folder in folders]
         gone += [record for record in known.values() if any(record.path.startswith(root) for root in roots)]
         self.store.remove([record.id for record in gone])

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from internvideo import __version__
 from internvideo.errors import InternVideoError, RecipeError
-from internvideo.features.remote_files import place_of
+from internvideo.features.remote_files import url_or_path
 from internvideo.search.calibration import parse_level
 from internvideo.search.collection import Collection
 from internvideo.search.finding import MAX_TOP
@@ -49,7 +49,7 @@ def create_mcp_server(collection: Collection) -> MCPServer[Any]:
         where: Where = "",
     ) -> dict[str, Any]:
         """Find the moments that look like a time of a video of the collection."""
-        path = place_of(video)
+        path = url_or_path(video)
         if path not in {record.path for record in collection.videos}:  # no other file of this machine is opened
             raise ValueError(str(RecipeError("video", f"'{video[:200]}' is not in the collection", "list_videos")))
         return search(query, [Example(path, time)], top, where, "")

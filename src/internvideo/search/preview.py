@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from internvideo.errors import VideoError
-from internvideo.features.windows import open_long
+from internvideo.features.windows import open_long_video
 from internvideo.video.sequential import iter_frames
 from internvideo.video.writer import write_video
 
@@ -18,7 +18,7 @@ PREVIEW_FPS = 15.0
 
 def write_preview(path: str | Path, target: Path, start: float, end: float) -> None:
     """Write the frames from `start` to `end` seconds, at most a minute, small, as TARGET (.webm). Raises VideoError."""
-    with open_long(path, PREVIEW_SIDE) as video:
+    with open_long_video(path, PREVIEW_SIDE) as video:
         stop = min(end, start + MAX_PREVIEW_SECONDS, video.info.duration)
         if not start < stop:
             raise VideoError(path, f"no frame from {start:g} s to {end:g} s", f"0 to {video.info.duration:.3f} s")

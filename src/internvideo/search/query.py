@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from internvideo.data.preprocessing import Span, VideoSource
 from internvideo.errors import RecipeError, VideoError
-from internvideo.features.remote_files import fetched
-from internvideo.features.windows import open_long
+from internvideo.features.remote_files import local_copy
+from internvideo.features.windows import open_long_video
 from internvideo.inference.video_model import VideoModel
 
 MAX_TEXT = 1000
@@ -101,10 +101,10 @@ def text_vectors(model: VideoModel, queries: Sequence[Query]) -> NDArray[np.floa
 
 def example_vector(model: VideoModel, example: Example, window_seconds: float) -> NDArray[np.float32]:
     """Encode a picture or clip (D,), L2-normalized; at a time, the window around it. Raises VideoError."""
-    with fetched(example.path) as path:
+    with local_copy(example.path) as path:
         source: VideoSource = path
         if example.time is not None:
-            with open_long(path) as video:
+            with open_long_video(path) as video:
                 duration = video.info.duration
             if not 0 <= example.time <= duration:
                 raise VideoError(example.path, f"no frame at {example.time:g} s", f"0 to {duration:.3f} s")

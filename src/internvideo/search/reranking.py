@@ -12,7 +12,7 @@ from torch import Tensor
 
 from internvideo.data.preprocessing import Span
 from internvideo.errors import RecipeError, VideoError
-from internvideo.features.remote_files import fetched
+from internvideo.features.remote_files import local_copy
 from internvideo.inference.video_model import VideoModel
 from internvideo.objectives.captioning import after_end
 from internvideo.search.finding import Moment
@@ -40,7 +40,7 @@ def rerank(model: VideoModel, text: str, moments: Sequence[Moment], count: int) 
     for moment in moments[:count]:
         likelihood = None
         try:
-            with fetched(moment.path) as path:
+            with local_copy(moment.path) as path:
                 (clips,) = model.read(Span(path, moment.start, moment.end))
             likelihood = float(caption_likelihood(model, clips, text)[0])
         except VideoError as error:

@@ -28,7 +28,7 @@ from pydantic import BaseModel, Field
 
 from internvideo import __version__
 from internvideo.errors import InternVideoError, RunError
-from internvideo.features.remote_files import address_of, fetched
+from internvideo.features.remote_files import local_copy, url_of
 from internvideo.search.batching import BusyError, Limits, QueryBatches
 from internvideo.search.calibration import parse_level
 from internvideo.search.collection import Collection
@@ -156,7 +156,7 @@ class Service:
             raise HTTPException(404, "no such video in the collection")
         record = snapshot.videos[snapshot.index_of[id_]]
         real, roots = os.path.realpath(record.path), [os.path.realpath(root) for root in self.collection.roots]
-        if address := address_of(record.path):  # it has no links; what is gone is told when it is read
+        if address := url_of(record.path):  # it has no links; what is gone is told when it is read
             real, roots = address, [*self.collection.roots]
         inside = any(real.startswith(os.path.join(root, "")) for root in roots)
         if not inside or not (address or os.path.exists(real)):
@@ -317,7 +317,7 @@ def _video_routes(app: FastAPI, service: Service) -> None:
         record = service.video(id_)
         with service.heavy(), tempfile.TemporaryDirectory(prefix="internvideo-") as folder:
             target = Path(folder) / "preview.webm"
-            with fetched(record.path) as path:
+            with local_copy(record.path) as path:
                 write_preview(path, target, start, end)
             return Response(target.read_bytes(), media_type="video/webm")
 
@@ -329,7 +329,7 @@ def _video_routes(app: FastAPI, service: Service) -> None:
             raise HTTPException(400, f"start < end, at most {MAX_CLIP_SECONDS:g} s")
         with service.heavy(), tempfile.TemporaryDirectory(prefix="internvideo-") as folder:
             target = Path(folder) / "clip.mp4"
-            with fetched(record.path) as path:
+            with local_copy(record.path) as path:
                 cut(path, target, start, end)
             headers = {"content-disposition": f'attachment; filename="video{id_}_{start:.1f}-{end:.1f}.mp4"'}
             return Response(target.read_bytes(), media_type="video/mp4", headers=headers)

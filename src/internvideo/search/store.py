@@ -79,7 +79,7 @@ class Snapshot:
 
 
 class Store:
-    """A collection's folder. Safe to use from several threads; one process writes at a time (`storage.alone_in`).
+    """A collection's folder. Safe to use from several threads; one process writes at a time (`storage.folder_lock`).
 
     Args:
         folder: with a collection.

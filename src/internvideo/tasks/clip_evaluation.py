@@ -109,7 +109,7 @@ def finish(
             draw(table, output)
         print_result(result)
 
-    distributed.first_alone(write)
+    distributed.on_rank_zero(write)
     return result
 
 
@@ -120,4 +120,4 @@ def check_output(path: Path, inputs: ClipInputs[Any], extra_protocol: Mapping[st
         protocol = {**inputs.describe(), **extra_protocol}
         check_overwrite(path, protocol, [name for name in protocol if name != "source"])
 
-    distributed.first_alone(check)
+    distributed.on_rank_zero(check)

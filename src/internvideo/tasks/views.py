@@ -98,7 +98,7 @@ def run_clips(function: Callable[[Batch], Mapping[str, Tensor]], inputs: ClipInp
     result.lost = {
         name: {"id": name, "path": str(path), "reason": str(reason)} for name, path, reason in source.unreadable
     }
-    results: list[_RankResult] = distributed.collect(result)
+    results: list[_RankResult] = distributed.all_gather_objects(result)
     unreadable = {name: entry for part_result in results for name, entry in part_result.lost.items()}
     where = [rows for part_result in results for rows in part_result.rows]
     if not where or len(unreadable) == len(index_of):

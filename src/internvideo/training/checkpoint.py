@@ -104,7 +104,7 @@ def save(folder: Path, state: RunState, recipe: Mapping[str, Any], max_to_keep: 
         RunError: the disk is full or the folder is not writable; earlier checkpoints are kept.
     """
     path = folder / FOLDER / f"step-{state.step:08d}.safetensors"
-    random = distributed.collect(_rng_states(state.generator))
+    random = distributed.all_gather_objects(_rng_states(state.generator))
     error: RunError | None = None
     if distributed.rank() == 0:
         try:
@@ -112,7 +112,7 @@ def save(folder: Path, state: RunState, recipe: Mapping[str, Any], max_to_keep: 
             _prune(folder, max_to_keep)
         except RunError as found:
             error = found
-    distributed.raise_together(error)
+    distributed.raise_on_all_ranks(error)
     return path
 
 
@@ -127,7 +127,7 @@ def resume(folder: Path, state: RunState) -> Path | None:
         WeightsError: every checkpoint is corrupt, or one is not of this stage.
     """
     damaged: list[Path] = []
-    names: list[str] = distributed.collect([path.name for path in checkpoints(folder)])[0]
+    names: list[str] = distributed.all_gather_objects([path.name for path in checkpoints(folder)])[0]
     for name in reversed(names):
         path, failure = folder / FOLDER / name, ""
         _check_shared(path)
@@ -139,9 +139,9 @@ def resume(folder: Path, state: RunState) -> Path | None:
                 loaded = read_safetensors(path)
         except WeightsError as error:
             failure = str(error)
-        failures = [text for text in distributed.collect(failure) if text]
+        failures = [text for text in distributed.all_gather_objects(failure) if text]
         if not failures:
-            distributed.first_alone(lambda: _set_aside(damaged))
+            distributed.on_rank_zero(lambda: _set_aside(damaged))
             if loaded is None:
                 _load_sharded(path, state)
             else:
@@ -158,7 +158,7 @@ def resume(folder: Path, state: RunState) -> Path | None:
 
 def _check_shared(path: Path) -> None:
     """Raise RunError in every process if a checkpoint exists only for some: the folder is not shared."""
-    exists = distributed.collect(path.exists())
+    exists = distributed.all_gather_objects(path.exists())
     if not all(exists):
         without = ", ".join(str(rank) for rank, present in enumerate(exists) if not present)
         found = f"exists for process 0 but not for process {without}"

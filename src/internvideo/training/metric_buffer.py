@@ -69,7 +69,7 @@ class MetricBuffer:
         Raises:
             RunError: a loss or a gradient is not finite; nonfinite.json lists step, clips and parameter norms.
         """
-        per_process: list[list[dict[str, float]]] = distributed.collect(self._to_host())
+        per_process: list[list[dict[str, float]]] = distributed.all_gather_objects(self._to_host())
         steps = [_mean(values) for values in zip(*per_process, strict=True)]
         first = state.step - len(steps) + 1
         for index, values in enumerate(zip(*per_process, strict=True)):
@@ -91,7 +91,7 @@ class MetricBuffer:
     def _raise_nonfinite(
         self, step: int, ids: tuple[str, ...], values: list[dict[str, float]], state: RunState, folder: Path
     ) -> None:
-        clips: list[tuple[str, ...]] = distributed.collect(ids)
+        clips: list[tuple[str, ...]] = distributed.all_gather_objects(ids)
         # All processes have the same gradient, but each has its own loss.
         nonfinite_ranks = [rank for rank, value in enumerate(values) if not math.isfinite(value["loss"])]
         what = "loss" if nonfinite_ranks else "gradient"
@@ -120,7 +120,9 @@ def _is_finite(losses: Mapping[str, float]) -> bool:
 def parameter_norms(stage: nn.Module) -> dict[str, float]:
     """Return the L2 norm of every parameter, with one host-device sync."""
     named = list(stage.named_parameters())
-    norms = torch.stack([distributed.whole(parameter.detach().double().norm()) for _, parameter in named]).tolist()
+    norms = torch.stack(
+        [distributed.full_tensor(parameter.detach().double().norm()) for _, parameter in named]
+    ).tolist()
     return {name: norm for (name, _), norm in zip(named, norms, strict=True)}
 
 

@@ -96,7 +96,7 @@ def saved_recipe(tree: Mapping[str, Any], where: object, catalog: Catalog) -> Ev
 
 def recipe_inside(metadata: Mapping[str, str], where: object, catalog: Catalog) -> EvaluationRecipe:
     """Read the recipe in weights' metadata. Raises WeightsError: none; RecipeError as `build_recipe`."""
-    tree = untrusted.json_in(metadata, "recipe", where, WeightsError, "weights of a run")
+    tree = untrusted.parse_json_entry(metadata, "recipe", where, WeightsError, "weights of a run")
     if not isinstance(tree, Mapping):
         raise WeightsError(where, f"carries a {type(tree).__name__} as its recipe", "weights of a run")
     return saved_recipe(tree, where, catalog)

@@ -11,7 +11,7 @@ from typing import Any
 
 from internvideo import distributed, untrusted
 from internvideo.errors import RecipeError, RunError
-from internvideo.storage import alone_in, write_text
+from internvideo.storage import folder_lock, write_text
 from internvideo.training.settings import OptimizerSettings, ScheduleSettings
 from internvideo.training.sharded_checkpoint import is_finished
 from internvideo.weights.layouts import leaves
@@ -44,9 +44,9 @@ Recipe = Mapping[str, Any]
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Lock the folder as `storage.alone_in`, on rank 0 for all processes. Raises RunError on every rank."""
+    """Lock the folder as `storage.folder_lock`, on rank 0 for all processes. Raises RunError on every rank."""
     with ExitStack() as stack:
-        distributed.first_alone(lambda: stack.enter_context(alone_in(folder)))
+        distributed.on_rank_zero(lambda: stack.enter_context(folder_lock(folder)))
         yield
 
 
@@ -113,8 +113,8 @@ def init_run_dir(
         else:
             write_text(file, _as_json(recipe, []))
 
-    distributed.first_alone(init)
-    from_rank_zero: dict[str, Change] = distributed.collect(changed)[0]
+    distributed.on_rank_zero(init)
+    from_rank_zero: dict[str, Change] = distributed.all_gather_objects(changed)[0]
     return from_rank_zero
 
 
@@ -164,7 +164,7 @@ def record(folder: Path, recipe: Recipe, changes: Mapping[str, Change], step: in
     def write() -> None:
         write_text(file, _as_json(recipe, [*_read(file)["changes"], {"after_step": step, "settings": changes}]))
 
-    distributed.first_alone(write)
+    distributed.on_rank_zero(write)
 
 
 def _raise_if_changed(where: Path, changed: Mapping[str, Change]) -> None:

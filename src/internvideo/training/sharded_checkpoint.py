@@ -57,7 +57,7 @@ class Writer:
         """
         self.finish()
         self._path = path
-        distributed.first_alone(lambda: _empty(path))
+        distributed.on_rank_zero(lambda: _empty(path))
         writer = self._storage.HuggingFaceStorageWriter(str(path), save_distributed=True)
         try:
             copied: Any = self._save(dict(tensors), storage_writer=writer, process_group=self._group)
@@ -91,7 +91,7 @@ class Writer:
         self._thread.join()
         self._thread = None
         error, self._error = self._error, None
-        distributed.raise_together(None if error is None else _unwritable(self._path, error))
+        distributed.raise_on_all_ranks(None if error is None else _unwritable(self._path, error))
 
 
 def _unwritable(path: Path, error: BaseException) -> RunError:

@@ -60,7 +60,7 @@ def shard(stage: nn.Module, parallel: Parallel, device: torch.device, *, reshard
 
     mesh = _mesh(parallel, device)
     on_meta = any(tensor.is_meta for tensor in (*stage.parameters(), *stage.buffers()))
-    send = any(distributed.collect(on_meta))
+    send = any(distributed.all_gather_objects(on_meta))
     values = dict(stage.state_dict()) if distributed.rank() == 0 else {}
     for layer in layers(stage):
         fully_shard(layer, mesh=mesh, reshard_after_forward=reshard_after_forward)
@@ -100,7 +100,7 @@ def divided_as(like: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dic
     sharded = dict(tensors)
     for name, tensor in tensors.items():
         other = cast(Any, like.get(name))
-        if distributed.is_divided(other) and not distributed.is_divided(tensor):
+        if distributed.is_sharded(other) and not distributed.is_sharded(tensor):
             from torch.distributed.tensor import distribute_tensor
 
             sharded[name] = distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements)

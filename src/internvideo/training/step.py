@@ -131,7 +131,7 @@ class TrainStep:
         norm = nn.utils.get_total_norm(gradients)
         if self.loop.max_grad_norm is not None:
             nn.utils.clip_grads_with_norm_(self.parameters, self.loop.max_grad_norm, norm)
-        return distributed.whole(norm)
+        return distributed.full_tensor(norm)
 
 
 def checkpoint_activations(stage: nn.Module, loop: LoopSettings) -> None:

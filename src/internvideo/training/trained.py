@@ -19,7 +19,7 @@ from internvideo.storage import class_names
 from internvideo.training.model_setup import build_model, model_overrides
 from internvideo.training.recipe import Catalog, EvaluationRecipe, Recipe
 from internvideo.training.recipe_files import recipe_beside, recipe_inside
-from internvideo.untrusted import json_in
+from internvideo.untrusted import parse_json_entry
 from internvideo.weights.initialize import weights_file
 from internvideo.weights.state import load_state, read_model
 
@@ -86,9 +86,11 @@ def load_trained(path: Path, catalog: Catalog, *, device: str = "auto") -> Train
     with within(state):
         model = build_model(recipe, len(classes))
     load_state(model, state, where=path)
-    context = json_in(metadata, "context", path, WeightsError, "an object", "{}")
+    context = parse_json_entry(metadata, "context", path, WeightsError, "an object", "{}")
     clips = test_clips(recipe, model)
     if "preprocessing" in metadata:
-        clips = Preprocessing.from_json(json_in(metadata, "preprocessing", path, WeightsError, "an object"), path)
+        clips = Preprocessing.from_json(
+            parse_json_entry(metadata, "preprocessing", path, WeightsError, "an object"), path
+        )
     run = recipe if isinstance(recipe, Recipe) else recipe_beside(path, catalog)
     return Trained(model.to(choose_device(device)).eval(), recipe, classes, context, run=run, clips=clips)

@@ -25,7 +25,7 @@ from internvideo import untrusted
 from internvideo.data.manifest import Manifest, Sample, write_manifest
 from internvideo.data.packing.members import ATTRIBUTE, digest_of
 from internvideo.errors import InternVideoError, ManifestError, RunError, VideoError
-from internvideo.storage import alone_in, atomic_path, write_text
+from internvideo.storage import atomic_path, folder_lock, write_text
 from internvideo.video.reader import Video
 from internvideo.video.sequential import iter_frames
 from internvideo.video.writer import write_video
@@ -99,7 +99,7 @@ def pack(
     for index, row in enumerate(manifest.rows):
         videos.setdefault(row.path, []).append(index)
     folder.mkdir(parents=True, exist_ok=True)
-    with alone_in(folder):
+    with folder_lock(folder):
         shards = _earlier_shards(folder, {"manifest": manifest.fingerprint, **asdict(settings)})
         done = sum(len(shard["videos"]) for shard in shards)
         if done:

@@ -66,7 +66,7 @@ def predict(
         return {"features": encoded.features.float().abs().amax(dim=1)}
 
     views = run_clips(ask, inputs, NAME)
-    totals = {name: value for share in distributed.collect(sums) for name, value in share.items()}
+    totals = {name: value for share in distributed.all_gather_objects(sums) for name, value in share.items()}
     read = views.rows
     known = {answer: index for index, answer in enumerate(answers)}
     pairs = [pair for row in read for pair in row.qa]

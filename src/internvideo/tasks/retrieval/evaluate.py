@@ -164,4 +164,4 @@ def _print_search(metrics: Mapping[int, Mapping[str, float]], best: int) -> None
     for count, values in metrics.items():
         shown = [f"{100 * value:.2f} %" for value in values.values()]
         grid.add_row(str(count), *shown, "kept, chosen on this split" if count == best else "")
-    distributed.first_alone(lambda: Screen().print(grid))
+    distributed.on_rank_zero(lambda: Screen().print(grid))

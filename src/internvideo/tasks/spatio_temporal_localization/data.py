@@ -340,7 +340,7 @@ class KeyFrameViews:
 
     def collected(self, outputs: Mapping[int, Output]) -> dict[int, Output]:
         """Gather the outputs of all processes by key frame index; every process calls this after its iteration."""
-        parts: list[tuple[dict[int, Output], list[tuple[int, Unreadable]]]] = distributed.collect(
+        parts: list[tuple[dict[int, Output], list[tuple[int, Unreadable]]]] = distributed.all_gather_objects(
             (dict(outputs), self._unreadable)
         )
         self._unreadable = sorted((entry for _, part in parts for entry in part), key=lambda entry: entry[0])

@@ -78,7 +78,7 @@ def evaluate_rows(trained: Trained, manifest: Manifest, output: Path, settings: 
             raise ManifestError(persons, "no matching box", expected)
     target = output / f"{spatio_temporal.NAME}.npz"
     protocol = {"weights_sha256": weights_hash(model), "split_sha256": manifest.fingerprint}
-    distributed.first_alone(lambda: check_overwrite(target, protocol))
+    distributed.on_rank_zero(lambda: check_overwrite(target, protocol))
     form = clip_form(trained.recipe.data_as(KeyFrameData), model.config.num_classes)
     loader = LoaderSettings(batch_size=1, workers=settings.workers, short_side=trained.recipe.data.loader.short_side)
     table = spatio_temporal.predict(
@@ -99,7 +99,7 @@ def evaluate_rows(trained: Trained, manifest: Manifest, output: Path, settings: 
         draw(table, manifest, tested, output / "frames.svg")
         print_result(result)
 
-    distributed.first_alone(write)
+    distributed.on_rank_zero(write)
     return result
 
 

@@ -130,7 +130,7 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: Detection
         # Before the metrics, which raise an error for a test set without annotations.
         write_text(output / "detections.json", json.dumps(localization.submission(table)) + "\n")
 
-    distributed.first_alone(save)
+    distributed.on_rank_zero(save)
     result = localization.score(table)
 
     def report() -> None:
@@ -138,7 +138,7 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: Detection
         write_picture(output / "timelines.html", lambda: page(timelines(table, localization.found_of(table))))
         print_result(result)
 
-    distributed.first_alone(report)
+    distributed.on_rank_zero(report)
     return result
 
 

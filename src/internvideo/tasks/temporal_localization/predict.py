@@ -157,7 +157,7 @@ def predict(
         video = features.videos[index]
         scores = None if class_scores is None else class_scores[video.id]
         own[index] = find_segments(model, video, settings, decoding, device, scores)
-    whole = {index: segments for share in distributed.collect(own) for index, segments in share.items()}
+    whole = {index: segments for share in distributed.all_gather_objects(own) for index, segments in share.items()}
     found = [whole[index] for index in range(len(features))]
     nameless = agnostic and class_scores is None
     classes = ("action",) if nameless else features.classes

@@ -20,7 +20,7 @@ from internvideo.data.sample import Sample
 from internvideo.datasets.navigation import SPLITS, read_r2r
 from internvideo.datasets.reading import AnnotationSource
 from internvideo.errors import ManifestError, RecipeError
-from internvideo.storage import alone_in, atomic_path
+from internvideo.storage import atomic_path, folder_lock
 from internvideo.tasks.navigation.world.follower import FORWARD, Followed, follow
 from internvideo.tasks.navigation.world.house import HouseSettings, draw_house
 from internvideo.tasks.navigation.world.instructions import say, vocabulary
@@ -121,7 +121,7 @@ def write_world(folder: Path, settings: NavigationSettings) -> dict[str, Path]:
     Raises:
         RunError: the folder cannot be written.
     """
-    with alone_in(folder):
+    with folder_lock(folder):
         unseen = max(1, settings.scenes // 4)
         houses: dict[str, House] = {}
         for number in range(settings.scenes):
