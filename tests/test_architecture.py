@@ -295,8 +295,8 @@ def test_importing_the_package_imports_neither_torch_nor_numpy() -> None:
 def test_public_names_come_from_their_homes() -> None:
     import internvideo
 
-    assert set(internvideo._HOMES) | {"__version__"} == set(internvideo.__all__) == set(dir(internvideo))
-    for name, home in internvideo._HOMES.items():
+    assert set(internvideo._MODULES) | {"__version__"} == set(internvideo.__all__) == set(dir(internvideo))
+    for name, home in internvideo._MODULES.items():
         assert getattr(internvideo, name) is getattr(sys.modules[home], name)
         assert home.startswith("internvideo.")
     with pytest.raises(AttributeError, match="no attribute 'no_such_name'"):
@@ -311,7 +311,7 @@ def test_public_names_and_their_types_agree() -> None:
     tree = ast.parse((PACKAGE / "__init__.py").read_text())
     (block,) = (node for node in tree.body if isinstance(node, ast.If))
     seen = {alias.name: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
-    assert seen == internvideo._HOMES
+    assert seen == internvideo._MODULES
     assert f'version = "{internvideo.__version__}"' in (ROOT / "pyproject.toml").read_text()
 
 
