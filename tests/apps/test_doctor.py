@@ -16,6 +16,7 @@ import torch
 from internvideo.apps import doctor
 from internvideo.apps.doctor import Check, examine
 from internvideo.errors import VideoError
+from internvideo.extras import missing
 
 
 def test_everything_is_looked_at(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -33,6 +34,9 @@ def test_everything_is_looked_at(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         assert "\n" not in check.line()
         assert check.state in ("ok", "advice", "absent")
         assert check.advice or check.state == "ok", check.name
+    for name in doctor.EXTRAS:
+        assert (checks[name].state == "absent") == bool(missing(name)), checks[name].found
+        assert "?" not in checks[name].found
 
 
 @pytest.mark.parametrize("error", [ModuleNotFoundError("x"), RuntimeError("libavutil.so: not found\nmore"), OSError()])

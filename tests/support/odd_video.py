@@ -13,6 +13,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from internvideo.video.opening import TAGS
 from internvideo.video.writer import scheduling
 
 Frames = NDArray[np.uint8]
@@ -148,7 +149,7 @@ def huge_png(path: Path, width: int, height: int) -> Path:
 
 def decode_all(path: Path) -> tuple[Frames, NDArray[np.float64]]:
     """Every frame and its time by the plain way, as the yardstick: open, decode from start to end, convert."""
-    with av.open(str(path), metadata_errors="replace") as container:
+    with av.open(str(path), **TAGS) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
         pictures = [(picture.to_ndarray(format="rgb24"), picture.time) for picture in container.decode(stream)]

@@ -97,8 +97,9 @@ def late_sound(path: Path) -> tuple[Path, Frames]:
 
 def test_a_stream_that_appears_after_the_others_were_found(tmp_path: Path) -> None:
     path, frames = late_sound(tmp_path / "late.flv")
-    with pytest.raises(IndexError), av.open(str(path)) as container:
-        list(container.demux(container.streams.video[0]))
+    if int(av.__version__.partition(".")[0]) < 19:  # what has to be gone around
+        with pytest.raises(IndexError), av.open(str(path)) as container:
+            list(container.demux(container.streams.video[0]))
     check(path, frames)
     with path.open("rb", buffering=0) as pipe, LiveVideo(pipe) as live:
         assert sum(1 for _ in live) == len(frames)

@@ -9,8 +9,9 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -31,8 +32,6 @@ from internvideo.video.writer import write_video
 
 State = Literal["ok", "advice", "absent", "broken"]
 
-DISTRIBUTIONS = {"sklearn": "scikit-learn"}
-"""Module -> its distribution's name on PyPI, if that differs."""
 DECODERS = {"H.264": "h264", "HEVC": "hevc", "AV1": "libdav1d", "VP9": "vp9", "MPEG-4": "mpeg4"}
 WIDTH, HEIGHT, FPS, FRAMES = 640, 360, 30, 90
 GB = 2**30
@@ -242,10 +241,22 @@ def _extra(extra: str) -> Check:
     for module in EXTRAS[extra].modules:
         try:
             importlib.import_module(module)
-            versions.append(f"{module} {importlib.metadata.version(DISTRIBUTIONS.get(module, module))}")
+            versions.append(f"{module} {_version(module)}")
         except ModuleNotFoundError:
             return Check(extra, "absent", f"{module} is not installed; {purpose}", install)
         except Exception as error:  # a library that is there but does not load may raise anything
             reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
             return Check(extra, "advice", f"{module} does not load: {reason}", f"{install}, or do without: {purpose}")
     return Check(extra, "ok", f"{', '.join(versions)}; {purpose}")
+
+
+def _version(module: str) -> str:
+    """Return the version of the distribution that a module comes from, "?" where it was not installed as one."""
+    names = _distributions().get(module)
+    return importlib.metadata.version(names[0]) if names else "?"
+
+
+@cache
+def _distributions() -> Mapping[str, list[str]]:
+    """Map modules to their distributions, whose names differ at times: faiss comes from faiss-cpu."""
+    return importlib.metadata.packages_distributions()

@@ -24,7 +24,7 @@ from internvideo.terminal import LOGGER
 from internvideo.video.clock import Clock, clock_of, frame_rate, time_zero
 from internvideo.video.conversion import Converter, orientation, resolve_conversion, scaled_size, upright
 from internvideo.video.index import decode
-from internvideo.video.opening import FORMAT_WHITELIST, MAX_PIXELS, fail, open_file, packets, reason_of
+from internvideo.video.opening import FORMAT_WHITELIST, MAX_PIXELS, TAGS, fail, open_file, packets, reason_of
 
 CAMERAS = {"linux": ("v4l2", "/dev/video{}"), "darwin": ("avfoundation", "{}"), "win32": ("dshow", "video={}")}
 """Platform -> FFmpeg's input format for cameras, and the pattern of a camera's name."""
@@ -148,8 +148,7 @@ class LiveVideo:
         self.kind, timeout = kind, None if kind == "pipe" else TIMEOUT
         try:
             container = av.open(
-                what, format=form, options={"max_pixels": str(MAX_PIXELS), **options}, metadata_errors="replace",
-                timeout=timeout,
+                what, format=form, options={"max_pixels": str(MAX_PIXELS), **options}, timeout=timeout, **TAGS,
             )  # fmt: skip
         except (av.error.FFmpegError, OSError, ValueError) as error:
             raise fail(self.name, f"not a readable {self.kind}: {reason_of(error)}") from error

@@ -23,13 +23,17 @@ MAX_PIXELS = 8192 * 8192
 _FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2 matroska,webm avi mpegts mpeg mpegvideo flv live_flv kux asf ogg gif apng "
     "h261 h263 h264 hevc vvc evc av1 obu ivf m4v vc1 vc1test cavsvideo dirac dv mxf nut rm wtv yuv4mpegpipe "
-    "mjpeg mjpeg_2000 webp jpegxl_anim "
+    "mjpeg mjpeg_2000 webp webp_anim jpegxl_anim "
     "png_pipe jpeg_pipe bmp_pipe webp_pipe tiff_pipe gif_pipe psd_pipe jpegxl_pipe ppm_pipe pgm_pipe pgmyuv_pipe "
     "nsv vob roq smk bink flic film_cpk 4xm amv swf rpl mtv thp txd vmd wc3movie xmv yop nuv mm smush avs "
     # audio and subtitles: opened only to say that there is no video in them
     "mp3 aac wav flac w64 aiff au caf ac3 eac3 amr ape tta wv srt webvtt ass"
 )
 FORMAT_WHITELIST = ",".join(_FORMATS.split())
+
+# Tags that are not UTF-8 must not make a file unreadable: PyAV 18 has to be told, 19 keeps their bytes by itself.
+TAGS: dict[str, Any] = {} if int(av.__version__.partition(".")[0]) >= 19 else {"metadata_errors": "replace"}
+"""Further arguments of `av.open` for a file that others wrote."""
 
 
 def fail(path: object, reason: str, at: float | None = None, hint: str = "") -> VideoError:
@@ -69,7 +73,7 @@ def open_file(path: str, *, allow_urls: bool, threads: int, seconds: float) -> t
     container_options = {"format_whitelist": FORMAT_WHITELIST, "protocol_whitelist": PROTOCOLS[kind]}
     container_options["max_pixels"] = str(MAX_PIXELS)
     try:
-        container = av.open(name, metadata_errors="replace", options=container_options, timeout=seconds)
+        container = av.open(name, options=container_options, timeout=seconds, **TAGS)
     except av.error.ExitError as error:
         raise fail(path, f"opening took longer than {seconds:g} s", hint="raise the time budget") from error
     except (av.error.FFmpegError, OSError, ValueError) as error:
