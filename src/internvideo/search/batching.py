@@ -18,7 +18,7 @@ MAX_WAITING = 1024
 
 
 class BusyError(Exception):
-    """Too many queries wait."""
+    """Too many queries wait, or the server ends."""
 
 
 class Limits(NamedTuple):
@@ -49,23 +49,36 @@ class QueryBatches:
         return await future
 
     async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
-        while self._waiting:
-            taken, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
-            groups = defaultdict[Limits, list[tuple[Query, asyncio.Future[Answer]]]](list)
-            for limits, query, future in taken:
-                if not future.done():  # else its client has gone
-                    groups[limits].append((query, future))
-            for limits, group in groups.items():
-                queries = [query for query, _ in group]
-                answers = await loop.run_in_executor(self._thread, self._answers, queries, limits)
-                for (_, future), answer in zip(group, answers, strict=True):
-                    if future.done():
-                        continue
-                    if isinstance(answer, Answer):
-                        future.set_result(answer)
-                    else:
-                        future.set_exception(answer)
+        taken = list[tuple[Limits, Query, asyncio.Future[Answer]]]()
+        try:
+            while self._waiting:
+                taken, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
+                groups = defaultdict[Limits, list[tuple[Query, asyncio.Future[Answer]]]](list)
+                for limits, query, future in taken:
+                    if not future.done():  # else its client has gone
+                        groups[limits].append((query, future))
+                for limits, group in groups.items():
+                    await self._answer(group, limits)
+        finally:  # after all are answered, or when this task is canceled: nobody waits for an answer that never comes
+            for *_, future in [*taken, *self._waiting]:
+                if not future.done():
+                    future.set_exception(BusyError())
+            self._waiting.clear()
+
+    async def _answer(self, group: Sequence[tuple[Query, asyncio.Future[Answer]]], limits: Limits) -> None:
+        queries = [query for query, _ in group]
+        answers: Sequence[Answer | Exception]
+        try:
+            answers = await asyncio.get_running_loop().run_in_executor(self._thread, self._answers, queries, limits)
+        except RuntimeError:  # the thread is shut down and takes no more work
+            answers = [BusyError()] * len(queries)
+        for (_, future), answer in zip(group, answers, strict=True):
+            if future.done():
+                continue
+            if isinstance(answer, Answer):
+                future.set_result(answer)
+            else:
+                future.set_exception(answer)
 
     def _answers(self, queries: Sequence[Query], limits: Limits) -> Sequence[Answer | Exception]:
         try:
