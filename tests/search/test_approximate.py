@@ -53,7 +53,7 @@ def test_what_it_finds_is_exact_and_its_recall_is_measured(collection: Collectio
     assert collection.approximate_index is None
     assert collection.facts()["index"] == "exact"
     facts = collection.build_index()
-    assert (facts.windows, facts.lists) == (4000, 102)
+    assert (facts.windows, facts.lists) == (4000, 63)
     assert set(facts.recall) == {"clip", "text"}
     assert min(facts.recall.values()) >= approximate.LEAST_RECALL
     assert facts.probes < facts.lists, "no gain from reading every list"

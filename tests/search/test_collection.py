@@ -65,6 +65,16 @@ def test_products_are_exact_over_segments_and_threads(
     whole = np.concatenate(parts).astype(np.float32)
     for queries in (unit(1, seed=9), unit(33, seed=9)):
         np.testing.assert_allclose(segments.dot_products(parts, queries), queries @ whole.T, atol=1e-6)
+        skipped = np.arange(len(whole)) % 3 == 1
+        products = segments.dot_products(parts, queries)
+        products[:, skipped] = -np.inf
+        for count in (1, 20, 400):
+            found = segments.nearest(parts, queries, count, skipped)
+            expected = [np.argsort(-own, kind="stable")[: min(count, (~skipped).sum())] for own in products]
+            same = [np.array_equal(one, other) for one, other in zip(found, expected, strict=True)]
+            assert np.mean(same) > 0.9, "blocks round in another order"
+            for own, one, other in zip(products, found, expected, strict=True):
+                np.testing.assert_allclose(own[one], own[other], atol=1e-6)
 
 
 def test_the_largest_are_those_of_a_full_sort() -> None:

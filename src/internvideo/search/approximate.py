@@ -20,7 +20,7 @@ from internvideo.errors import RunError
 from internvideo.extras import require
 from internvideo.inference.video_model import VideoModel
 from internvideo.search.null_texts import generic_texts
-from internvideo.search.segments import Floats, dot_products, largest
+from internvideo.search.segments import Floats, dot_products, largest, nearest
 from internvideo.search.store import Snapshot, Store
 from internvideo.storage import atomic_path
 
@@ -36,7 +36,6 @@ SAMPLE = 16_384
 TRAINING_PER_LIST = 64
 STALE = 0.1
 """The index is built again when so large a part of the windows is not in it, or of its windows removed."""
-SCORES_BYTES = 2**28
 _ROW_BITS = 40
 
 
@@ -128,7 +127,8 @@ def build(store: Store, model: VideoModel) -> IndexFacts:
 
     snapshot = store.snapshot()
     live = int((snapshot.video_index >= 0).sum())
-    lists = max(1, min(int(4 * live**0.5), live // 39))  # faiss warns of fewer windows a list
+    # Building takes (lists + 640 lists^2 / windows) products a window, a search at most a few thousand windows a list.
+    lists = max(1, min(int(live**0.5), live // 39))  # faiss warns of fewer windows a list
     quantizer = faiss.IndexFlatIP(store.dim)
     kind = faiss.ScalarQuantizer.QT_fp16
     index = faiss.IndexIVFScalarQuantizer(quantizer, store.dim, lists, kind, faiss.METRIC_INNER_PRODUCT)
@@ -155,13 +155,14 @@ def _measure(index: Any, snapshot: Snapshot, model: VideoModel) -> tuple[int, di
     queries = {"clip": snapshot.vectors(_sample(snapshot, QUERIES, seed=2))}
     if "text" in model.capabilities:
         queries["text"] = model.encode_text(generic_texts(QUERIES)).numpy()
-    nearest = {kind: _nearest(snapshot, vectors) for kind, vectors in queries.items()}
+    gone = snapshot.video_index < 0
+    places = {kind: nearest(snapshot.segments, vectors, NEAREST, gone) for kind, vectors in queries.items()}
     probes = 2 ** max(0, math.ceil(math.log2(2 * CANDIDATES * index.nlist / max(1, index.ntotal))))
     while True:
         parameters, recall = _reading(probes), dict[str, float]()
         for kind, vectors in queries.items():
             ids = index.search(vectors, CANDIDATES, params=parameters)[1]
-            hits = [np.isin(_ids_of(snapshot, want), got).mean() for want, got in zip(nearest[kind], ids, strict=True)]
+            hits = [np.isin(_ids_of(snapshot, want), got).mean() for want, got in zip(places[kind], ids, strict=True)]
             recall[kind] = round(float(np.mean(hits)), 4)
         if min(recall.values()) >= LEAST_RECALL or probes >= index.nlist:
             return min(probes, index.nlist), recall
@@ -175,16 +176,6 @@ def _reading(probes: int) -> Any:
     parameters = faiss.SearchParametersIVF()
     parameters.nprobe = probes
     return parameters
-
-
-def _nearest(snapshot: Snapshot, queries: Floats) -> list[NDArray[np.int64]]:
-    """Return the rows of the nearest windows of each query, by comparing all."""
-    step = max(1, SCORES_BYTES // (4 * max(1, len(snapshot.video_index))))
-    return [
-        largest(scores, min(NEAREST, int(np.isfinite(scores).sum())))
-        for start in range(0, len(queries), step)
-        for scores in snapshot.scores(queries[start : start + step])
-    ]
 
 
 def _sample(snapshot: Snapshot, count: int, *, seed: int) -> NDArray[np.int64]:

@@ -27,7 +27,7 @@ from internvideo.inference.loading import load
 from internvideo.inference.video_model import VideoModel
 from internvideo.search import approximate
 from internvideo.search.annotations import read_annotations
-from internvideo.search.approximate import SCORES_BYTES, ApproximateIndex, IndexFacts
+from internvideo.search.approximate import ApproximateIndex, IndexFacts
 from internvideo.search.calibration import NullDistribution, calibrate, stored_null
 from internvideo.search.finding import Answer, Duplicate, find, near_duplicates, odd_windows
 from internvideo.search.indexing import IndexReport, IndexSettings, index_videos
@@ -42,6 +42,8 @@ from internvideo.search.where import Mask, matching_rows
 from internvideo.storage import folder_lock
 from internvideo.terminal import LOGGER
 
+SCORES_BYTES = 2**28
+"""Bytes of the scores of queries that are compared with all windows at once."""
 CACHED_TEXTS = 4096
 """Texts whose vectors are kept; the oldest go first."""
 TEXT_TOKENS = 32

@@ -10,7 +10,7 @@ Shapes: n rows, D dimension, Q queries.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -81,24 +81,63 @@ def dot_products(segments: Sequence[Floats], queries: Floats) -> NDArray[np.floa
         (Q, N) float32, rows of all segments concatenated.
     """
     right = np.ascontiguousarray(queries, np.float32)
-    total = sum(len(segment) for segment in segments)
-    products = np.empty((len(right), total), np.float32)
+    products = np.empty((len(right), sum(len(segment) for segment in segments)), np.float32)
     first = 0
     for segment in segments:
-        out = products[:, first : first + len(segment)]
+        if isinstance(segment, np.ndarray) and segment.dtype == np.float32:  # one product on all threads
+            _multiply(segment, right, products[:, first : first + len(segment)])
+        else:
+            for start, block in scan([segment], right):
+                products[:, first + start : first + start + block.shape[1]] = block
         first += len(segment)
-        if segment.dtype == np.float32:  # one product on all threads
-            _multiply(segment, right, out)
-            continue
-        # BLAS knows no float16: torch converts blocks on all threads.
-        rows = max(1, BLOCK_BYTES // max(1, segment.shape[1] * segment.itemsize))
-        block = torch.empty(
-            min(rows, len(segment)), segment.shape[1]
-        )  # pages of new memory would cost more than the sums
-        for start in range(0, len(segment), rows):
-            half = torch.from_numpy(np.asarray(segment[start : start + rows]))
-            _multiply(block[: len(half)].copy_(half).numpy(), right, out[:, start : start + rows])
     return products
+
+
+def scan(segments: Sequence[Floats], queries: Floats) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Compute the products of `dot_products` block by block, so that those of many queries need little memory.
+
+    Yields:
+        index of the block's first row, and products (Q, n of the block), which the next block overwrites.
+    """
+    right = np.ascontiguousarray(queries, np.float32)
+    first = 0
+    for segment in segments:
+        rows = max(1, BLOCK_BYTES // max(1, segment.shape[1] * segment.dtype.itemsize))
+        count = min(rows, len(segment))
+        # Pages of new memory would cost more than the sums.
+        block, out = torch.empty(count, segment.shape[1]), np.empty((len(right), count), np.float32)
+        for start in range(0, len(segment), rows):
+            part = np.asarray(segment[start : start + rows])
+            if part.dtype != np.float32:  # BLAS knows no float16: torch converts blocks on all threads
+                part = block[: len(part)].copy_(torch.from_numpy(part)).numpy()
+            _multiply(part, right, out[:, : len(part)])
+            yield first + start, out[:, : len(part)]
+        first += len(segment)
+
+
+def nearest(
+    segments: Sequence[Floats], queries: Floats, count: int, skipped: NDArray[np.bool_]
+) -> list[NDArray[np.int64]]:
+    """Find the rows with the `count` largest products with each query, in one pass over all rows, exactly.
+
+    Args:
+        segments, queries: as of `dot_products`. skipped: (N,) rows that do not count.
+
+    Returns:
+        for each query its rows, best first; the first of equal ones first.
+    """
+    rows = [np.empty(0, np.int64)] * len(queries)
+    scores = [np.empty(0, np.float32)] * len(queries)
+    for first, products in scan(segments, queries):
+        left_out = skipped[first : first + products.shape[1]]
+        products[:, left_out] = -np.inf
+        allowed = min(count, len(left_out) - int(left_out.sum()))
+        for query, own in enumerate(products):
+            new = largest(own, allowed)
+            both = np.concatenate([scores[query], own[new]])
+            best = np.argsort(-both, kind="stable")[:count]
+            rows[query], scores[query] = np.concatenate([rows[query], first + new])[best], both[best]
+    return rows
 
 
 def _multiply(rows: Floats, queries: NDArray[np.float32], out: NDArray[np.float32]) -> None:
