@@ -115,6 +115,9 @@ def sample_world(
     reaches: Annotated[
         int, typer.Option(min=0, help="Clips of hands that reach for objects, below FOLDER/ego, for Ego4D's tasks.")
     ] = 0,
+    pictures: Annotated[
+        int, typer.Option(min=0, help="Captioned pictures of the world's objects, in FOLDER/pictures.jsonl.")
+    ] = 0,
     as_json: Json = False,
 ) -> None:
     """Write small real video files with exactly known answers, for learning, testing and teaching."""
@@ -122,6 +125,10 @@ def sample_world(
 
     settings = WorldSettings(clips=clips, seed=seed, size=size, difficulty=difficulty)
     made = generate(folder, settings, workers=workers)
+    if pictures:
+        from internvideo.sample_world.pictures import generate_pictures
+
+        made |= generate_pictures(folder, settings, pictures, workers=workers)
     if reaches:
         from internvideo.sample_world.ego4d import generate_reaches
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from internvideo.models.attention import KVCache
 from internvideo.models.block import Activation, Block, BlockConfig, check_activation, run_layer
-from internvideo.models.embeddings import CLIP_MEAN, CLIP_STD, Normalize, minus_mean_frame
+from internvideo.models.embeddings import CLIP_MEAN, CLIP_STD, ConvolutionStem, Normalize, minus_mean_frame
 from internvideo.models.encoder import ClipNeeds, ScaledDualEncoder
 from internvideo.models.module import Conv3d, Embedding, LayerNorm, Module
 
@@ -78,6 +78,7 @@ class FrameStem(Module):
         eps: of the norm.
         motion_stem: a second kernel over three frames reads the frames minus the clip's mean frame, and its output is
             added. It starts at zero, so the stem starts as without it; a clip of one frame gets nothing from it.
+        convolution_stem: channels of a `ConvolutionStem` that is added too; 0 for none.
     """
 
     def __init__(
@@ -89,8 +90,11 @@ class FrameStem(Module):
         temporal_downsample: bool = False,
         eps: float = EPS,
         motion_stem: bool = False,
+        convolution_stem: int = 0,
     ) -> None:
         super().__init__()
+        if convolution_stem and temporal_downsample:
+            raise ValueError("a convolution stem keeps all frames: not with temporal_downsample")
         if image_size % patch_size:
             raise ValueError(f"image size {image_size} is not a multiple of patch size {patch_size}")
         self.image_size = image_size
@@ -105,6 +109,7 @@ class FrameStem(Module):
         self.positional_embedding = nn.Parameter(torch.randn(1 + self.grid**2, width) * width**-0.5)
         self.norm = LayerNorm(width, eps=eps)
         self.motion = nn.Parameter(torch.zeros(width, 3, 3, patch_size, patch_size)) if motion_stem else None
+        self.convolutions = ConvolutionStem(convolution_stem, patch_size, width) if convolution_stem else None
 
     def patches(self, video: Tensor) -> Tensor:
         """(B, 3, T, S, S) normalized -> patches without positions (B, T', HW, D); ValueError for another side."""
@@ -115,6 +120,8 @@ class FrameStem(Module):
         patches = F.linear(self._cut(video, self.conv.kernel_size[0]), self.conv.weight.flatten(1))
         if self.motion is not None:
             patches = patches + F.linear(self._cut(minus_mean_frame(video), 3), self.motion.flatten(1))
+        if self.convolutions is not None:
+            patches = patches + self.convolutions(video)
         return patches
 
     def _cut(self, video: Tensor, frames: int) -> Tensor:

@@ -14,15 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from internvideo.models.declared import MAX_POSITIONS, DeclaredError
-from internvideo.models.module import Linear, Module
+from internvideo.models.module import Conv2d, Linear, Module, Sequential
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HALF_MEAN, HALF_STD = (0.45, 0.45, 0.45), (0.225, 0.225, 0.225)
 """Pixel mean and std: VideoMAE and ViCLIP; CLIP and the multimodal model; UniFormerV2."""
 
-MOTION_STEM = r"(^|\.)(stem|patch_embed)\.motion(\.|$)"
-"""Names of the parameters of a motion stem."""
+ADDED_STEMS = r"(^|\.)(stem|patch_embed)\.(motion|convolutions)(\.|$)"
+"""Names of the tensors of the stems that are added to the patches' and start at zero."""
 
 NATIVE_CLIP = 224, 16
 """The clip, pixels and frames, for which modeling_finetune.py builds the table that it then resizes."""
@@ -54,6 +54,36 @@ def minus_mean_frame(video: Tensor) -> Tensor:
     This removes the static background, which a small encoder would otherwise learn before motion.
     """
     return video - video.mean(dim=2, keepdim=True)
+
+
+class ConvolutionStem(Module):
+    """Six convolutions of 3 x 3 on every frame and a seventh, zero at the start, that makes patch tokens of them.
+
+    Patches of 8 px cut small objects apart: a transformer that learns from scratch needs many times more pictures to
+    tell their shapes from such pieces than overlapping convolutions do.
+
+    Args:
+        channels: of the first two, at half of the frame's side; then twice and, at a quarter, four times as many.
+        patch_size: side of a patch in pixels, a multiple of 4. width: of the tokens.
+    """
+
+    def __init__(self, channels: int, patch_size: int, width: int) -> None:
+        super().__init__()
+        if patch_size % 4:
+            raise ValueError(f"patch size {patch_size} is not a multiple of 4, as a convolution stem needs")
+        widths = (3, channels, channels, 2 * channels, 2 * channels, 4 * channels, 4 * channels)
+        layers: list[nn.Module] = []
+        for inner, outer, stride in zip(widths, widths[1:], (2, 1, 1, 1, 2, 1), strict=False):
+            layers += [nn.Conv2d(inner, outer, 3, stride, 1, bias=False), nn.BatchNorm2d(outer), nn.ReLU()]
+        self.layers = Sequential(*layers)
+        self.out = Conv2d(widths[-1], width, 3, patch_size // 4, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]  # the convolution has a bias
+
+    def forward(self, video: Tensor) -> Tensor:
+        """(B, 3, T, S, S) normalized -> (B, T, HW, D)."""
+        tokens = self.out(self.layers(video.transpose(1, 2).flatten(0, 1)))
+        return tokens.flatten(2).transpose(1, 2).unflatten(0, (video.shape[0], video.shape[2]))
 
 
 class TubeletEmbedding(Module):

@@ -42,6 +42,8 @@ class UniFormerV2Config:
         mean, std: per channel, of pixels in 0..1.
         motion_stem: a second patch kernel, zero at the start, reads each frame minus the clip's mean frame
             (`clip.FrameStem`). Not of the paper: for small encoders that learn from scratch.
+        convolution_stem: channels of overlapping convolutions beside the patches, zero at the start, 0 for none
+            (`embeddings.ConvolutionStem`). Not of the paper: for small objects and encoders that learn from scratch.
     """
 
     image_size: int
@@ -65,6 +67,7 @@ class UniFormerV2Config:
     mean: tuple[float, float, float] = HALF_MEAN
     std: tuple[float, float, float] = HALF_STD
     motion_stem: bool = False
+    convolution_stem: int = 0
 
     def __post_init__(self) -> None:
         layers = self.global_layers
@@ -72,6 +75,8 @@ class UniFormerV2Config:
             raise ValueError(f"global layers {layers} must ascend within 0..{self.depth - 1}")
         if self.local_blocks not in (0, 1, 2):
             raise ValueError(f"local blocks {self.local_blocks}: 0, 1 or 2 per layer")
+        if self.convolution_stem < 0:
+            raise ValueError(f"convolution stem of {self.convolution_stem} channels: 0 for none, or more")
 
 
 @dataclass(frozen=True)
@@ -202,6 +207,7 @@ class UniFormerV2(ClipClassifier):
             width,
             temporal_downsample=config.temporal_downsample,
             motion_stem=config.motion_stem,
+            convolution_stem=config.convolution_stem,
         )
         self.blocks = nn.ModuleList(clip_block(width, config.heads, drop_path=rate, drop_path_dim=1) for rate in rates)
         self.local1 = self._local_blocks(rates if config.local_blocks >= 1 else [])

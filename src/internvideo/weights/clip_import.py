@@ -20,7 +20,7 @@ from internvideo.weights.key_tables import CLIP
 from internvideo.weights.state import convert_reference, load_state
 from internvideo.weights.transformers_names import published_clip
 
-_ADDED = r"query|balance|global_blocks\..*|local[12]\..*|stem\.motion"
+_ADDED = r"query|balance|global_blocks\..*|local[12]\..*|stem\.(motion|convolutions\..*)"
 """What UniFormerV2 adds to CLIP's image transformer."""
 
 

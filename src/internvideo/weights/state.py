@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from internvideo.errors import WeightsError
-from internvideo.models.embeddings import MOTION_STEM
+from internvideo.models.embeddings import ADDED_STEMS
 from internvideo.models.positions import fit_positions
 from internvideo.models.videomae import VideoMAEClassifier, VideoMAEPretrain
 from internvideo.storage import read_safetensors as read_safetensors
@@ -127,8 +127,8 @@ def load_part(
     Raises WeightsError: as `load_state`; the model is then unchanged.
     """
     spare = [name for name in model.state_dict() if fresh is not None and re.match(fresh, name)]
-    # A motion stem starts at zero, so that weights made without one give what they gave.
-    spare += [name for name in model.state_dict() if name not in state and re.search(MOTION_STEM, name)]
+    # Stems beside the patches start at zero, so that weights made without them give what they gave.
+    spare += [name for name in model.state_dict() if name not in state and re.search(ADDED_STEMS, name)]
     used, resized = fit_positions(model, {name: value for name, value in state.items() if name not in spare})
     _load(model, used, unused=(), optional=spare, where=where, source="weights of an earlier stage")
     return resized
