@@ -1,4 +1,4 @@
-"""The motion stem and the head that keeps places: options of small encoders, the identity where they are new."""
+"""The stems beside the patches and the head that keeps places: options of small encoders, the identity where they are new."""
 
 from __future__ import annotations
 
@@ -28,6 +28,46 @@ def test_a_motion_stem_starts_as_the_identity_and_draws_nothing() -> None:
     assert torch.equal(plain(clips()), motion(clips()))
     assert set(motion.state_dict()) - set(plain.state_dict()) == {"stem.motion"}
     assert motion.get_layer_id("stem.motion") == 0
+
+
+def test_a_convolution_stem_starts_as_the_identity() -> None:
+    video = clips()
+    plain, model = UniFormerV2(SMALL).eval(), UniFormerV2(replace(SMALL, convolution_stem=3)).eval()
+    load_part(model, plain.state_dict())
+    assert torch.equal(plain(video), model(video))
+    names = set(model.state_dict()) - set(plain.state_dict())
+    assert names and all(name.startswith("stem.convolutions.") for name in names)
+    assert {model.get_layer_id(name) for name in names} == {0}
+    assert names <= {*from_clip(model, clip_model(SMALL).state_dict()).fresh}
+
+
+def test_a_convolution_stem_sees_every_frame_alone_and_across_patches() -> None:
+    model = jittered(replace(SMALL, convolution_stem=3))
+    stem = model.stem.convolutions
+    assert stem is not None
+    video, patch = clips(), SMALL.patch_size
+    side = SMALL.image_size // patch
+    with torch.no_grad():
+        before = stem(video)
+        assert before.shape == (len(video), video.shape[2], side**2, SMALL.width)
+        torch.testing.assert_close(stem(video[:, :, 1:2]), before[:, 1:2])
+        video[:, :, 0, patch - 1, patch - 1] += 3  # the last pixel of the first patch
+        changed = (stem(video) - before).abs().amax(dim=(0, 3)) > 1e-6
+    assert not changed[1:].any()
+    assert changed[0, [0, 1, side]].all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"patch_size": 6, "image_size": 12}, "multiple of 4"),
+        ({"temporal_downsample": True}, "temporal_downsample"),
+        ({"convolution_stem": -1}, "-1 channels"),
+    ],
+)
+def test_what_a_convolution_stem_cannot_do_is_told(settings: dict[str, int], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        UniFormerV2(replace(SMALL, **{"convolution_stem": 3, **settings}))
 
 
 @pytest.mark.parametrize("downsample", [False, True])

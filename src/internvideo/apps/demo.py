@@ -25,6 +25,7 @@ from internvideo.inference.loading import load
 from internvideo.pipeline import training_recipe
 from internvideo.recipe import Recipe, read_recipe
 from internvideo.sample_world.generate import WorldSettings, generate
+from internvideo.sample_world.pictures import generate_pictures
 from internvideo.search.collection import Collection
 from internvideo.search.indexing import IndexSettings
 from internvideo.storage import folder_lock, write_text
@@ -46,13 +47,14 @@ class Columns:
 
 @dataclass(frozen=True)
 class Profile:
-    """Size of a demo: clips of the sample world, and a factor on every recipe's epochs."""
+    """Size of a demo: clips and pictures of the sample world, and a factor on every recipe's epochs."""
 
     clips: int
+    pictures: int
     epochs: float
 
 
-PROFILES = {"full": Profile(4200, 1.0), "short": Profile(420, 0.25)}
+PROFILES = {"full": Profile(4200, 20_000, 1.0), "short": Profile(420, 500, 0.25)}
 
 
 def run_demo(
@@ -130,7 +132,8 @@ def step_recipe(step: Step, output: Path, data: DemoData, profile: Profile, seed
     schedule = recipe.schedule.model_copy(update={"epochs": epochs, "warmup": min(recipe.schedule.warmup, epochs / 4)})
     loader = replace(recipe.data.loader, seed=seed)
     # Masked pretraining needs no labels: it uses every video.
-    train = data.unlabelled if step.recipe == "masked" and data.unlabelled is not None else data.train
+    instead = {"masked": data.unlabelled, "image_text": data.pictures}
+    train = instead.get(step.recipe) or data.train
     parts: dict[str, Any] = {"train": train, "loader": loader}
     changed = {
         "schedule": schedule,
@@ -145,7 +148,8 @@ def _world(output: Path, profile: Profile, seed: int) -> DemoData:
     LOGGER.info("[data] the sample world")
     settings = WorldSettings(clips=profile.clips, size=64, seed=WORLD_SEED + seed, difficulty=0.15, long_videos=0)
     found = generate(output / "world", settings)
-    return DemoData(found["train"], found["test"], True, found["zero_shot"])
+    found |= generate_pictures(output / "world", settings, profile.pictures)
+    return DemoData(found["train"], found["test"], True, found["zero_shot"], pictures=found["pictures"])
 
 
 def _own(output: Path, path: Path, columns: Columns) -> DemoData:

@@ -2,8 +2,8 @@
 
 A picture is one frame of a clip that is planned but never written whole, of trained classes and combinations only.
 `FOLDER/pictures/NNNN.mp4` hold 250 pictures each, one a second; a row of `pictures.jsonl` is the span of one of them.
-Captions name the object and its place, not what it does; some name the shape alone, so that color and place are not
-enough to match them. Attributes are shape, colour, texture, size and place.
+Captions name the shape alone: what a small encoder does not learn beside color and place (`picture_captions`).
+Attributes are shape, colour, texture, size and place.
 """
 
 from __future__ import annotations
@@ -105,13 +105,13 @@ def draw(settings: WorldSettings, number: int) -> tuple[Facts, Frames]:
 
 
 def _row(settings: WorldSettings, number: int, count: int) -> Sample:
-    facts, scene = _facts_and_scene(settings, number)
+    facts, _ = _facts_and_scene(settings, number)
     shown = {name: value for name, value in asdict(facts).items() if name not in ("action", "speed")}
     second = float(number % PACKED)
     return Sample(
         id=f"picture_{number:06d}",
         path=_file(number, count),
         span=(second, second + 0.5),
-        captions=picture_captions(facts, np.random.default_rng((*scene.seed, 2000))),
+        captions=picture_captions(facts),
         attributes=shown,
     )
