@@ -36,7 +36,9 @@ def test_the_span_of_a_row_shows_its_picture_alone(pictures: Manifest) -> None:
         error = np.abs(seen[0].astype(float) - drawn[0]).mean()
         other = np.abs(seen[0].astype(float) - draw(SETTINGS, number + 1)[1][0]).mean()
         assert error < 8 and error < other / 2
-        assert row.attributes == {name: getattr(facts, name) for name in ("shape", "colour", "texture", "size", "place")}
+        assert row.attributes == {
+            name: getattr(facts, name) for name in ("shape", "colour", "texture", "size", "place")
+        }
 
 
 def test_captions_name_the_shape_in_words_that_clips_have_too(pictures: Manifest) -> None:
