@@ -1,4 +1,4 @@
-"""The stems beside the patches and the head that keeps places: options of small encoders, the identity where they are new."""
+"""Stems beside the patches and the head that keeps places: options of small encoders, the identity where new."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ def test_a_convolution_stem_starts_as_the_identity() -> None:
     load_part(model, plain.state_dict())
     assert torch.equal(plain(video), model(video))
     names = set(model.state_dict()) - set(plain.state_dict())
-    assert names and all(name.startswith("stem.convolutions.") for name in names)
+    assert names
+    assert all(name.startswith("stem.convolutions.") for name in names)
     assert {model.get_layer_id(name) for name in names} == {0}
     assert names <= {*from_clip(model, clip_model(SMALL).state_dict()).fresh}
 

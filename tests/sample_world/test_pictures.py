@@ -35,7 +35,8 @@ def test_the_span_of_a_row_shows_its_picture_alone(pictures: Manifest) -> None:
         assert len(seen) == 1
         error = np.abs(seen[0].astype(float) - drawn[0]).mean()
         other = np.abs(seen[0].astype(float) - draw(SETTINGS, number + 1)[1][0]).mean()
-        assert error < 8 and error < other / 2
+        assert error < 8
+        assert error < other / 2
         assert row.attributes == {
             name: getattr(facts, name) for name in ("shape", "colour", "texture", "size", "place")
         }
