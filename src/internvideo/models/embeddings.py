@@ -83,7 +83,7 @@ class ConvolutionStem(Module):
     def forward(self, video: Tensor) -> Tensor:
         """(B, 3, T, S, S) normalized -> (B, T, HW, D)."""
         tokens = self.out(self.layers(video.transpose(1, 2).flatten(0, 1)))
-        return tokens.flatten(2).transpose(1, 2).unflatten(0, (video.shape[0], video.shape[2]))
+        return tokens.flatten(2).transpose(1, 2).reshape(video.shape[0], video.shape[2], -1, tokens.shape[1])
 
 
 class TubeletEmbedding(Module):
