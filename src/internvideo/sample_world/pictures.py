@@ -23,7 +23,7 @@ from internvideo.sample_world.backgrounds import PLACES
 from internvideo.sample_world.clips import RADII, WorldSettings, held_out, in_processes
 from internvideo.sample_world.language import Facts, picture_captions
 from internvideo.sample_world.scene import COLORS, SHAPES, TEXTURES, Actor, Frames, Look, Scene, render
-from internvideo.storage import alone_in
+from internvideo.storage import folder_lock
 from internvideo.terminal import bars_disabled
 from internvideo.video.writer import write_video
 
@@ -48,7 +48,7 @@ def generate_pictures(
     Raises RunError, VideoError: the folder cannot be written.
     """
     root = Path(folder)
-    with alone_in(root):
+    with folder_lock(root):
         missing = [k for k in range(0, count, PACKED) if not _whole(root, k, count).exists()]
         hidden = bars_disabled(None if progress else False)
         with tqdm(total=count, initial=count - sum(min(PACKED, count - k) for k in missing), desc="pictures",
