@@ -7,6 +7,7 @@ path, label, split, group; GRID also mouth_path, verb, color, preposition, lette
 [[start, end, word], ...] in seconds; wlasl100 also split_signer. Written are
 
 - grid_words.jsonl: one row per spoken word (its span, class = the word), split by utterance;
+- grid_small.jsonl: six of the digits, 20 clips of each, 84 to learn from: a set as people bring it first;
 - grid_sentences.jsonl: one row per utterance with caption, questions and the words' segments;
 - surv_fight_0.jsonl ... _4.jsonl: five folds, no scene divided;
 - wlasl100.jsonl: signer-disjoint.
@@ -34,6 +35,8 @@ QUESTIONS = {
     "digit": "Which digit is said?",
 }
 SILENCE = {"sil", "sp"}
+SMALL, CLIPS, LEARNED = ("one", "two", "three", "four", "five", "six"), 20, 14
+"""Classes of the small set, clips of each, and how many of these are for training."""
 
 
 def main() -> None:
@@ -76,7 +79,18 @@ def grid(folder: Path, output: Path) -> None:
         sentences.append(Sample(id=name, captions=(row["caption"],), qa=questions, segments=segments, **facts))
     write_manifest(output / "grid_words.jsonl", spoken, words)
     write_manifest(output / "grid_sentences.jsonl", sentences, words)
+    write_manifest(output / "grid_small.jsonl", small(spoken, words), SMALL)
     print(f"grid: {len(spoken)} words of {len(words)} kinds in {len(sentences)} sentences")
+
+
+def small(spoken: list[Sample], words: list[str]) -> list[Sample]:
+    """The first clips of each small class; no utterance says two digits."""
+    rows = []
+    for label, word in enumerate(SMALL):
+        chosen = [row for row in spoken if row.label == words.index(word)][:CLIPS]
+        for place, row in enumerate(chosen):
+            rows.append(row.model_copy(update={"label": label, "split": "train" if place < LEARNED else "test"}))
+    return rows
 
 
 def surv_fight(folder: Path, output: Path) -> None:

@@ -58,6 +58,7 @@ REAL: dict[str, Task] = {
         },
         ("grid_words",),
     ),
+    "grid_small": _real_demo("grid_small", "six digits from the lips of one speaker, 84 clips to learn from", 6),
     **{
         f"surv_fight_{fold}": _real_demo(f"surv_fight_{fold}", f"fights seen by cameras, fold {fold} of 5 by scene", 8)
         for fold in range(5)

@@ -14,13 +14,14 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import reproduce  # noqa: E402
 import results  # noqa: E402
+from reproduce_navigation import NAVIGATION  # noqa: E402
 from reproduce_real import REAL  # noqa: E402
 from reproduce_tasks import WORLD, Figure, Task  # noqa: E402
 
 from internvideo.evaluation import find_task  # noqa: E402
 from internvideo.recipe import read_recipe  # noqa: E402
 
-TASKS = {**WORLD, **REAL}
+TASKS = {**WORLD, **NAVIGATION, **REAL}
 PLACES = {"R": "out", "DATA": "data", "PY": "python"}
 
 
@@ -42,7 +43,7 @@ def test_commands_are_ones_that_can_be_typed(name: str) -> None:
         elif words[1] == "evaluate":
             find_task(words[2])
         else:
-            assert words[1] in {"demo", "extract", "sample-world"}
+            assert words[1] in {"demo", "extract", "navigation-world", "sample-world"}
 
 
 def test_what_is_needed_comes_first_and_once() -> None:
