@@ -110,5 +110,5 @@ def test_the_peak_of_memory_is_in_mebibytes(platform: str, monkeypatch: pytest.M
 
 def test_a_checkpoint_is_converted_where_processes_have_no_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unpickle, "resource", None)
-    assert unpickle.limit(10**9, 5, 1000) is False
+    assert unpickle.limit_process(10**9, 5, 1000) is False
     assert os.open(os.devnull, os.O_RDONLY) > 2  # nothing was given up

@@ -185,10 +185,10 @@ def test_what_is_no_hub_address_is_told(address: str) -> None:
 
 
 def test_hub_addresses_have_file_and_revision() -> None:
-    parse = fetch.HubAddress.parse
-    assert parse("hf://a/b") == fetch.HubAddress("a/b", "", None)
-    assert parse("hf://a/b@v1") == fetch.HubAddress("a/b", "", "v1")
-    assert parse("hf://a/b/c/d.safetensors@refs/pr/1") == fetch.HubAddress("a/b", "c/d.safetensors", "refs/pr/1")
+    parse = fetch.HubLocation.parse
+    assert parse("hf://a/b") == fetch.HubLocation("a/b", "", None)
+    assert parse("hf://a/b@v1") == fetch.HubLocation("a/b", "", "v1")
+    assert parse("hf://a/b/c/d.safetensors@refs/pr/1") == fetch.HubLocation("a/b", "c/d.safetensors", "refs/pr/1")
     assert str(parse("hf://a/b/c.safetensors@v1")) == "hf://a/b/c.safetensors@v1"
     with pytest.raises(WeightsError, match="internvideo convert"):
         load("hf://a/b/pytorch_model.bin", device="cpu")

@@ -23,7 +23,7 @@ from internvideo.model_table import create_model
 from internvideo.storage import read_safetensors, write_safetensors
 from internvideo.weights.initialize import initialize
 from internvideo.weights.layout_families import FAMILIES as LAYOUTS
-from internvideo.weights.licenses import LICENCES
+from internvideo.weights.licenses import LICENSES
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -308,8 +308,8 @@ def test_the_folder_one_stands_in_and_a_link(tmp_path: Path, monkeypatch: pytest
 
 
 def test_every_layout_has_its_licence_or_none_is_known() -> None:
-    assert set(LICENCES) == {family.name for family in LAYOUTS}
-    for name, stated in LICENCES.values():
+    assert set(LICENSES) == {family.name for family in LAYOUTS}
+    for name, stated in LICENSES.values():
         assert hub_folder._tag(name) == name, "as hubs spell it"
         assert stated or name == "unknown"
 

@@ -14,7 +14,7 @@ from internvideo import load
 from internvideo.errors import WeightsError
 from internvideo.storage import write_safetensors
 from internvideo.weights.convert import convert
-from internvideo.weights.layouts import layout_of
+from internvideo.weights.layouts import require_layout
 
 WIDTH, DEPTH, HEADS, POOL_HEADS, FRAMES, SIDE, PATCH, HIDDEN, JOINT, ALIGN = 96, 3, 6, 16, 8, 28, 14, 130, 24, 10
 SIZES = {"heads": HEADS, "pool_heads": POOL_HEADS}
@@ -164,7 +164,7 @@ def test_the_published_sizes_are_recognized(tmp_path: Path) -> None:
         state = {f"vision_encoder.{key}": torch.empty(shape, device="meta") for key, shape in shapes.items()}
         if align:
             state["vision_align.1.weight"] = torch.empty(align, 768, device="meta")
-        found = layout_of(state)
+        found = require_layout(state)
         assert (found.model, found.unknown) == (f"internvideo2-{name}", ())
         assert found.overrides == ({"frames": 4} if frames == 4 else {})
 

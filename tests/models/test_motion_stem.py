@@ -16,7 +16,7 @@ from internvideo.models.uniformerv2 import UniFormerV2
 from internvideo.models.videomae import VideoMAEClassifier, VideoMAEPretrain
 from internvideo.objectives.masking import tube_mask
 from internvideo.weights.clip_import import from_clip
-from internvideo.weights.state import load_part, load_pretrained
+from internvideo.weights.state import load_pretrained, load_weights_part
 
 
 def test_a_motion_stem_starts_as_the_identity_and_draws_nothing() -> None:
@@ -96,13 +96,13 @@ def test_weights_without_a_motion_stem_fill_a_model_that_has_one() -> None:
         model = UniFormerV2(wanted).eval()
         if start == "clip":
             from_clip(plain, clip.state_dict())
-            assert "stem.motion" in from_clip(model, clip.state_dict()).fresh
+            assert "stem.motion" in from_clip(model, clip.state_dict()).newly_initialized
         else:
             plain = jittered(SMALL)
-            load_part(model, plain.state_dict())
+            load_weights_part(model, plain.state_dict())
         assert torch.equal(plain(video), model(video))
     with pytest.raises(WeightsError, match="unused"):
-        load_part(UniFormerV2(SMALL), model.state_dict())
+        load_weights_part(UniFormerV2(SMALL), model.state_dict())
 
 
 def test_a_motion_stem_starts_as_the_identity_and_tells_nothing_hidden() -> None:

@@ -29,7 +29,7 @@ from internvideo.pipeline import load_trained, prepare, run_recipe
 from internvideo.recipe import Recipe, build_recipe, read_recipe, shipped_recipes
 from internvideo.tasks.spatio_temporal_localization.model import ActionDetector
 from internvideo.training.model_setup import build_model
-from internvideo.weights.layouts import layout_of, load_layout
+from internvideo.weights.layouts import load_layout, require_layout
 from internvideo.weights.state import save_model
 
 WIDTH = 768
@@ -270,7 +270,7 @@ def test_transformers_videomae_computes_its_table_for_the_clip() -> None:
 
 def test_umt_resizes_the_table_of_eight_frames() -> None:
     state = keys.numbers(SMALL["classifier"]() | {"patch_embed.proj.weight": (64, 3, 1, 16, 16)})
-    layout = layout_of(state)
+    layout = require_layout(state)
     plain: Any = load_layout(layout, state, overrides=untold(state))
     assert (plain.config.frames, plain.config.image_size, plain.config.tubelet) == (8, 224, 1)
     assert torch.equal(plain.pos_embed[0], sin_cos_table(8 * 14 * 14, 64))
@@ -293,14 +293,14 @@ def test_learned_positions_tell_frames_and_picture_or_are_asked_for(tokens: int)
 def test_learned_tables_of_other_frame_counts_are_recognised(tubelet: int) -> None:
     kernel = {"patch_embed.proj.weight": (64, 3, tubelet, 16, 16)}
     state = keys.numbers(SMALL["classifier"]() | kernel | {"pos_embed": (1, 16 * 14 * 14, 64)})
-    model: Any = load_layout(layout_of(state), state, overrides=untold(state))
+    model: Any = load_layout(require_layout(state), state, overrides=untold(state))
     assert (model.config.frames, model.config.image_size) == (16 * tubelet, 224)
     assert torch.equal(model.pos_embed, state["pos_embed"])
 
 
 def test_what_the_tokens_do_not_tell_is_asked_for() -> None:
     state = keys.numbers(SMALL["classifier"]() | {"pos_embed": (1, 392, 64)})
-    layout = layout_of(state)
+    layout = require_layout(state)
     assert layout.unknown == ("image_size", "frames", "heads")
     with pytest.raises(WeightsError, match="do not determine image_size, frames"):
         load_layout(layout, state, overrides={"heads": 1})

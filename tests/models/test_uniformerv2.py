@@ -252,9 +252,9 @@ def test_public_clip_layout_loads_like_ours() -> None:
     report = from_clip(first, public)
     from_clip(second, clip.state_dict())
     assert torch.equal(first.features(clips()), second.features(clips()))
-    assert {"query", "balance", "proj.linear.weight"} <= set(report.fresh)
+    assert {"query", "balance", "proj.linear.weight"} <= set(report.newly_initialized)
     assert "visual.projection" in report.dropped
-    assert set(report.filled) | set(report.fresh) == set(first.state_dict())
+    assert set(report.filled) | set(report.newly_initialized) == set(first.state_dict())
     twin = Clip(clip.config).eval()
     load_reference(twin, public)
     assert torch.equal(twin.encode_video(clips()), clip.encode_video(clips()))

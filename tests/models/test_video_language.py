@@ -86,8 +86,8 @@ def test_initialized_from_clip_it_is_clip(frames: int) -> None:
     assert torch.equal(model.encode_text(TOKENS), clip.encode_text(TOKENS))
     assert model.logit_scale == clip.logit_scale
     assert report.dropped == ()
-    assert {name.split(".")[0] for name in report.fresh} == {"visual", "text", "caption_decoder"}
-    assert "text.mask_embedding" in report.fresh
+    assert {name.split(".")[0] for name in report.newly_initialized} == {"visual", "text", "caption_decoder"}
+    assert "text.mask_embedding" in report.newly_initialized
 
 
 def test_without_the_epsilon_the_identity_is_exact() -> None:
@@ -105,7 +105,7 @@ def test_viclip_starts_as_clip_on_one_frame() -> None:
     model = ViCLIP(config).eval()
     report = from_clip(model, clip.state_dict())
     assert torch.allclose(model.encode_video(clips(frames=1)), clip.encode_video(clips(frames=1)), atol=1e-6)
-    assert set(report.fresh) == {"visual.time_embedding", "temperature"}
+    assert set(report.newly_initialized) == {"visual.time_embedding", "temperature"}
     assert torch.allclose(model.encode_text(TOKENS[:2, :6]), clip.encode_text(TOKENS[:2]), atol=1e-6)
 
 

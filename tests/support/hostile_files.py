@@ -18,7 +18,7 @@ from internvideo.errors import WeightsError
 from internvideo.untrusted_pickle import RefusedError
 from internvideo.weights.convert import convert
 from internvideo.weights.torch_archive import read_checkpoint
-from internvideo.weights.unpickle import check, state_dict
+from internvideo.weights.unpickle import check_tensors, find_state_dict
 
 PREFIX = b"\x80\x02"
 RAW = struct.pack("<4f", 1, 2, 3, 4)
@@ -110,7 +110,7 @@ types.FunctionType types.CodeType functools.reduce operator.methodcaller socket.
 shutil.rmtree pathlib.Path.write_text pickle.loads pickle._loads _pickle.loads copyreg._reconstructor
 copyreg.__newobj__ webbrowser.open urllib.request.urlopen multiprocessing.reduction.recv_handle sys.exit asyncio.run
 logging.config.dictConfig __torch__.Evil __main__.Evil internvideo.storage.write_text
-internvideo.untrusted_pickle.build
+internvideo.untrusted_pickle.build_replacement
 """
 """Names that a checkpoint has no business with, though many belong to torch or stand in harmless modules."""
 
@@ -186,7 +186,7 @@ def objection(path: Path) -> str:
     with path.open("rb") as file:
         try:
             found = read_checkpoint(file, path.stat().st_size)
-            check(file, found, state_dict(found)[0], path.stat().st_size)
+            check_tensors(file, found, find_state_dict(found)[0], path.stat().st_size)
         except RefusedError as error:
             return "; ".join(filter(None, error.args))
     raise AssertionError("the reader found nothing wrong")

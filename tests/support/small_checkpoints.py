@@ -10,7 +10,7 @@ import published_keys as keys
 import torch
 from torch import Tensor, nn
 
-from internvideo.weights.layouts import layout_of, load_layout, merged
+from internvideo.weights.layouts import load_layout, merge_overrides, require_layout
 
 TEXT = {"layers": 1, "context": 9, "words": 40}
 
@@ -44,7 +44,7 @@ SMALL: dict[str, Callable[[], keys.Keys]] = {
 
 def untold(state: Mapping[str, Tensor]) -> dict[str, object]:
     """What the tensors of a small checkpoint do not tell: one head, and the last layers read by global blocks."""
-    layout, found = layout_of(state), {}
+    layout, found = require_layout(state), {}
     for path in layout.unknown:
         *outer, setting = path.split(".")
         value: object = 1
@@ -54,7 +54,7 @@ def untold(state: Mapping[str, Tensor]) -> dict[str, object]:
                 value = value[part]  # type: ignore[index]  # nested
         for part in (setting, *reversed(outer)):
             value = {part: value}
-        found = merged(found, value)  # type: ignore[arg-type]  # made a mapping
+        found = merge_overrides(found, value)  # type: ignore[arg-type]  # made a mapping
     return found
 
 
@@ -78,7 +78,7 @@ def load(name: str, change: Mapping[str, Tensor | None] | None = None, **options
     state |= {key: value for key, value in (change or {}).items() if value is not None}
     for key in (key for key, value in (change or {}).items() if value is None):
         del state[key]
-    return load_layout(layout_of(state), state, "file", overrides=rest, **options)
+    return load_layout(require_layout(state), state, "file", overrides=rest, **options)
 
 
 def same(first: nn.Module, second: nn.Module) -> bool:

@@ -245,7 +245,7 @@ def test_safetensors_need_no_conversion(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="nothing to convert"):
         convert(tmp_path / "w.safetensors", tmp_path / "o.safetensors")
     (tmp_path / "w.safetensors").rename(tmp_path / "w.bin")
-    with pytest.raises(WeightsError, match="no torch checkpoint"):
+    with pytest.raises(WeightsError, match="not a torch checkpoint"):
         convert(tmp_path / "w.bin")
     torch.save({"a": torch.ones(1)}, tmp_path / "pickle.safetensors")
     with pytest.raises(WeightsError, match="pickle"):
@@ -267,7 +267,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     def less(value: dict[str, object], indent: int | None = None) -> str:
         """The process may write less than it has to, as on a full disk."""
-        return whole({**value, **({"written": 1000} if "written" in value else {})}, indent=indent)
+        return whole({**value, **({"max_output_bytes": 1000} if "max_output_bytes" in value else {})}, indent=indent)
 
     monkeypatch.setattr(json, "dumps", less)
     with pytest.raises(RunError, match="cannot be written: File too large"):
@@ -281,7 +281,7 @@ import os, resource
 from internvideo.weights import unpickle
 foreign = {name.split(".")[0] for name in sys.modules} - set(sys.stdlib_module_names) - {"__main__", "internvideo"}
 import socket
-unpickle.limit(10**9, 9, 1000)
+unpickle.limit_process(10**9, 9, 1000)
 def fails(action):
     try:
         action()
@@ -317,7 +317,7 @@ def test_the_manifest_never_replaces_another_file(tmp_path: Path) -> None:
     notes = tmp_path / "model.json"
     for text in ('{"my": "notes"}', "no JSON", "[]"):
         notes.write_text(text)
-        with pytest.raises(WeightsError, match=r"model\.json: would be replaced by the manifest"):
+        with pytest.raises(WeightsError, match=r"model\.json: would be overwritten by the manifest"):
             convert(tmp_path / "model.pth")
         assert notes.read_text() == text
         assert not (tmp_path / "model.safetensors").exists()

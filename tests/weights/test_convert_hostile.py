@@ -145,7 +145,7 @@ def test_code_in_a_torchscript_archive_is_not_read(tmp_path: Path) -> None:
         (PREFIX + storage(key="../../etc/passwd") + b".", "../../etc/passwd should have 16 bytes and is absent"),
         (PREFIX + storage(key="\x1b[31mred\n") + b".", r"\x1b[31mred\n should"),
         (PREFIX + b"}(NNu" + storage() + b"Ns.", "key of type Storage"),
-        (PREFIX + b"}cargparse\nNamespace\n)\x81Ns.", "key of type Holder"),
+        (PREFIX + b"}cargparse\nNamespace\n)\x81Ns.", "key of type ObjectStub"),
         (PREFIX + b"}((]tNu.", "key of type tuple"),
         (PREFIX + b"N.", "holds no state dict"),
         (PREFIX + b"].", "holds no state dict"),

@@ -113,7 +113,7 @@ def test_a_zip_behind_other_bytes_is_refused(tmp_path: Path) -> None:
     checkpoint(tmp_path / "c.pth", one_tensor(), {"0": RAW})
     whole = (tmp_path / "c.pth").read_bytes()
     (tmp_path / "c.pth").write_bytes(b"#!/bin/sh\n" + whole)
-    assert "no torch checkpoint" in refused(tmp_path / "c.pth")
+    assert "not a torch checkpoint" in refused(tmp_path / "c.pth")
     (tmp_path / "c.pth").write_bytes(b"PK\x03\x04" + whole)
     assert "other bytes come before" in refused(tmp_path / "c.pth")
 
@@ -125,17 +125,17 @@ def test_other_things_are_told(tmp_path: Path) -> None:
     (tmp_path / "empty.pth").write_bytes(b"")
     assert refused(tmp_path / "empty.pth").startswith("is empty")
     (tmp_path / "text.pth").write_text("version https://git-lfs.github.com/spec/v1\n")
-    assert "is no torch checkpoint; expected: a .pth, .pt, .bin or .ckpt" in refused(tmp_path / "text.pth")
+    assert "is not a torch checkpoint; expected: a .pth, .pt, .bin or .ckpt" in refused(tmp_path / "text.pth")
     (tmp_path / "plain.bin").write_bytes(pickle.dumps({"w": [1.0]}))
     assert "is a pickle, but no torch checkpoint" in refused(tmp_path / "plain.bin")
     (tmp_path / "folder.pth").mkdir()
     assert refused(tmp_path / "folder.pth").startswith("is a folder")
     assert refused(tmp_path / "absent.pth").startswith("no such file")
     os.mkfifo(tmp_path / "pipe.pth")
-    assert refused(tmp_path / "pipe.pth").startswith("is no ordinary file")
+    assert refused(tmp_path / "pipe.pth").startswith("is not a regular file")
     with tarfile.open(tmp_path / "old.pth", "w") as archive:
         archive.add(tmp_path / "text.pth", "storages")
-    assert "no torch checkpoint" in refused(tmp_path / "old.pth")
+    assert "not a torch checkpoint" in refused(tmp_path / "old.pth")
 
 
 @pytest.mark.parametrize("new", [True, False], ids=["zip", "legacy"])
@@ -174,7 +174,7 @@ def test_random_damage_is_refused_or_harmless(tmp_path: Path, kind: str, count: 
     """Changed, cut and doubled bytes: the reader says what is wrong or reads tensors, and nothing else happens."""
     from internvideo.untrusted_pickle import RefusedError
     from internvideo.weights.torch_archive import read_checkpoint
-    from internvideo.weights.unpickle import check, state_dict
+    from internvideo.weights.unpickle import check_tensors, find_state_dict
 
     path = tmp_path / "c.pth"
     state = {"model": {"w": torch.ones(5), "v": torch.ones(2, 3).t().half()}, "args": [1, "x", (2.5, None)]}
@@ -195,8 +195,8 @@ def test_random_damage_is_refused_or_harmless(tmp_path: Path, kind: str, count: 
         with path.open("rb") as file:
             try:
                 found = read_checkpoint(file, len(data))
-                tensors, _, _ = state_dict(found)
-                check(file, found, tensors, len(data))
+                tensors, _, _ = find_state_dict(found)
+                check_tensors(file, found, tensors, len(data))
                 endings["read"] += 1
             except RefusedError as error:
                 endings["refused"] += 1

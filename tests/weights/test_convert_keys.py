@@ -16,7 +16,7 @@ from internvideo.cli.convert import convert as command
 from internvideo.errors import WeightsError
 from internvideo.storage import read_safetensors
 from internvideo.weights.convert import convert
-from internvideo.weights.layouts import layout_of, load_layout
+from internvideo.weights.layouts import load_layout, require_layout
 
 A, B = ({"a": torch.full((2,), value)} for value in (1.0, 2.0))
 
@@ -113,6 +113,6 @@ def test_what_torch_averaged_loads(name: str, tmp_path: Path) -> None:
     averaged = AveragedModel(nn.Linear(1, 1)).state_dict()
     counter = averaged["n_averaged"]
     found = converted({"model": {"n_averaged": counter, **{f"module.{key}": v for key, v in state.items()}}}, tmp_path)
-    layout = layout_of(found)
-    assert "n_averaged" in layout.left_out
+    layout = require_layout(found)
+    assert "n_averaged" in layout.ignored_keys
     assert same(load_layout(layout, found, overrides=rest), load(name))

@@ -24,8 +24,8 @@ from internvideo.models.uniformerv2 import UniFormerV2
 from internvideo.models.viclip import ViCLIP
 from internvideo.models.video_language import VideoLanguage
 from internvideo.models.videomae import VideoMAEClassifier, VideoMAEPretrain
-from internvideo.weights.layouts import Layout, as_model, layout_of, load_layout, merged, recognize
-from internvideo.weights.state import TABLES, convert_reference, with_shapes_of
+from internvideo.weights.layouts import Layout, as_model, load_layout, merge_overrides, recognize, require_layout
+from internvideo.weights.state import TABLES, convert_reference, match_scalar_shapes
 
 CASES = {
     path.stem: Case(path)
@@ -110,12 +110,12 @@ def test_every_reference_model_is_recognised_and_gives_its_outputs(name: str, wr
     layout = recognize(state)
     assert layout is not None
     assert layout.name == FAMILY[max((start for start in FAMILY if name.startswith(start)), key=len)]
-    assert layout.left_out == ()
+    assert layout.ignored_keys == ()
     assert json.loads(json.dumps(layout.overrides)) == layout.overrides
     frames = size = None
     if name.startswith("mae_finetune"):
         frames, size = case.info["constructor"]["all_frames"], case.info["constructor"]["img_size"]
-    rest = merged(untold(state), known(case))
+    rest = merge_overrides(untold(state), known(case))
     model = load_layout(layout, state, name, frames=frames, image_size=size, overrides=rest).eval()
     with torch.no_grad():
         found = outputs(case, model)
@@ -247,7 +247,7 @@ def test_every_published_size_is_recognised_and_every_key_has_its_place(name: st
     published = make()
     if count is not None:
         assert len(published) == count
-    layout = layout_of(keys.meta(keys.below("module.", published)))
+    layout = require_layout(keys.meta(keys.below("module.", published)))
     assert (layout.model, layout.overrides, layout.unknown) == (model_name, overrides, ())
     state, left_out = layout.family.read(keys.meta(published))
     assert left_out == ()
@@ -257,7 +257,7 @@ def test_every_published_size_is_recognised_and_every_key_has_its_place(name: st
     ours, unused = convert_reference(model, {key: value for key, value in state.items() if key not in constants})
     assert unused == []
     own = model.state_dict()
-    assert {key: value.shape for key, value in with_shapes_of(own, ours).items()} == {
+    assert {key: value.shape for key, value in match_scalar_shapes(own, ours).items()} == {
         key: value.shape for key, value in own.items()
     }
 
@@ -267,7 +267,7 @@ def test_every_published_size_is_recognised_and_every_key_has_its_place(name: st
     [(768, 12, 12), (1024, 24, 16), (768, 6, 0), (1280, 32, 0), (384, 12, 0), (320, 2, 0)],
 )
 def test_heads_are_those_of_a_published_size_or_must_be_given(width: int, depth: int, heads: int) -> None:
-    layout = layout_of(keys.meta(clip_keys(224, 16, width, depth, 512)))
+    layout = require_layout(keys.meta(clip_keys(224, 16, width, depth, 512)))
     assert ("heads" in layout.unknown) is (heads == 0)
     assert not heads or configure(layout.model, layout.overrides, MODELS).heads == heads
 
@@ -275,7 +275,7 @@ def test_heads_are_those_of_a_published_size_or_must_be_given(width: int, depth:
 @pytest.mark.parametrize(("depth", "stages", "told"), [(12, 4, True), (12, 8, False), (12, 3, False), (6, 4, False)])
 def test_the_layers_that_global_blocks_read_must_be_given_for_other_sizes(depth: int, stages: int, told: bool) -> None:
     state = keys.meta(keys.uniformerv2(224, 16, 768, depth, stages, 5))
-    layout = layout_of(state)
+    layout = require_layout(state)
     assert ("global_layers" in layout.unknown) is not told
     if not told:
         with pytest.raises(WeightsError, match=r"do not determine .*global_layers"):
@@ -287,7 +287,7 @@ def test_the_layers_that_global_blocks_read_must_be_given_for_other_sizes(depth:
     [(128, 2, "s"), (384, 2, "s"), (600, 3, "b"), (768, 1, "b"), (1024, 12, "l"), (1200, 4, "h")],
 )
 def test_a_model_is_called_after_its_width(width: int, depth: int, model: str) -> None:
-    found = layout_of(keys.meta(keys.videomae_classifier(width, depth, 4 * width, 3)))
+    found = require_layout(keys.meta(keys.videomae_classifier(width, depth, 4 * width, 3)))
     assert found.model == f"videomae-{model}-classifier"
 
 
@@ -300,7 +300,7 @@ def test_every_model_that_was_published_is_reached() -> None:
 
 
 def test_every_table_of_weights_is_reached_by_a_layout() -> None:
-    builds = {type(load_layout(layout_of(state), state, overrides=rest)) for state, rest in map(small, SMALL)}
+    builds = {type(load_layout(require_layout(state), state, overrides=rest)) for state, rest in map(small, SMALL)}
     only_by_hand = {"ZeroShotMultipleChoice"}  # the multimodal model itself
     only_by_hand |= {kind.__name__ for kind in TABLES if ".external." in kind.__module__}  # models/test_siglip.py
     assert {kind.__name__ for kind in TABLES} == {kind.__name__ for kind in builds} | only_by_hand
@@ -310,7 +310,7 @@ def test_every_table_of_weights_is_reached_by_a_layout() -> None:
 
 
 def published_layout(name: str) -> Layout:
-    return layout_of(keys.meta(PUBLISHED[name][0]()))
+    return require_layout(keys.meta(PUBLISHED[name][0]()))
 
 
 def test_a_layout_can_be_told_as_the_model_that_was_asked_for() -> None:
@@ -326,7 +326,7 @@ def test_a_layout_can_be_told_as_the_model_that_was_asked_for() -> None:
         as_model(published_layout("pretrain B"), "videomae-b-classifier")
     plain = as_model(published_layout("finetuned B"), "videomae-b-classifier")
     assert plain.overrides == {}
-    shorter = layout_of(keys.meta(keys.videomae_classifier(768, 11, 3072, 400)))
+    shorter = require_layout(keys.meta(keys.videomae_classifier(768, 11, 3072, 400)))
     with pytest.raises(WeightsError, match=r"depth 11.*incomplete"):
         as_model(shorter, "videomae-b-classifier")
     writer = as_model(published_layout("MM L/14 that writes"), "internvideo-mm-l14-caption")
@@ -337,12 +337,12 @@ def test_a_layout_can_be_told_as_the_model_that_was_asked_for() -> None:
 
 def test_who_asks_for_the_towers_gets_them_without_a_decoder() -> None:
     state = keys.numbers(SMALL["mm"]() | keys.caption_decoder(64, 64, 2, 40, queries=3, prefix="caption_decoder."))
-    layout = layout_of(state)
+    layout = require_layout(state)
     assert layout.model.endswith("-caption")
     with pytest.raises(WeightsError, match="wrong size"):
         as_model(layout, "internvideo-mm-l14")
     plain = as_model(published_layout("MM L/14 that writes"), "internvideo-mm-l14")
-    assert (plain.overrides, plain.left_out) == ({}, ("caption_decoder.*",))
+    assert (plain.overrides, plain.ignored_keys) == ({}, ("caption_decoder.*",))
     model = load_layout(
         replace(plain, model=layout.model, overrides={**layout.overrides, "caption": None}),
         state,

@@ -19,7 +19,7 @@ from internvideo.models.embeddings import resize_table
 from internvideo.models.uniformerv2 import UniFormerV2
 from internvideo.models.video_language import VideoLanguage
 from internvideo.models.videomae import VideoMAEClassifier, VideoMAEPretrain
-from internvideo.weights.layouts import layout_of, load_layout, recognize
+from internvideo.weights.layouts import load_layout, recognize, require_layout
 
 WRAPPERS = ("module.", "backbone.", "_orig_mod.model.")
 
@@ -28,7 +28,7 @@ WRAPPERS = ("module.", "backbone.", "_orig_mod.model.")
 def test_what_programs_put_before_the_keys_changes_nothing(name: str, wrapper: str) -> None:
     state, rest = small(name)
     wrapped = {f"{wrapper}{key}": value for key, value in state.items()}
-    layout = layout_of(wrapped)
+    layout = require_layout(wrapped)
     assert same(load_layout(layout, wrapped, overrides=rest), load(name))
 
 
@@ -36,20 +36,20 @@ def test_what_programs_put_before_the_keys_changes_nothing(name: str, wrapper: s
 def test_a_finetuned_trunk_may_still_stand_under_its_old_name(trunk: str) -> None:
     state, rest = small("classifier")
     wrapped = {key if key.startswith(("head.", "fc_norm.")) else f"{trunk}{key}": v for key, v in state.items()}
-    layout = layout_of(wrapped)
+    layout = require_layout(wrapped)
     assert layout.name == "VideoMAE classifier"
     assert same(load_layout(layout, wrapped, overrides=rest), load("classifier"))
     everything = {f"{trunk}{key}": value for key, value in state.items()}
-    assert same(load_layout(layout_of(everything), everything, overrides=rest), load("classifier"))
+    assert same(load_layout(require_layout(everything), everything, overrides=rest), load("classifier"))
 
 
 def test_an_encoder_alone_is_a_classifier_without_classes() -> None:
     state, rest = small("classifier")
     bare = {key: value for key, value in state.items() if not key.startswith("head.")}
-    model = load_layout(layout_of(bare), bare, overrides=rest)
+    model = load_layout(require_layout(bare), bare, overrides=rest)
     assert isinstance(model, VideoMAEClassifier)
     assert model(torch.randn(1, 3, 4, 32, 32)).shape == (1, 64)
-    headed = load_layout(layout_of(bare), bare, num_classes=3, overrides=rest)
+    headed = load_layout(require_layout(bare), bare, num_classes=3, overrides=rest)
     assert headed(torch.randn(1, 3, 4, 32, 32)).shape == (1, 3)
 
 
@@ -61,20 +61,20 @@ def test_only_the_towers_of_a_multimodal_checkpoint_are_used() -> None:
         "caption_decoder.x": torch.ones(1),
     }
     state, _ = small("mm")
-    layout = layout_of(state | extra)
-    assert layout.left_out == tuple(extra)
+    layout = require_layout(state | extra)
+    assert layout.ignored_keys == tuple(extra)
     assert same(load("mm", extra), load("mm"))
     with pytest.raises(WeightsError, match=r"1 unused \(surprise\)"):
         load("mm", {"clip.surprise": torch.zeros(1)})
     bare = {key.removeprefix("clip."): value for key, value in state.items()} | {"itm_head.weight": torch.zeros(2)}
-    layout = layout_of(bare)
+    layout = require_layout(bare)
     with pytest.raises(WeightsError, match="unused"):  # without the prefix everything must have a place
         load_layout(layout, bare, overrides=untold(bare))
 
 
 def test_a_caption_decoder_comes_along_when_it_can_write() -> None:
     state = keys.numbers(SMALL["mm"]() | keys.caption_decoder(64, 64, 2, 40, queries=3, prefix="caption_decoder."))
-    model = load_layout(layout_of(state), state, overrides=untold(state))
+    model = load_layout(require_layout(state), state, overrides=untold(state))
     assert isinstance(model, VideoLanguage)
     assert model.generate(torch.randn(1, 3, 2, 32, 32), start=38, end=39).shape == (1, 9)
 
@@ -122,7 +122,7 @@ def test_tensors_that_tell_the_size_are_asked_for() -> None:
     state, rest = small("classifier")
     del state["blocks.0.norm1.weight"], state["fc_norm.weight"], state["fc_norm.bias"]
     with pytest.raises(WeightsError, match="3 missing"):
-        load_layout(layout_of(state), state, overrides=rest)
+        load_layout(require_layout(state), state, overrides=rest)
     state, _ = small("uniformerv2")
     del state["positional_embedding"]
     with pytest.raises(WeightsError, match="positional_embedding: missing"):
@@ -161,7 +161,7 @@ def test_tensors_that_tell_the_size_are_asked_for() -> None:
 def test_an_unknown_layout_is_told_with_the_known_ones_and_the_keys_seen(state: dict[str, Tensor], name: str) -> None:
     assert recognize(state) is None
     with pytest.raises(WeightsError) as error:
-        layout_of(state, "file")
+        require_layout(state, "file")
     told = str(error.value)
     assert "UniFormerV2" in told
     assert "transformers VideoMAE classifier" in told
@@ -173,7 +173,7 @@ def test_an_unknown_layout_is_told_with_the_known_ones_and_the_keys_seen(state: 
 
 def test_heads_that_cannot_be_told_must_be_given() -> None:
     state = keys.numbers(keys.videomae_classifier(48, 1, 96, 3))
-    layout = layout_of(state)
+    layout = require_layout(state)
     assert layout.unknown == ("heads",)
     with pytest.raises(WeightsError, match="do not determine heads"):
         load_layout(layout, state)
@@ -204,7 +204,7 @@ def test_another_number_of_classes_only_when_asked_for(name: str, head: str) -> 
     setting = "answers" if name == "vqa" else "num_classes"
     state, rest = small(name)
     with pytest.raises(WeightsError, match=r"mis-shaped.*num_classes"):
-        load_layout(layout_of(state), state, overrides={**rest, setting: 11})
+        load_layout(require_layout(state), state, overrides={**rest, setting: 11})
     old, new = load(name), load(name, num_classes=11)
     before, after = old.state_dict(), new.state_dict()
     changed = {key for key in before if not torch.equal(before[key], after[key])}
@@ -246,7 +246,7 @@ def test_these_weights_do_not_depend_on_the_frames(name: str, frames: int) -> No
 
 def test_a_classifiers_fixed_positions_are_resized_for_another_clip() -> None:
     state = keys.numbers(SMALL["classifier"]())
-    layout = layout_of(state)
+    layout = require_layout(state)
     native = load_layout(layout, state, overrides={"heads": 1})
     larger = load_layout(layout, state, frames=8, image_size=64, overrides={"heads": 1})
     anew = load_layout(layout, state, frames=8, image_size=64, overrides={"heads": 1, "position_table": "native"})
@@ -263,7 +263,7 @@ def test_a_classifiers_fixed_positions_are_resized_for_another_clip() -> None:
 
 def test_learned_positions_are_resized_only_when_asked_for() -> None:
     state = keys.numbers(SMALL["classifier"]() | {"pos_embed": (1, 8 * 2 * 2, 64)})
-    layout = layout_of(state)
+    layout = require_layout(state)
     assert layout.overrides["image_size"] == 32
     assert layout.overrides["learnable_positions"]
     model = load_layout(layout, state, frames=8, image_size=48, overrides={"heads": 1})
@@ -283,7 +283,7 @@ def test_viclip_cuts_or_interpolates_its_time_positions_only_when_asked_for() ->
     assert torch.equal(more[:, 0], stored[:, 0])
     assert torch.allclose(more[:, 3], torch.lerp(stored[:, 1], stored[:, 2], 0.25))
     with pytest.raises(WeightsError, match="number of frames"):
-        load_layout(layout_of(state), state, overrides={**untold(state), "frames": 8})
+        load_layout(require_layout(state), state, overrides={**untold(state), "frames": 8})
 
 
 @pytest.mark.parametrize("name", ["uniformerv2", "local", "mm", "vqa", "choice", "viclip", "clip"])

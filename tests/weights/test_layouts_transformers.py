@@ -21,7 +21,7 @@ from internvideo.models.clip import Clip
 from internvideo.models.uniformerv2 import UniFormerV2, UniFormerV2Config
 from internvideo.models.videomae import VideoMAEClassifier, VideoMAEPretrain
 from internvideo.weights.clip_import import from_clip
-from internvideo.weights.layouts import layout_of, load_layout
+from internvideo.weights.layouts import load_layout, require_layout
 
 SIZE = {"image_size": 32, "frames": 4}
 HEADS = {"heads": 2, "decoder_heads": 1}
@@ -64,7 +64,7 @@ def clip_of(frames: int = 4) -> Tensor:
 
 
 def load(state: dict[str, Tensor], overrides: Any = None, **options: Any) -> Any:
-    layout = layout_of(state)
+    layout = require_layout(state)
     heads = {"heads": 2, "text": {"heads": 2}} if "CLIP" in layout.name else HEADS
     return load_layout(layout, state, "file", overrides={**heads, **(overrides or {})}, **options).double().eval()
 
@@ -87,7 +87,7 @@ def test_classifier(mean: bool, names: Any) -> None:
     theirs = videomae(VideoMAEForVideoClassification, use_mean_pooling=mean)
     state = names(theirs.state_dict())
     assert any("q_bias" in key for key in state) is (names is older)
-    layout = layout_of(state)
+    layout = require_layout(state)
     assert (layout.name, layout.model) == ("transformers VideoMAE classifier", "videomae-s-classifier")
     ours = load(state, **SIZE)
     assert isinstance(ours, VideoMAEClassifier)
@@ -172,7 +172,7 @@ def test_faults_are_named() -> None:
 def test_clip() -> None:
     theirs = image_text()
     state = dict(theirs.state_dict()) | {"text_model.embeddings.position_ids": torch.arange(9)[None]}
-    layout = layout_of(state)
+    layout = require_layout(state)
     assert layout.name == "transformers CLIP"
     ours = load(state)
     assert isinstance(ours, Clip)

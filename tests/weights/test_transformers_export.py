@@ -121,7 +121,7 @@ def test_the_folder_says_what_it_is(tmp_path: Path) -> None:
         (
             "uniformerv2-b16",
             {"image_size": 32, "patch_size": 16, "width": 64, "heads": 2, "depth": 4, "global_layers": [2, 3]},
-            "uniformerv2-b16 does not exist there; expected: VideoMAE and CLIP",
+            "uniformerv2-b16 does not exist in transformers; expected: VideoMAE or CLIP",
         ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -16,10 +16,10 @@ from internvideo.models.videomae import VideoMAEClassifier, VideoMAEConfig, Vide
 from internvideo.storage import read_metadata, read_safetensors, write_safetensors
 from internvideo.weights.state import (
     FORMAT_VERSION,
-    load_part,
     load_pretrained,
     load_reference,
     load_state,
+    load_weights_part,
     reference_names,
     save_model,
     select_head_rows,
@@ -160,15 +160,15 @@ def test_a_part_may_stay_as_drawn() -> None:
     model, other = VideoMAEClassifier(TINY), VideoMAEClassifier(dataclasses.replace(TINY, num_classes=7))
     body = {name: value for name, value in other.state_dict().items() if not name.startswith("head.")}
     head = model.head.weight.clone()
-    load_part(model, body, fresh=r"head\.")
+    load_weights_part(model, body, newly_initialized=r"head\.")
     assert torch.equal(model.head.weight, head)
     assert torch.equal(model.blocks[0].mlp.fc1.weight, other.blocks[0].mlp.fc1.weight)
     with pytest.raises(WeightsError, match=r"2 missing \(head.weight, head.bias\)"):
-        load_part(model, body, fresh=None)
-    load_part(model, other.state_dict(), fresh=r"head\.")
+        load_weights_part(model, body, newly_initialized=None)
+    load_weights_part(model, other.state_dict(), newly_initialized=r"head\.")
     assert torch.equal(model.head.weight, head)
     with pytest.raises(WeightsError, match="number of classes"):
-        load_part(model, other.state_dict())
+        load_weights_part(model, other.state_dict())
 
 
 def test_shared_and_strided_tensors_are_written(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from internvideo.model_table import create_model
 from internvideo.models.positions import fit_positions
 from internvideo.models.skip_init import skip_init
 from internvideo.models.videomae_config import VideoMAEConfig
-from internvideo.weights.layouts import merged
+from internvideo.weights.layouts import merge_overrides
 from internvideo.weights.state import load_state
 
 
@@ -59,7 +59,7 @@ def at_clip_size(
         settings["size"] = image_size
     clips = clips.with_settings(**settings)
     with skip_init():
-        model = create_model(name, merged(overrides_of(name, module), changes))
+        model = create_model(name, merge_overrides(overrides_of(name, module), changes))
     fitted, _ = fit_positions(model, module.state_dict())
     load_state(model, fitted, where)
     return model, clips

@@ -28,7 +28,7 @@ from internvideo.models.skip_init import check_all_loaded, skip_init
 from internvideo.storage import write_text
 from internvideo.tasks.protocol import weights_hash
 from internvideo.weights.fetch import is_remote, sha256_of
-from internvideo.weights.layouts import leaves
+from internvideo.weights.layouts import flatten_overrides
 from internvideo.weights.state import FORMAT_VERSION, check_version, load_state, read_model, save_model
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
@@ -297,7 +297,9 @@ def _changed(model: Savable) -> str:
     overrides = model.config["overrides"]
     assert isinstance(overrides, Mapping)
     names = ("width", "depth", "layers", "heads", "patch_size", "tubelet", "image_size", "frames")
-    sizes = [f"{path} {value}" for path, value in leaves(overrides).items() if path.rpartition(".")[2] in names]
+    sizes = [
+        f"{path} {value}" for path, value in flatten_overrides(overrides).items() if path.rpartition(".")[2] in names
+    ]
     return f", but of another size: {', '.join(sizes)}" if sizes else ""
 
 

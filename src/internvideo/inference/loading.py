@@ -25,10 +25,10 @@ from internvideo.tasks import CATALOG
 from internvideo.tasks.protocol import weights_hash
 from internvideo.training.trained import Trained, load_trained
 from internvideo.weights import foreign_folder, layouts
-from internvideo.weights.fetch import check_ending, fetch, is_remote
-from internvideo.weights.licenses import licence_of
+from internvideo.weights.fetch import fetch, is_remote, require_safetensors
+from internvideo.weights.licenses import license_metadata
 from internvideo.weights.published_classes import published_classes
-from internvideo.weights.state import check_version, load_part, load_pretrained
+from internvideo.weights.state import check_version, load_pretrained, load_weights_part
 
 RANDOM = "random"
 WEIGHT_SOURCES_HELP = 'weights=PATH, "hf://ORGANISATION/REPOSITORY/FILE", "https://...safetensors" or "random"'
@@ -137,10 +137,10 @@ def _open(path: Path, options: LoadOptions) -> VideoModel:
     if path.is_dir():
         if _is_hub_folder(path):
             return _from_hub_folder(path, options)
-        path = foreign_folder.weights_in(path)
-    if path.name in foreign_folder.NO_TENSORS:
+        path = foreign_folder.find_weights_file(path)
+    if path.name in foreign_folder.REFERENCE_FILES:
         return _from_published(path, options)
-    check_ending(path.name, str(path))
+    require_safetensors(path.name, str(path))
     metadata = read_metadata(path)
     check_version(metadata.get("format_version", "1"), path)
     if hub_folder.KEY in metadata:
@@ -215,7 +215,7 @@ def _from_published(path: Path, options: LoadOptions) -> VideoModel:
     layout = found.layout
     if options.name is not None and not _becomes_classifier(layout.model, options):
         layout = layouts.as_model(layout, options.name, path)
-    overrides = layouts.merged(found.settings(), options.overrides)
+    overrides = layouts.merge_overrides(found.settings(), options.overrides)
     size = {"frames": options.frames, "image_size": options.image_size}
     with skip_init() if options.num_classes is None else nullcontext():  # a new head is randomly initialized
         module = layouts.load_layout(layout, found.state, path, options.num_classes, **size, overrides=overrides)
@@ -225,9 +225,9 @@ def _from_published(path: Path, options: LoadOptions) -> VideoModel:
         name = name.replace("-pretrain", "-classifier")
     if options.name not in (None, name):
         raise WeightsError(path, f"these are weights of '{layout.model}'", str(options.name))
-    metadata = {"source": str(path), "layout": layout.name, **licence_of(layout.name), **found.published}
-    if layout.left_out:
-        metadata["left_out"] = f"{len(layout.left_out)} tensors of no part of the model"
+    metadata = {"source": str(path), "layout": layout.name, **license_metadata(layout.name), **found.published}
+    if layout.ignored_keys:
+        metadata["left_out"] = f"{len(layout.ignored_keys)} tensors of layers that the model does not have"
     if "source_sha256" in found.metadata:
         metadata["converted_from_sha256"] = found.metadata["source_sha256"]
     if options.num_classes is not None:
@@ -281,7 +281,7 @@ def _with_new_head(name: str, module: nn.Module, options: LoadOptions, where: Pa
         return name, classifier
     _check_name(name, options, where)
     model_with_new_head = create_model(name, _with_classes(name, settings, options.num_classes))
-    load_part(model_with_new_head, module.state_dict(), fresh=HEAD_PARAM_PATTERN, where=where)
+    load_weights_part(model_with_new_head, module.state_dict(), newly_initialized=HEAD_PARAM_PATTERN, where=where)
     return name, model_with_new_head
 
 
@@ -289,7 +289,7 @@ def _with_classes(name: str, settings: dict[str, object], num_classes: int) -> d
     """Set the number of classes in overrides. Raises RecipeError for a model without a classifier."""
     if name.startswith("interaction-"):
         classes = {"num_classes": num_classes}
-        return layouts.merged(settings, {"masked": classes, "multimodal": classes})
+        return layouts.merge_overrides(settings, {"masked": classes, "multimodal": classes})
     if not hasattr(MODELS[name].config, "num_classes") or name.endswith("-pretrain"):
         raise RecipeError(f"model {name}", "has no classifier", "no num_classes")
     return {**settings, "num_classes": num_classes}

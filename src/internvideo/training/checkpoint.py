@@ -32,7 +32,7 @@ from internvideo.training.run_folder import FOLDER, checkpoints
 from internvideo.training.run_folder import init_run_dir as init_run_dir
 from internvideo.training.run_folder import newest as newest
 from internvideo.training.sharding import divided_as
-from internvideo.weights.state import with_shapes_of
+from internvideo.weights.state import match_scalar_shapes
 
 FORMAT = 1
 
@@ -202,7 +202,7 @@ def _load_state(path: Path, tensors: Mapping[str, Tensor], saved: Mapping[str, A
     _load_optimizer(state, strip_prefix(tensors, "optimizer"))
     if state.ema is not None:
         averages = strip_prefix(tensors, "ema")  # earlier versions also averaged parameters that are frozen now
-        averages = divided_as(state.ema.averages, with_shapes_of(state.ema.averages, averages))
+        averages = divided_as(state.ema.averages, match_scalar_shapes(state.ema.averages, averages))
         state.ema.load({name: averages[name] for name in state.ema.averages if name in averages})
     random = strip_prefix(tensors, f"random/{distributed.rank()}")
     if random:
@@ -283,7 +283,7 @@ def _read_metadata(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
 
 def _load_stage(path: Path, stage: nn.Module, weights: Mapping[str, Tensor]) -> None:
     expected = stage.state_dict()
-    weights = divided_as(expected, with_shapes_of(expected, weights))
+    weights = divided_as(expected, match_scalar_shapes(expected, weights))
     missing, unused = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
     shapes = sorted(name for name in expected.keys() & weights.keys() if expected[name].shape != weights[name].shape)
     for kind, names in (("misses", missing), ("has the unknown", unused), ("has another shape of", shapes)):
@@ -300,7 +300,7 @@ def _load_optimizer(state: RunState, saved: Mapping[str, Tensor]) -> None:
             # A copy, because the optimizer writes into its state while the file may still be mapped.
             whole = {key: value.to(parameter.device, copy=True) for key, value in entries.items()}
             likes = {key: parameter.detach() for key in whole if key != "step"}
-            state.optimizer.state[parameter] = divided_as(likes, with_shapes_of(likes, whole))
+            state.optimizer.state[parameter] = divided_as(likes, match_scalar_shapes(likes, whole))
 
 
 def _rng_states(generator: torch.Generator) -> dict[str, Tensor]:

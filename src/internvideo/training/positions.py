@@ -11,7 +11,7 @@ import copy
 from internvideo.models.factory import configure
 from internvideo.models.videomae import VideoMAEPretrain
 from internvideo.training.recipe import Recipe
-from internvideo.weights.initialize import masked_parts, native_clip
+from internvideo.weights.initialize import masked_encoder_configs, native_clip
 
 
 def with_positions(recipe: Recipe) -> Recipe:
@@ -25,7 +25,7 @@ def with_positions(recipe: Recipe) -> Recipe:
     if not recipe.init or recipe.catalog.models[recipe.model.name].build is VideoMAEPretrain:
         return recipe
     overrides = copy.deepcopy(recipe.model.overrides)
-    for part, config in masked_parts(configure(recipe.model.name, overrides, recipe.catalog.models)).items():
+    for part, config in masked_encoder_configs(configure(recipe.model.name, overrides, recipe.catalog.models)).items():
         path = recipe.init.get(part) or recipe.init.get("weights")
         settings = overrides.get(part, {}) if part else overrides
         table = settings.get("position_table")
@@ -41,7 +41,7 @@ def with_positions(recipe: Recipe) -> Recipe:
 def summary(recipe: Recipe) -> tuple[str, ...]:
     """Return one line per masked encoder whose fixed positions are resized."""
     lines = []
-    parts = masked_parts(configure(recipe.model.name, recipe.model.overrides, recipe.catalog.models))
+    parts = masked_encoder_configs(configure(recipe.model.name, recipe.model.overrides, recipe.catalog.models))
     for part, config in parts.items():
         (size, frames), clip = config.native_clip, (config.image_size, config.frames)
         if config.position_table == "resized" and not config.learnable_positions and (size, frames) != clip:

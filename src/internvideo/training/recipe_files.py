@@ -18,7 +18,7 @@ from internvideo.errors import RecipeError, WeightsError, suggestion
 from internvideo.training.earlier_recipes import new_name, new_value, upgraded
 from internvideo.training.recipe import Catalog, EvaluationRecipe, Recipe
 from internvideo.training.settings import LoopSettings
-from internvideo.weights.layouts import leaves
+from internvideo.weights.layouts import flatten_overrides
 
 LARGEST = 10**7
 """Largest value of a numeric setting: counts of samples, words or panoramas are limited by memory."""
@@ -157,8 +157,8 @@ def check_numbers(given: Mapping[str, Any], values: Mapping[str, Any], where: ob
     Raises:
         RecipeError: naming the setting. Sizes of models are checked where they are built.
     """
-    given_leaves = leaves(given)
-    for name, parsed in leaves(values).items():
+    given_leaves = flatten_overrides(given)
+    for name, parsed in flatten_overrides(values).items():
         if name.startswith("model."):
             continue
         parsed_values, given_values = (
@@ -176,8 +176,8 @@ def check_numbers(given: Mapping[str, Any], values: Mapping[str, Any], where: ob
 def check_needed(recipe: EvaluationRecipe, where: object) -> None:
     """Raise RecipeError for settings of a feature that is switched off (`NEEDS`)."""
     data = type(recipe.data)(loader=recipe.data.loader)
-    defaults = leaves({"data": data.model_dump(), "loop": LoopSettings().model_dump()})
-    values = leaves(recipe.model_dump())
+    defaults = flatten_overrides({"data": data.model_dump(), "loop": LoopSettings().model_dump()})
+    values = flatten_overrides(recipe.model_dump())
     for name, needed in NEEDS.items():
         changed = name in defaults and name in values and values[name] != defaults[name]
         if changed and not any(values[other] for other in needed):

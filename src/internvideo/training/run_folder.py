@@ -14,7 +14,7 @@ from internvideo.errors import RecipeError, RunError
 from internvideo.storage import folder_lock, write_text
 from internvideo.training.settings import OptimizerSettings, ScheduleSettings
 from internvideo.training.sharded_checkpoint import is_finished
-from internvideo.weights.layouts import leaves
+from internvideo.weights.layouts import flatten_overrides
 
 FOLDER = "checkpoints"
 RUN_FILE = "run.json"
@@ -180,7 +180,10 @@ def _raise_if_changed(where: Path, changed: Mapping[str, Change]) -> None:
 def differences(written: Recipe, now: Recipe, ignore_keys: Collection[str] = ()) -> dict[str, Change]:
     """Return dotted key -> (old, new) where two recipes differ, apart from `ignore_keys` and the keys below them."""
     # Through JSON, as the written one: tuples become lists, keys become strings.
-    before, after = leaves(written), leaves(untrusted.parse_json(json.dumps(now, default=str), finite=False))
+    before, after = (
+        flatten_overrides(written),
+        flatten_overrides(untrusted.parse_json(json.dumps(now, default=str), finite=False)),
+    )
     before |= {key: EARLIER[key][was] for key, was in before.items() if key in EARLIER and isinstance(was, bool)}
     # None is equivalent to a setting that an earlier version did not have.
     before |= {key: None for key, value in after.items() if value is None and key not in before}

@@ -20,37 +20,37 @@ from internvideo.weights.key_tables import CLIP
 from internvideo.weights.state import convert_reference, load_state
 from internvideo.weights.transformers_names import published_clip
 
-_ADDED = r"query|balance|global_blocks\..*|local[12]\..*|stem\.(motion|convolutions\..*)"
-"""What UniFormerV2 adds to CLIP's image transformer."""
+_NEW_MODULES = r"query|balance|global_blocks\..*|local[12]\..*|stem\.(motion|convolutions\..*)"
+"""Names of the modules that UniFormerV2 adds to CLIP's image transformer."""
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """Map CLIP's tensors (named as in `clip.Clip`) to those of a model.
+    """How the tensors of `clip.Clip` initialize a model.
 
     Attributes:
-        renamed: (regular expression of the source, template of ours), first match decides; others keep their name.
-        dropped: sources that the model does not have.
-        fresh: names of ours that CLIP does not have.
+        renamed: (pattern of CLIP's name, template of ours), first match applies; other names are equal.
+        dropped: pattern of CLIP's names that the model does not have.
+        newly_initialized: pattern of our names that CLIP does not have.
     """
 
     renamed: tuple[tuple[str, str], ...]
     dropped: str
-    fresh: str
+    newly_initialized: str
 
 
 _PLANS: dict[type[nn.Module], _Plan] = {
     UniFormerV2: _Plan(
         renamed=((r"visual\.(.*)", r"\1"),),
         dropped=r"visual\.(norm\..*|projection)|text\..*|logit_scale",
-        fresh=rf"{_ADDED}|proj\..*",
+        newly_initialized=rf"{_NEW_MODULES}|proj\..*",
     ),
     VideoLanguage: _Plan(
         renamed=((r"visual\.norm\.(.*)", r"visual_norm.\1"), (r"visual\.projection", "visual_projection")),
         dropped="",
-        fresh=rf"visual\.({_ADDED})|text\.mask_embedding|caption_decoder\..*",
+        newly_initialized=rf"visual\.({_NEW_MODULES})|text\.mask_embedding|caption_decoder\..*",
     ),
-    ViCLIP: _Plan(renamed=(), dropped="logit_scale", fresh=r"visual\.time_embedding|temperature"),
+    ViCLIP: _Plan(renamed=(), dropped="logit_scale", newly_initialized=r"visual\.time_embedding|temperature"),
 }
 
 
@@ -60,13 +60,13 @@ class ClipImport:
 
     Attributes:
         filled: our names that were loaded from CLIP.
-        fresh: our names that keep their initialization.
+        newly_initialized: our names that keep their random initialization.
         dropped: names (as in `clip.Clip`) that were not used.
-        resized: which positions were resized.
+        resized: one line per resized position table.
     """
 
     filled: tuple[str, ...]
-    fresh: tuple[str, ...]
+    newly_initialized: tuple[str, ...]
     dropped: tuple[str, ...]
     resized: tuple[str, ...]
 
@@ -74,18 +74,18 @@ class ClipImport:
 def from_clip(model: nn.Module, state: Mapping[str, Tensor], where: object = "CLIP state dict") -> ClipImport:
     """Initialize a multimodal encoder, in place, with the weights of an image-text model.
 
-    The image kernel is inflated to a video kernel that is zero but for the middle frame. Position embeddings of patches
-    are resized for another image size (UniFormerV2's issue 12), those of words are truncated for a shorter context.
+    The image kernel is inflated to a video kernel that is zero except for the middle frame. Position embeddings of
+    patches are resized for another image size (UniFormerV2's issue 12), those of text tokens are truncated.
 
     Args:
         model: `UniFormerV2`, `VideoLanguage` or `ViCLIP`.
-        state: in the public CLIP layout, transformers', or the state dict of our own `clip.Clip`; any precision.
+        state: in the layout of OpenAI's CLIP, of transformers, or of `clip.Clip`; any precision.
         where: file or source, for messages.
 
     Raises:
-        WeightsError: a tensor of CLIP that has no place and is not dropped on purpose, one of ours that CLIP should
-            fill and does not, other shapes, values that are not finite. The model is then unchanged.
-        ValueError: another class of model.
+        WeightsError: unexpected or missing tensors, other shapes, values that are not finite. The model is then
+            unchanged.
+        ValueError: a model of another class.
     """
     plan = _PLANS.get(type(model))
     if plan is None:
@@ -93,24 +93,24 @@ def from_clip(model: nn.Module, state: Mapping[str, Tensor], where: object = "CL
     target = model.state_dict()
     filled: dict[str, Tensor] = {}
     dropped = []
-    for source, tensor in _our_layout(model, state, where).items():
-        name = _renamed(plan.renamed, source)
+    for source, tensor in _to_our_names(model, state, where).items():
+        name = _rename(plan.renamed, source)
         if re.fullmatch(plan.dropped, source) or (source.endswith("projection") and name not in target):
             dropped.append(source)
         elif name in target:
-            filled[name] = _fitted(name, tensor, target[name])
+            filled[name] = _fit_shape(name, tensor, target[name])
         else:
-            raise WeightsError(where, f"no place for {source}", hint="the model is smaller or of another kind")
-    fresh = [name for name in target if name not in filled]
-    missing = [name for name in fresh if not re.fullmatch(plan.fresh, name)]
+            raise WeightsError(where, f"the model has no {source}", hint="the model is smaller or of another kind")
+    newly_initialized = [name for name in target if name not in filled]
+    missing = [name for name in newly_initialized if not re.fullmatch(plan.newly_initialized, name)]
     if missing:
         raise WeightsError(where, f"missing {', '.join(missing[:5])}", hint="the model is larger or of another kind")
     filled, resized = fit_positions(model, filled)
     load_state(model, {**target, **filled}, where)
-    return ClipImport(tuple(filled), tuple(fresh), tuple(dropped), resized)
+    return ClipImport(tuple(filled), tuple(newly_initialized), tuple(dropped), resized)
 
 
-def _our_layout(model: nn.Module, state: Mapping[str, Tensor], where: object) -> dict[str, Tensor]:
+def _to_our_names(model: nn.Module, state: Mapping[str, Tensor], where: object) -> dict[str, Tensor]:
     """Rename a state dict to the names of `clip.Clip`. Raises WeightsError: an unknown tensor."""
     if "visual.stem.conv.weight" in state:
         return dict(state)
@@ -121,7 +121,7 @@ def _our_layout(model: nn.Module, state: Mapping[str, Tensor], where: object) ->
     return ours
 
 
-def _renamed(rules: Iterable[tuple[str, str]], source: str) -> str:
+def _rename(rules: Iterable[tuple[str, str]], source: str) -> str:
     for pattern, template in rules:
         match = re.fullmatch(pattern, source)
         if match is not None:
@@ -129,17 +129,17 @@ def _renamed(rules: Iterable[tuple[str, str]], source: str) -> str:
     return source
 
 
-def _fitted(name: str, tensor: Tensor, target: Tensor) -> Tensor:
-    """Convert a tensor to the shape of `target` where the rules allow it; loading refuses other shapes."""
+def _fit_shape(name: str, tensor: Tensor, target: Tensor) -> Tensor:
+    """Inflate the patch kernel and truncate text positions to the shape of `target`; return other tensors unchanged."""
     if name.endswith("stem.conv.weight"):
-        return _inflated(tensor, target)
+        return _inflate_kernel(tensor, target)
     if name == "text.positional_embedding" and tensor.dim() == 2 and len(tensor) > len(target):
         return tensor[: len(target)]
     return tensor
 
 
-def _inflated(kernel: Tensor, target: Tensor) -> Tensor:
-    """Inflate a kernel (D, 3, 1, p, p) to (D, 3, kt, p, p), zero but for the middle frame."""
+def _inflate_kernel(kernel: Tensor, target: Tensor) -> Tensor:
+    """Inflate a kernel (D, 3, 1, p, p) to (D, 3, kt, p, p), zero except for the middle frame."""
     if kernel.dim() != 5 or kernel.shape[2] == target.shape[2]:
         return kernel
     inflated = kernel.new_zeros(*kernel.shape[:2], target.shape[2], *kernel.shape[3:])

@@ -1,4 +1,4 @@
-"""Map published parameter names to ours: rules, tables of rules, and the tables of the VideoMAE family.
+"""Map published parameter names to ours: rules, tables of rules, and the tables of VideoMAE.
 
 Source: published checkpoints (state dict keys).
 """
@@ -12,17 +12,17 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 Convert = Callable[[Tensor, nn.Module], tuple[Tensor, ...]]
-"""(published tensor, our model) -> one tensor for each of our names; linear, so that gradients follow it too."""
+"""(published tensor, our model) -> one tensor for each of our names; linear, so it converts gradients too."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    r"""One line of a table.
+    r"""One row of a table.
 
     Attributes:
-        official: regular expression of the published key (whole key, without the caller's prefix).
-        ours: our names as templates of the match (\1, \g<name>); several if one published tensor contains several.
-        convert: None to take the tensor unchanged.
+        official: regular expression of the complete published key.
+        ours: templates of our names (\1, \g<name> refer to groups of `official`); one per tensor of `convert`.
+        convert: None to use the tensor unchanged.
     """
 
     official: str
@@ -30,50 +30,50 @@ class Rule:
     convert: Convert | None = None
 
     def names(self, key: str) -> tuple[str, ...] | None:
-        """Return our names for a published key, None where the rule does not match."""
+        """Return our names for a published key, None if the rule does not match."""
         match = re.fullmatch(self.official, key)
         return None if match is None else tuple(match.expand(template) for template in self.ours)
 
     def published_key(self, name: str) -> str | None:
-        """Return the published key of one of our names, for rules without conversion; None where it does not match."""
-        names, template = inverted(self.official, self.ours[0])
+        """Return the published key of one of our names, None if the rule does not match; ignores `convert`."""
+        names, template = invert_renaming(self.official, self.ours[0])
         match = re.fullmatch(names, name)
         return None if match is None else match.expand(template)
 
     def apply(self, tensor: Tensor, model: nn.Module) -> tuple[Tensor, ...]:
-        """Convert a published tensor to those of `names`, in the same order."""
+        """Convert a published tensor to our tensors, in the order of `names`."""
         return (tensor,) if self.convert is None else self.convert(tensor, model)
 
 
-def inverted(pattern: str, template: str) -> tuple[str, str]:
-    r"""Swap the sides of a renaming: return the regular expression of the new names, and the template of the old ones.
+def invert_renaming(pattern: str, template: str) -> tuple[str, str]:
+    r"""Invert a renaming: return the regular expression of the new names and the template of the old ones.
 
     Args:
-        pattern: of the old names, with plain groups; optional parts (?:...)? are left out.
+        pattern: of the old names, with plain groups; optional groups (?:...)? are omitted from the result.
         template: of the new names, with \1, \2, ...
     """
     old = re.sub(r"\(\?:[^()]*\)\?", "", pattern)
     new = re.escape(template)
-    for number, group in enumerate(re.findall(r"\([^()]*\)", old), 1):
-        new = new.replace(rf"\\{number}", f"(?P<g{number}>{group[1:-1]})")
-        old = old.replace(group, rf"\g<g{number}>", 1)
+    for index, group in enumerate(re.findall(r"\([^()]*\)", old), 1):
+        new = new.replace(rf"\\{index}", f"(?P<g{index}>{group[1:-1]})")
+        old = old.replace(group, rf"\g<g{index}>", 1)
     return new, old.replace(r"\.", ".")
 
 
 def same(pattern: str) -> Rule:
-    """Make a rule for a published key that is our name."""
+    """Return the rule for published keys that equal our names."""
     return Rule(f"({pattern})", (r"\1",))
 
 
 @dataclass(frozen=True)
 class WeightTable:
-    """The rules of one family; the first that matches a key decides.
+    """The rules of one model family; the first that matches a key applies.
 
     Attributes:
         family: name for messages.
-        rules: in order.
+        rules: in order of precedence.
         ignored: regular expressions of published keys without information (constant buffers).
-        derived: regular expressions of our state dict names that no published key fills (constants we compute).
+        derived: regular expressions of our names that have no published key (constants that our model computes).
     """
 
     family: str
@@ -82,7 +82,7 @@ class WeightTable:
     derived: tuple[str, ...] = field(default=())
 
     def find(self, key: str) -> Rule | None:
-        """Return the rule for a published key."""
+        """Return the rule for a published key, None if there is none."""
         return next((rule for rule in self.rules if re.fullmatch(rule.official, key)), None)
 
     def published_key(self, name: str) -> str:
@@ -93,17 +93,17 @@ class WeightTable:
         raise ValueError(f"no published name for {name}")
 
     def ignores(self, key: str) -> bool:
-        """Tell whether a published key is ignored."""
+        """Return whether a published key is ignored."""
         return matches(self.ignored, key)
 
 
 def matches(patterns: Iterable[str], key: str) -> bool:
-    """Tell whether any of the patterns matches the whole key."""
+    """Return whether any of the patterns matches the complete key."""
     return any(re.fullmatch(pattern, key) for pattern in patterns)
 
 
 def flatten_kernel(tensor: Tensor, model: nn.Module) -> tuple[Tensor, ...]:
-    """Flatten a convolution with kernel = stride (D, 3, ...) to a matrix (D, 3 * ...); keep a matrix."""
+    """Flatten a convolution with kernel = stride (D, 3, ...) to a matrix (D, 3 * ...); a matrix is unchanged."""
     return (tensor.flatten(1),)
 
 

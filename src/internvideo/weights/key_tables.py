@@ -1,4 +1,4 @@
-"""The weight tables of the multimodal family: published names -> ours.
+"""Tables of published parameter names and ours, of the multimodal and external encoders.
 
 Source: published checkpoints (keys), uniformerv2_model.py (CLIP names), multi-modalities-downstream (buffers of the
 caption decoder).
@@ -30,19 +30,19 @@ def _split_key_value(tensor: Tensor, model: nn.Module) -> tuple[Tensor, ...]:
 
 
 def _frame_kernel(tensor: Tensor, model: nn.Module) -> tuple[Tensor, ...]:
-    """Convert an image kernel (D, 3, p, p) to (D, 3, 1, p, p); keep a video kernel."""
+    """Convert an image kernel (D, 3, p, p) to (D, 3, 1, p, p); a video kernel is unchanged."""
     return (tensor.unsqueeze(2) if tensor.dim() == 4 else tensor,)
 
 
-def _zeros(tensor: Tensor, model: nn.Module) -> tuple[Tensor, ...]:
-    """Drop the shift of a bias-free norm, which must be zero, because ours has none."""
+def _drop_zero_shift(tensor: Tensor, model: nn.Module) -> tuple[Tensor, ...]:
+    """Drop the shift of a norm, which our norm does not have. Raises WeightsError if it is not zero."""
     if bool(tensor.count_nonzero()):
         raise WeightsError("norm.beta", "not zero", "zeros", "take another checkpoint")
     return ()
 
 
-def _rotary(tensor: Tensor, model: nn.Module) -> tuple[Tensor, ...]:
-    """Drop the rotary frequencies, which we compute: they must be 10000^(-2i/d), to the precision of the file."""
+def _drop_rotary_frequencies(tensor: Tensor, model: nn.Module) -> tuple[Tensor, ...]:
+    """Drop the rotary frequencies, which our model computes. Raises WeightsError if they are not 10000^(-2i/d)."""
     head = 2 * len(tensor)
     expected = 1.0 / 10000 ** (torch.arange(0, head, 2, device=tensor.device).float() / head)
     if not torch.allclose(tensor.float(), expected, rtol=1e-3, atol=1e-6):
@@ -51,8 +51,8 @@ def _rotary(tensor: Tensor, model: nn.Module) -> tuple[Tensor, ...]:
     return ()
 
 
-def _layers(official: str, ours: str) -> tuple[Rule, ...]:
-    """Return the rules of CLIP's layers: `official` ends before the leaf names and has one group, the layer's index."""
+def _layer_rules(official: str, ours: str) -> tuple[Rule, ...]:
+    """Return the rules of CLIP's layers; the prefix `official` has one group, the index of the layer."""
     leaves = (
         (rf"attn\.in_proj_{_WB}", "attn.qkv"),
         (rf"attn\.out_proj\.{_WB}", "attn.proj"),
@@ -65,25 +65,25 @@ def _layers(official: str, ours: str) -> tuple[Rule, ...]:
     return tuple(Rule(rf"{official}\.{leaf}", (rf"{ours}.\1.{name}.\2",)) for leaf, name in leaves)
 
 
-def _stem(official: str, ours: str) -> tuple[Rule, ...]:
+def _stem_rules(official: str, ours: str) -> tuple[Rule, ...]:
     return (
         Rule(rf"{official}conv1\.weight", (rf"{ours}stem.conv.weight",), _frame_kernel),
         Rule(rf"{official}(class_embedding|positional_embedding)", (rf"{ours}stem.\1",)),
         Rule(rf"{official}ln_pre\.{_WB}", (rf"{ours}stem.norm.\1",)),
-        *_layers(rf"{official}transformer\.resblocks\.(\d+)", f"{ours}blocks"),
+        *_layer_rules(rf"{official}transformer\.resblocks\.(\d+)", f"{ours}blocks"),
     )
 
 
-def _uniformer(official: str, ours: str) -> tuple[Rule, ...]:
+def _uniformer_rules(official: str, ours: str) -> tuple[Rule, ...]:
     local = rf"{official}transformer\.resblocks\.(\d+)\.lmhra([12])\.pos_embed"
     return (
-        *_stem(official, ours),
+        *_stem_rules(official, ours),
         Rule(rf"{official}transformer\.temporal_cls_token", (f"{ours}query",)),
         Rule(rf"{official}transformer\.balance", (f"{ours}balance",)),
         Rule(rf"{official}transformer\.dpe\.(\d+)\.{_WB}", (rf"{ours}global_blocks.\1.position.\2",)),
         *(
             Rule(rule.official, (rule.ours[0].replace(r".\1.", r".\1.block.", 1),))
-            for rule in _layers(rf"{official}transformer\.dec\.(\d+)", f"{ours}global_blocks")
+            for rule in _layer_rules(rf"{official}transformer\.dec\.(\d+)", f"{ours}global_blocks")
         ),
         Rule(rf"{official}transformer\.proj\.0\.{_WB}", (rf"{ours}proj.norm.\1",)),
         Rule(rf"{official}transformer\.proj\.2\.{_WB}", (rf"{ours}proj.linear.\1",)),
@@ -98,29 +98,29 @@ def _uniformer(official: str, ours: str) -> tuple[Rule, ...]:
     )
 
 
-def _text(official: str, ours: str) -> tuple[Rule, ...]:
+def _text_rules(official: str, ours: str) -> tuple[Rule, ...]:
     return (
         Rule(rf"{official}token_embedding\.weight", (f"{ours}token_embedding.weight",)),
         Rule(rf"{official}positional_embedding", (f"{ours}positional_embedding",)),
         Rule(rf"{official}ln_final\.{_WB}", (rf"{ours}norm.\1",)),
         Rule(rf"{official}text_projection", (f"{ours}projection",)),
         Rule(rf"{official}text_mask_embedding", (f"{ours}mask_embedding",)),
-        *_layers(rf"{official}transformer\.resblocks\.(\d+)", f"{ours}blocks"),
+        *_layer_rules(rf"{official}transformer\.resblocks\.(\d+)", f"{ours}blocks"),
     )
 
 
-def _video_language(official: str, ours: str) -> tuple[Rule, ...]:
+def _video_language_rules(official: str, ours: str) -> tuple[Rule, ...]:
     return (
-        *_uniformer(rf"{official}visual\.", f"{ours}visual."),
+        *_uniformer_rules(rf"{official}visual\.", f"{ours}visual."),
         Rule(rf"{official}visual_ln_post\.{_WB}", (rf"{ours}visual_norm.\1",)),
         Rule(rf"{official}visual_proj", (f"{ours}visual_projection",)),
         Rule(rf"{official}logit_scale", (f"{ours}logit_scale",)),
-        *_text(official, f"{ours}text."),
+        *_text_rules(official, f"{ours}text."),
     )
 
 
-def _attention(official: str, ours: str) -> tuple[Rule, ...]:
-    """Return the rules of the caption decoder's multi-query attention; `official` may have groups, used by `ours`."""
+def _attention_rules(official: str, ours: str) -> tuple[Rule, ...]:
+    """Return the rules of the caption decoder's multi-query attention; `ours` may refer to groups of `official`."""
     return (
         Rule(rf"{official}to_q\.weight", (f"{ours}q.weight",)),
         Rule(rf"{official}to_kv\.weight", (f"{ours}k.weight", f"{ours}v.weight"), _split_key_value),
@@ -128,26 +128,26 @@ def _attention(official: str, ours: str) -> tuple[Rule, ...]:
     )
 
 
-def _caption(official: str, ours: str) -> tuple[Rule, ...]:
-    words = rf"{official}multimodal_layers\.(\d+)\.0\.fn\."
-    visual = rf"{official}multimodal_layers\.(\d+)\.1\.fn\."
+def _caption_rules(official: str, ours: str) -> tuple[Rule, ...]:
+    text_layer = rf"{official}multimodal_layers\.(\d+)\.0\.fn\."
+    cross_layer = rf"{official}multimodal_layers\.(\d+)\.1\.fn\."
     return (
-        Rule(rf"{official}.*\.beta", (), _zeros),
-        Rule(rf"{official}.*\.inv_freq", (), _rotary),
+        Rule(rf"{official}.*\.beta", (), _drop_zero_shift),
+        Rule(rf"{official}.*\.inv_freq", (), _drop_rotary_frequencies),
         Rule(rf"{official}visual_queries", (f"{ours}queries",)),
         Rule(rf"{official}visual_attn_pooler\.norm\.gamma", (f"{ours}query_norm.weight",)),
         Rule(rf"{official}visual_attn_pooler\.context_norm\.gamma", (f"{ours}context_norm.weight",)),
-        *_attention(rf"{official}visual_attn_pooler\.", f"{ours}pooler."),
+        *_attention_rules(rf"{official}visual_attn_pooler\.", f"{ours}pooler."),
         Rule(rf"{official}visual_pooler_norm\.{_WB}", (rf"{ours}pooled_norm.\1",)),
         Rule(rf"{official}text_norm\.{_WB}", (rf"{ours}text_norm.\1",)),
-        Rule(rf"{words}norm\.gamma", (rf"{ours}layers.\1.words.norm.weight",)),
-        Rule(rf"{words}fused_attn_ff_proj\.weight", (rf"{ours}layers.\1.words.fused.weight",)),
-        Rule(rf"{words}attn_out\.weight", (rf"{ours}layers.\1.words.attn_out.weight",)),
-        Rule(rf"{words}ff_out\.1\.weight", (rf"{ours}layers.\1.words.ff_out.weight",)),
-        Rule(rf"{visual}norm\.gamma", (rf"{ours}layers.\1.visual.norm.weight",)),
-        *_attention(visual, rf"{ours}layers.\1.visual.attn."),
-        Rule(rf"{visual}ff\.0\.weight", (rf"{ours}layers.\1.visual.fc1.weight",)),
-        Rule(rf"{visual}ff\.2\.weight", (rf"{ours}layers.\1.visual.fc2.weight",)),
+        Rule(rf"{text_layer}norm\.gamma", (rf"{ours}layers.\1.words.norm.weight",)),
+        Rule(rf"{text_layer}fused_attn_ff_proj\.weight", (rf"{ours}layers.\1.words.fused.weight",)),
+        Rule(rf"{text_layer}attn_out\.weight", (rf"{ours}layers.\1.words.attn_out.weight",)),
+        Rule(rf"{text_layer}ff_out\.1\.weight", (rf"{ours}layers.\1.words.ff_out.weight",)),
+        Rule(rf"{cross_layer}norm\.gamma", (rf"{ours}layers.\1.visual.norm.weight",)),
+        *_attention_rules(cross_layer, rf"{ours}layers.\1.visual.attn."),
+        Rule(rf"{cross_layer}ff\.0\.weight", (rf"{ours}layers.\1.visual.fc1.weight",)),
+        Rule(rf"{cross_layer}ff\.2\.weight", (rf"{ours}layers.\1.visual.fc2.weight",)),
         Rule(rf"{official}predictor\.(\d)\.{_WB}", (rf"{ours}predictor.\1.\2",)),
     )
 
@@ -155,29 +155,29 @@ def _caption(official: str, ours: str) -> tuple[Rule, ...]:
 CLIP = WeightTable(
     family="CLIP",
     rules=(
-        *_stem(r"visual\.", "visual."),
+        *_stem_rules(r"visual\.", "visual."),
         Rule(rf"visual\.ln_post\.{_WB}", (r"visual.norm.\1",)),
         Rule(r"visual\.proj", ("visual.projection",)),
         Rule("logit_scale", ("logit_scale",)),
-        *_text("", "text."),
+        *_text_rules("", "text."),
     ),
     ignored=("input_resolution", "context_length", "vocab_size"),
 )
 
-UNIFORMERV2 = WeightTable(family="UniFormerV2", rules=_uniformer("", ""))
+UNIFORMERV2 = WeightTable(family="UniFormerV2", rules=_uniformer_rules("", ""))
 
 VIDEO_LANGUAGE = WeightTable(
     family="InternVideo-MM",
-    rules=(*_caption(r"caption_decoder\.", "caption_decoder."), *_video_language("", "")),
+    rules=(*_caption_rules(r"caption_decoder\.", "caption_decoder."), *_video_language_rules("", "")),
 )
 
-CAPTION_DECODER = WeightTable(family="caption decoder", rules=_caption("", ""))
+CAPTION_DECODER = WeightTable(family="caption decoder", rules=_caption_rules("", ""))
 
 ANSWERING = WeightTable(
     family="multimodal downstream model",
     rules=(
-        *_video_language(r"clip\.", "model."),
-        *_caption(r"caption_decoder\.", "model.caption_decoder."),
+        *_video_language_rules(r"clip\.", "model."),
+        *_caption_rules(r"caption_decoder\.", "model.caption_decoder."),
         Rule(rf"(?:vqa_classifier|rank_output)\.(\d)\.{_WB}", (r"head.\1.\2",)),
     ),
 )
@@ -185,12 +185,12 @@ ANSWERING = WeightTable(
 VICLIP = WeightTable(
     family="ViCLIP",
     rules=(
-        *_stem(r"vision_encoder\.", "visual."),
+        *_stem_rules(r"vision_encoder\.", "visual."),
         Rule(r"vision_encoder\.temporal_positional_embedding", ("visual.time_embedding",)),
         Rule(rf"vision_encoder\.ln_post\.{_WB}", (r"visual.norm.\1",)),
         Rule(r"vision_encoder\.proj", ("visual.projection",)),
         Rule("temp", ("temperature",)),
-        *_text(r"text_encoder\.", "text."),
+        *_text_rules(r"text_encoder\.", "text."),
     ),
 )
 
@@ -211,7 +211,7 @@ SIGLIP = WeightTable(
         Rule(r"embeddings\.patch_embedding\.weight", ("patch_embed.proj.weight",), flatten_kernel),
         Rule(r"embeddings\.patch_embedding\.bias", ("patch_embed.proj.bias",)),
         Rule(r"embeddings\.position_embedding\.weight", ("positional_embedding",)),
-        *_layers(r"transformer\.resblocks\.(\d+)", "blocks"),
+        *_layer_rules(r"transformer\.resblocks\.(\d+)", "blocks"),
         Rule(rf"post_layernorm\.{_WB}", (r"norm.\1",)),
         Rule(r"head\.probe", ("pool.probe",)),
         Rule(rf"head\.attention\.in_proj_{_WB}", (r"pool.attn.qkv.\1",)),
@@ -249,4 +249,4 @@ MULTIMODAL_TABLES: dict[type[nn.Module], WeightTable] = {
     SigLIP: SIGLIP,
     InternVideo2: INTERNVIDEO2,
 }
-"""Model class -> its table; merged into weights.TABLES."""
+"""Model class -> table; part of `weights.state.TABLES`."""

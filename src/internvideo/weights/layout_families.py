@@ -1,13 +1,14 @@
-"""Table of published layouts: the keys that identify each, the models that it may be, and the mapping of its names.
+"""Table of published layouts: identifying keys, candidate models and key mapping of each.
 
 - *VideoMAE pretraining* (InternVideo, original VideoMAE): `encoder.`, `decoder.`, `mask_token`.
-- *VideoMAE classifier* (the same two): `patch_embed`, `blocks`, `fc_norm` or `norm`, `head`; the trunk may have the
-  prefix `encoder.` or `backbone.`. Without a head: an encoder alone.
+- *VideoMAE classifier* (InternVideo, original VideoMAE): `patch_embed`, `blocks`, `fc_norm` or `norm`, `head`; the
+  backbone may have the prefix `encoder.` or `backbone.`. Without `head` it is an encoder alone.
 - *transformers VideoMAE* pretraining and classifier, *transformers CLIP*: see `weights.transformers_names`.
 - *UniFormerV2*: `transformer.dec`, `transformer.proj`; local blocks under `lmhra1`, `lmhra2`; no `balance` when frozen.
-- *InternVideo-MM*: `clip.visual_proj` and so on; only `clip.` is used; the rest is left out, but for a caption decoder
-  that can write (Multi-Modalities-Pretraining). *Question answering*, *multiple choice* on it: with decoder and head.
-- *InternVideo2*: `patch_embed`, `clip_projector`, alone or under `vision_encoder.`; the rest is left out.
+- *InternVideo-MM*: `clip.visual_proj` and so on; keys without the prefix `clip.` are ignored, except those of a caption
+  decoder with a vocabulary layer (Multi-Modalities-Pretraining). *InternVideo-MM question answering* and *multiple
+  choice*: with caption decoder and head.
+- *InternVideo2*: `patch_embed`, `clip_projector`, alone or under `vision_encoder.`; other keys are ignored.
 - *ViCLIP*: `vision_encoder.`, `text_encoder.`, `temp`. *CLIP*: OpenAI's names. *Caption decoder*: alone.
 
 Source: the files that the releases load (docs/sources.md).
@@ -31,23 +32,23 @@ State = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Family:
-    """One layout; the first of `FAMILIES` that fits decides.
+    """One layout. A file has the first layout of `FAMILIES` that fits.
 
     Attributes:
         name: display name; variants of one layout share it.
-        anchors: required keys, without prefixes of wrappers.
-        models: names of BACKBONES that it may be.
-        sizes: shapes under published names, config of one of the models -> config of the file.
-        published: keys of the file -> the names that `weights.TABLES` reads.
-        parts: prefixes of the keys that are read, all others are left out; () for every key.
-        video: path of the video tower's settings in the config.
+        anchors: keys that identify the layout, without prefixes of training programs.
+        models: candidate models, keys of BACKBONES.
+        sizes: (shapes under published names, config of a candidate) -> config of the file.
+        published: renames the keys of the file to those that `weights.TABLES` reads.
+        prefixes: prefixes of the keys that are read, others are ignored; () to read all keys.
+        video: path of the settings of the video tower in the config.
         frames: whether the video tower has a number of frames.
-        head: our names of the classifier's last layer, as a regular expression; "" for a model without classes.
-        outputs: the model setting that is the number of outputs of the head.
-        masked: VideoMAE: has a number of frames and a table over both.
-        computed: fixed positions are computed for the requested clip size, and not resized.
-        plain: the layout without its caption decoder, to load the towers alone; None if there is none.
-        kernel: a patch kernel that must have five dimensions (those of image models have four); "" for none.
+        head: regular expression of our names of the last layer of the classifier; "" for a model without classes.
+        outputs: name of the model setting for the number of outputs of the head.
+        masked: whether it is a VideoMAE, whose position table covers time and space.
+        computed: whether fixed positions are computed for the requested clip size; otherwise they are resized.
+        without_decoder: the layout without its caption decoder, to load only the towers; None if it has no decoder.
+        kernel: key of a patch kernel that must have five dimensions (those of image models have four); "" for none.
     """
 
     name: str
@@ -55,7 +56,7 @@ class Family:
     models: tuple[str, ...]
     sizes: Callable[[Shapes, Any], Any]
     published: Callable[[State], dict[str, Tensor]] = dict
-    parts: tuple[str, ...] = ()
+    prefixes: tuple[str, ...] = ()
     video: tuple[str, ...] = ()
     frames: bool = True
     head: str = ""
@@ -63,23 +64,23 @@ class Family:
     masked: bool = False
     computed: bool = False
     kernel: str = ""
-    plain: Family | None = None
+    without_decoder: Family | None = None
 
     def fits(self, state: State) -> bool:
         """Return whether the keys are those of this layout."""
         return all(key in state for key in self.anchors) and (not self.kernel or state[self.kernel].dim() == 5)
 
     def read(self, state: State) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-        """Return the state dict under published names, and the keys that are left out."""
-        parts = {key: value for key, value in state.items() if not self.parts or key.startswith(self.parts)}
-        return self.published(parts), tuple(key for key in state if key not in parts)
+        """Return the state dict under published names, and the keys that are ignored."""
+        used = {key: value for key, value in state.items() if not self.prefixes or key.startswith(self.prefixes)}
+        return self.published(used), tuple(key for key in state if key not in used)
 
 
-def _without(prefix: str) -> Callable[[State], dict[str, Tensor]]:
+def _remove_prefix(prefix: str) -> Callable[[State], dict[str, Tensor]]:
     return lambda state: {key.removeprefix(prefix): value for key, value in state.items()}
 
 
-def _masked(
+def _videomae_family(
     what: str,
     name: str,
     anchors: tuple[str, ...],
@@ -87,8 +88,12 @@ def _masked(
     *,
     biased: bool = False,
 ) -> Family:
-    """Make a row of VideoMAE: `what` is pretrain or classifier, the patch kernel the first anchor; `biased`: always
-    with query and value biases, as in transformers."""
+    """Make a row of VideoMAE.
+
+    Args:
+        what: "pretrain" or "classifier". anchors: the key of the patch kernel first.
+        biased: the layout always has query and value biases (transformers).
+    """
     pretrain = what == "pretrain"
     sizes = layout_sizes.videomae_pretrain if pretrain else layout_sizes.videomae_classifier
     return Family(
@@ -104,20 +109,24 @@ def _masked(
     )
 
 
-def _multimodal(prefix: str, caption: bool) -> Family:
-    """Make a row of InternVideo-MM as released (prefix `clip.`), or without the prefix: then all keys are read."""
+def _internvideo_mm_family(prefix: str, caption: bool) -> Family:
+    """Make a row of InternVideo-MM with the prefix `clip.` of the released files, or without prefix."""
     decoder = ("caption_decoder.",) if caption else ()
-    writer = tuple(f"{part}predictor.4.weight" for part in decoder)
+    vocabulary_layer = tuple(f"{part}predictor.4.weight" for part in decoder)
     suffix = "-caption" if caption else ""
     return Family(
         name="InternVideo-MM with a caption decoder" if caption else "InternVideo-MM",
-        anchors=(f"{prefix}visual.transformer.temporal_cls_token", f"{prefix}token_embedding.weight", *writer),
+        anchors=(
+            f"{prefix}visual.transformer.temporal_cls_token",
+            f"{prefix}token_embedding.weight",
+            *vocabulary_layer,
+        ),
         models=(f"internvideo-mm-l14{suffix}", f"internvideo-mm-b16{suffix}"),
         sizes=layout_sizes.video_language,
-        published=_without(prefix),
-        parts=(prefix, *decoder) if prefix else (),
+        published=_remove_prefix(prefix),
+        prefixes=(prefix, *decoder) if prefix else (),
         video=("vision",),
-        plain=_multimodal(prefix, caption=False) if prefix and caption else None,
+        without_decoder=_internvideo_mm_family(prefix, caption=False) if prefix and caption else None,
     )
 
 
@@ -125,18 +134,18 @@ _ANSWERING = ("clip.", "caption_decoder.", "vqa_classifier.", "rank_output.")
 _CLIP = ("clip-b32", "clip-b16", "clip-l14", "clip-l14-336")
 _TRANSFORMERS = "embeddings.patch_embeddings.projection.weight"
 _INTERNVIDEO2 = ("patch_embed.", "cls_token", "pos_embed", "blocks.", "clip_projector.")
-_BRIDGE = ("encoder_to_decoder.weight", "mask_token")
+_PRETRAIN_KEYS = ("encoder_to_decoder.weight", "mask_token")
 
 FAMILIES: tuple[Family, ...] = (
-    _masked(
+    _videomae_family(
         "pretrain",
         "transformers VideoMAE pretraining",
-        (f"videomae.{_TRANSFORMERS}", *_BRIDGE),
+        (f"videomae.{_TRANSFORMERS}", *_PRETRAIN_KEYS),
         hugging_face.published_pretraining,
         biased=True,
     ),
     *(
-        _masked(
+        _videomae_family(
             "classifier",
             "transformers VideoMAE classifier",
             (f"{prefix}{_TRANSFORMERS}", f"{prefix}encoder.layer.0.layernorm_before.weight"),
@@ -158,7 +167,7 @@ FAMILIES: tuple[Family, ...] = (
         anchors=("encoder.embeddings.patch_embeddings.proj.weight", "encoder.layer.0.attention.query.weight"),
         models=("vjepa2-l",),
         sizes=layout_sizes.vjepa2,
-        parts=("encoder.",),
+        prefixes=("encoder.",),
     ),
     *(
         Family(
@@ -167,10 +176,10 @@ FAMILIES: tuple[Family, ...] = (
             models=("siglip-b16", "siglip-l16", "siglip-so400m-14"),
             sizes=layout_sizes.siglip,
             published=hugging_face.published_siglip,
-            parts=parts,
+            prefixes=prefixes,
             frames=False,
         )
-        for prefix, parts in (("vision_model.", ("vision_model.",)), ("", ()))
+        for prefix, prefixes in (("vision_model.", ("vision_model.",)), ("", ()))
     ),
     *(
         Family(
@@ -178,19 +187,19 @@ FAMILIES: tuple[Family, ...] = (
             anchors=(f"{prefix}patch_embed.proj.weight", f"{prefix}clip_projector.cross_attn.q.weight"),
             models=tuple(f"internvideo2-{size}" for size in ("1b", "6b", "l14", "b14")),
             sizes=layout_sizes.internvideo2,
-            published=_without(prefix),
-            parts=(*(f"{prefix}{part}" for part in _INTERNVIDEO2), "vision_align."),
+            published=_remove_prefix(prefix),
+            prefixes=(*(f"{prefix}{part}" for part in _INTERNVIDEO2), "vision_align."),
             kernel=f"{prefix}patch_embed.proj.weight",
         )
         for prefix in ("vision_encoder.", "")
     ),
-    _masked("pretrain", "VideoMAE pretraining", ("encoder.patch_embed.proj.weight", *_BRIDGE)),
+    _videomae_family("pretrain", "VideoMAE pretraining", ("encoder.patch_embed.proj.weight", *_PRETRAIN_KEYS)),
     *(
-        _masked(
+        _videomae_family(
             "classifier",
             "VideoMAE classifier",
             (f"{prefix}patch_embed.proj.weight", f"{prefix}blocks.0.mlp.fc1.weight"),
-            _without(prefix),
+            _remove_prefix(prefix),
         )
         for prefix in ("encoder.", "")
     ),
@@ -199,7 +208,7 @@ FAMILIES: tuple[Family, ...] = (
         anchors=("clip.visual.transformer.temporal_cls_token", "vqa_classifier.5.weight"),
         models=("internvideo-mm-l14-vqa", "internvideo-mm-b16-vqa"),
         sizes=layout_sizes.question_answering,
-        parts=_ANSWERING,
+        prefixes=_ANSWERING,
         video=("model", "vision"),
         head=r"head\.5\..*",
         outputs="answers",
@@ -209,10 +218,10 @@ FAMILIES: tuple[Family, ...] = (
         anchors=("clip.visual.transformer.temporal_cls_token", "rank_output.5.weight"),
         models=("internvideo-mm-l14-choice", "internvideo-mm-b16-choice"),
         sizes=layout_sizes.multiple_choice,
-        parts=_ANSWERING,
+        prefixes=_ANSWERING,
         video=("vision",),
     ),
-    *(_multimodal(prefix, caption) for prefix in ("clip.", "") for caption in (True, False)),
+    *(_internvideo_mm_family(prefix, caption) for prefix in ("clip.", "") for caption in (True, False)),
     Family(
         name="ViCLIP",
         anchors=("vision_encoder.conv1.weight", "text_encoder.token_embedding.weight"),
@@ -247,10 +256,10 @@ FAMILIES: tuple[Family, ...] = (
         frames=False,
     ),
 )
-"""Most specific layouts first."""
+"""Known layouts, the most specific first."""
 
 
-OTHERS: tuple[tuple[str, str], ...] = (
+UNSUPPORTED: tuple[tuple[str, str], ...] = (
     ("SigLIP as open_clip writes it", r"logit_bias"),
     ("X-CLIP", r"mit\.position_embedding|prompts_(visual_|generator).*"),
     (
@@ -270,7 +279,7 @@ OTHERS: tuple[tuple[str, str], ...] = (
     ),
     ("CLIP's text tower alone", r"(text_model\.)?embeddings\.token_embedding\.weight"),
     (
-        "InternVideo2-CLIP's changes to another file alone (internvideo convert STAGE2 --add THIS gives both)",
+        "InternVideo2-CLIP, only its changes to another file (merge them: internvideo convert STAGE2 --add THIS)",
         r"vision_encoder\.clip_projector\..*",
     ),
     ("MViT", r"blocks\.0\.attn\.(pool|norm)_q\..*"),
@@ -278,9 +287,9 @@ OTHERS: tuple[tuple[str, str], ...] = (
     ("SlowFast", r"s1\.pathway0_stem\..*"),
     ("an image transformer", r"(encoder\.)?(cls_token|patch_embed\.proj\.weight)"),
 )
-"""Well-known models that are not read: name, and keys of which one is there; the first that fits decides."""
+"""Well-known models that cannot be read: (name, regular expression of a key); the first that matches decides."""
 
 
-def other_model(state: State) -> str:
-    """Return the name of the well-known model whose weights these are, "" for none."""
-    return next((name for name, key in OTHERS if any(re.fullmatch(key, known) for known in state)), "")
+def unsupported_model(state: State) -> str:
+    """Return the name of the well-known unsupported model that has such keys, "" for none."""
+    return next((name for name, key in UNSUPPORTED if any(re.fullmatch(key, known) for known in state)), "")

@@ -2,8 +2,9 @@
 
 Sizes that shapes do not determine come from a published model: frames and image size of a model with fixed positions,
 and every setting without a tensor (drop path, dropout). The number of heads and the layers that global blocks read are
-taken only from a published model of the same width and depth; otherwise they must be given. Frames and image size of
-learned positions follow from slots x side^2 = tokens; where that is ambiguous they are 0 and must be given. Source:
+taken only from a published model of the same width and depth; otherwise the user must give them. Frames and image size
+of learned positions follow from temporal positions x side^2 = number of tokens; if that is ambiguous they are 0 and the
+user must give them. Source:
 modeling_pretrain.py, UniFormerV2 configs, Multi-Modalities-Pretraining, multi-modalities-downstream, viclip.py,
 published checkpoints.
 """
@@ -35,7 +36,7 @@ C = TypeVar("C")
 
 
 class Shapes:
-    """Shapes of a state dict under published names; family and file name the model in messages."""
+    """Shapes of the tensors of a state dict under published names; `family` and `where` are for messages."""
 
     def __init__(self, state: Mapping[str, Tensor], family: str, where: object = "state dict") -> None:
         self.state, self.family, self.where = state, family, where
@@ -55,56 +56,58 @@ class Shapes:
         return shape
 
     def layers(self, stem: str) -> int:
-        """Count layers: 1 + the largest number after `stem` in a key."""
-        numbers = [re.match(rf"{re.escape(stem)}(\d+)\.", key) for key in self.state]
-        found = [int(match.group(1)) for match in numbers if match is not None]
-        if not found:
+        """Return the number of layers: 1 + the largest index after `stem` in a key."""
+        matches = [re.match(rf"{re.escape(stem)}(\d+)\.", key) for key in self.state]
+        indices = [int(match.group(1)) for match in matches if match is not None]
+        if not indices:
             raise WeightsError(self.where, f"{stem}0: missing", f"a {self.family} checkpoint", "the file has no layers")
-        return 1 + max(found)
+        return 1 + max(indices)
 
 
-def heads_of(size: tuple[int, ...], base: tuple[int, ...], base_heads: int) -> int:
+def heads_of_published_size(size: tuple[int, ...], base: tuple[int, ...], base_heads: int) -> int:
     """Return the number of heads of a published size such as (width, depth); 0 (unknown) for any other."""
     return base_heads if size == base else 0
 
 
-def _trunk(shapes: Shapes, base: C, layers: str, width: int, hidden: int | None = None, **known: object) -> C:
-    """Return `base` with the width, depth, heads and (from the hidden width) MLP ratio of a transformer.
+def _transformer_config(
+    shapes: Shapes, base: C, layers: str, width: int, mlp_dim: int | None = None, **settings: object
+) -> C:
+    """Return `base` with width, depth, heads and (if `mlp_dim` is given) MLP ratio of a transformer.
 
     Args:
-        layers: beginning of the layers' keys. known: further settings.
+        layers: prefix of the keys of the layers. settings: further settings.
     """
     config: Any = base
     depth = shapes.layers(layers)
-    if hidden is not None:
-        known["mlp_ratio"] = _factor(config.mlp_ratio, width, hidden)
-    heads = heads_of((width, depth), (config.width, config.depth), config.heads)
-    made: C = replace(config, width=width, depth=depth, heads=heads, **known)
-    return made
+    if mlp_dim is not None:
+        settings["mlp_ratio"] = _ratio(config.mlp_ratio, width, mlp_dim)
+    heads = heads_of_published_size((width, depth), (config.width, config.depth), config.heads)
+    inferred: C = replace(config, width=width, depth=depth, heads=heads, **settings)
+    return inferred
 
 
-def _factor(base: float, width: int, inner: int) -> float:
-    """Return f with int(f * width) = inner, the published one where it fits."""
-    if int(base * width) == inner:
+def _ratio(base: float, width: int, dim: int) -> float:
+    """Return r with int(r * width) = `dim`; `base` if it satisfies that."""
+    if int(base * width) == dim:
         return base
-    exact = inner / width
-    return exact if int(exact * width) == inner else (inner + 0.5) / width
+    exact = dim / width
+    return exact if int(exact * width) == dim else (dim + 0.5) / width
 
 
-def _multiple(base: int, step: int) -> int:
-    """Round `base` down to a multiple of the step, at least the step."""
+def _round_down(base: int, step: int) -> int:
+    """Round `base` down to a multiple of `step`, at least `step`."""
     return max(step, base - base % step)
 
 
 def _videomae(shapes: Shapes, base: VideoMAEConfig, trunk: str) -> VideoMAEConfig:
     width, _, tubelet, patch, _ = shapes.of(f"{trunk}patch_embed.proj.weight", 5)
-    hidden, _ = shapes.of(f"{trunk}blocks.0.mlp.fc1.weight", 2)
+    mlp_dim, _ = shapes.of(f"{trunk}blocks.0.mlp.fc1.weight", 2)
     native = (base.native_clip[0], NATIVE_SLOTS if tubelet == 1 else base.native_clip[1])  # 8 frames: UMT
-    config = _trunk(
-        shapes, base, f"{trunk}blocks.", width, hidden,
-        image_size=_multiple(base.image_size, patch),
+    config = _transformer_config(
+        shapes, base, f"{trunk}blocks.", width, mlp_dim,
+        image_size=_round_down(base.image_size, patch),
         patch_size=patch,
-        frames=_multiple(native[1] if tubelet == 1 else base.frames, tubelet),
+        frames=_round_down(native[1] if tubelet == 1 else base.frames, tubelet),
         native_clip=native,
         tubelet=tubelet,
         layer_scale=0.1 if f"{trunk}blocks.0.gamma_1" in shapes else 0.0,
@@ -113,7 +116,7 @@ def _videomae(shapes: Shapes, base: VideoMAEConfig, trunk: str) -> VideoMAEConfi
     if not config.learnable_positions:
         return config
     grid = learned_grid(shapes.of(f"{trunk}pos_embed", 3)[1], config.grid[1])
-    if grid is None:  # must be given
+    if grid is None:  # the user must give them
         return replace(config, image_size=0, frames=0)
     return replace(config, image_size=grid[1] * patch, frames=grid[0] * tubelet)
 
@@ -126,28 +129,28 @@ def videomae_pretrain(shapes: Shapes, base: VideoMAEConfig) -> VideoMAEConfig:
         qkv_bias="encoder.blocks.0.attn.q_bias" in shapes,
         decoder_width=width,
         decoder_depth=shapes.layers("decoder.blocks."),
-        decoder_heads=heads_of((width,), (base.decoder_width,), base.decoder_heads),
+        decoder_heads=heads_of_published_size((width,), (base.decoder_width,), base.decoder_heads),
     )
 
 
 def videomae_classifier(shapes: Shapes, base: VideoMAEConfig) -> VideoMAEConfig:
-    """Infer the sizes of encoder and head; without a head (an encoder alone) there are no classes."""
-    first = "norm.weight" in shapes and "fc_norm.weight" not in shapes
+    """Infer the sizes of encoder and head; num_classes is 0 for an encoder without head."""
+    pools_first_token = "norm.weight" in shapes and "fc_norm.weight" not in shapes
     return replace(
         _videomae(shapes, base, ""),
         qkv_bias="blocks.0.attn.q_bias" in shapes,
         num_classes=shapes.of("head.weight", 2)[0] if "head.weight" in shapes else 0,
-        pooling="first" if first else "mean",
+        pooling="first" if pools_first_token else "mean",
     )
 
 
 def of_transformers(shapes: Shapes, config: VideoMAEConfig) -> VideoMAEConfig:
-    """Infer the sizes of transformers' layout: query and value biases, with or without the last norm."""
+    """Complete a config for the layout of transformers: query and value biases; with or without the last norm."""
     final = any(name in shapes for name in ("encoder.norm.weight", "norm.weight", "fc_norm.weight"))
     return replace(config, qkv_bias=True, final_norm=final or config.num_classes > 0)
 
 
-def _picture(shapes: Shapes, prefix: str) -> tuple[int, int, int, int]:
+def _frame_stem(shapes: Shapes, prefix: str) -> tuple[int, int, int, int]:
     """Infer (image size, patch, width, frames of the patch kernel) of CLIP's frame stem."""
     kernel = shapes.state.get(f"{prefix}conv1.weight")
     width, _, *time, patch, _ = shapes.of(f"{prefix}conv1.weight", 4 if kernel is not None and kernel.dim() == 4 else 5)
@@ -161,23 +164,23 @@ def _picture(shapes: Shapes, prefix: str) -> tuple[int, int, int, int]:
 
 def uniformerv2(shapes: Shapes, base: UniFormerV2Config, prefix: str = "") -> UniFormerV2Config:
     """Infer the sizes of the multimodal encoder, also as a video tower."""
-    image, patch, width, kernel = _picture(shapes, prefix)
+    image, patch, width, kernel = _frame_stem(shapes, prefix)
     layers, stages = f"{prefix}transformer.resblocks.", shapes.layers(f"{prefix}transformer.dec.")
     depth = shapes.layers(layers)
     same_stages = depth == base.depth and stages == len(base.global_layers)
     local = next((n for n in (2, 1) if f"{layers}0.lmhra{n}.pos_embed.1.weight" in shapes), 0)
     reduction = base.local_reduction
     if local:
-        inner = shapes.of(f"{layers}0.lmhra1.pos_embed.1.weight", 5)[0]
-        reduction = reduction if int(width / reduction) == inner else width / inner
+        dim = shapes.of(f"{layers}0.lmhra1.pos_embed.1.weight", 5)[0]
+        reduction = reduction if int(width / reduction) == dim else width / dim
     head = f"{prefix}transformer.proj.2.weight"
-    return _trunk(
+    return _transformer_config(
         shapes, base, layers, width,
         image_size=image,
         patch_size=patch,
         global_layers=base.global_layers if same_stages else tuple(range(max(0, depth - stages), depth)),
         num_classes=shapes.of(head, 2)[0] if head in shapes else 0,
-        mlp_factor=_factor(base.mlp_factor, width, shapes.of(f"{prefix}transformer.dec.0.mlp.c_fc.weight", 2)[0]),
+        mlp_factor=_ratio(base.mlp_factor, width, shapes.of(f"{prefix}transformer.dec.0.mlp.c_fc.weight", 2)[0]),
         local_blocks=local,
         local_reduction=reduction,
         temporal_downsample=kernel > 1,
@@ -189,13 +192,13 @@ def text_tower(shapes: Shapes, base: TextConfig, prefix: str = "") -> TextConfig
     """Infer the sizes of CLIP's text tower."""
     vocabulary, width = shapes.of(f"{prefix}token_embedding.weight", 2)
     layers = shapes.layers(f"{prefix}transformer.resblocks.")
-    hidden, _ = shapes.of(f"{prefix}transformer.resblocks.0.mlp.c_fc.weight", 2)
+    mlp_dim, _ = shapes.of(f"{prefix}transformer.resblocks.0.mlp.c_fc.weight", 2)
     return replace(
         base,
         width=width,
-        heads=heads_of((width, layers), (base.width, base.layers), base.heads),
+        heads=heads_of_published_size((width, layers), (base.width, base.layers), base.heads),
         layers=layers,
-        mlp_ratio=_factor(base.mlp_ratio, width, hidden),
+        mlp_ratio=_ratio(base.mlp_ratio, width, mlp_dim),
         vocabulary=vocabulary,
         context=shapes.of(f"{prefix}positional_embedding", 2)[0],
         mask_embedding=f"{prefix}text_mask_embedding" in shapes,
@@ -203,17 +206,17 @@ def text_tower(shapes: Shapes, base: TextConfig, prefix: str = "") -> TextConfig
 
 
 def caption_decoder(shapes: Shapes, base: CaptionDecoderConfig, prefix: str = "") -> CaptionDecoderConfig:
-    """Infer the sizes of the caption decoder; its heads share one key projection, so their number is known."""
+    """Infer the sizes of the caption decoder; all heads share one key and one value head, which gives their number."""
     queries, width = shapes.of(f"{prefix}visual_queries", 2)
-    both, vision = shapes.of(f"{prefix}visual_attn_pooler.to_kv.weight", 2)
-    words = f"{prefix}predictor.4.weight"
+    key_value_dim, vision = shapes.of(f"{prefix}visual_attn_pooler.to_kv.weight", 2)
+    vocabulary_layer = f"{prefix}predictor.4.weight"
     return replace(
         base,
         width=width,
-        heads=max(1, 2 * width // both),
+        heads=max(1, 2 * width // key_value_dim),
         vision_width=vision,
         layers=shapes.layers(f"{prefix}multimodal_layers."),
-        vocabulary=shapes.of(words, 2)[0] if words in shapes else base.vocabulary,
+        vocabulary=shapes.of(vocabulary_layer, 2)[0] if vocabulary_layer in shapes else base.vocabulary,
         queries=queries,
         factor=shapes.of(f"{prefix}multimodal_layers.0.0.fn.ff_out.1.weight", 2)[1] // width,
     )
@@ -232,19 +235,19 @@ def video_language(shapes: Shapes, base: VideoLanguageConfig, prefix: str = "") 
 
 
 def multiple_choice(shapes: Shapes, base: VideoLanguageConfig) -> VideoLanguageConfig:
-    """Infer the sizes of towers and decoder without predictor."""
+    """Infer the sizes of towers and caption decoder; the vocabulary layer is absent."""
     return replace(video_language(shapes, base, "clip."), joint_width=base.joint_width)
 
 
 def question_answering(shapes: Shapes, base: AnswerConfig) -> AnswerConfig:
-    """Infer the sizes of towers and decoder without predictor, and the number of answers."""
+    """Infer the sizes of towers and caption decoder, and the number of answers; the vocabulary layer is absent."""
     return replace(base, model=multiple_choice(shapes, base.model), answers=shapes.of("vqa_classifier.5.weight", 2)[0])
 
 
 def viclip(shapes: Shapes, base: ViCLIPConfig) -> ViCLIPConfig:
     """Infer the sizes of the joint space-time video tower and the text tower."""
-    image, patch, width, _ = _picture(shapes, "vision_encoder.")
-    return _trunk(
+    image, patch, width, _ = _frame_stem(shapes, "vision_encoder.")
+    return _transformer_config(
         shapes, base, "vision_encoder.transformer.resblocks.", width,
         image_size=image,
         patch_size=patch,
@@ -255,11 +258,13 @@ def viclip(shapes: Shapes, base: ViCLIPConfig) -> ViCLIPConfig:
 
 
 def vjepa2(shapes: Shapes, base: VJEPA2Config) -> VJEPA2Config:
-    """Infer the sizes of the encoder; image size and frames are only in its config.json."""
+    """Infer the sizes of the encoder; image size and frames are only in config.json."""
     width, _, tubelet, patch, _ = shapes.of("encoder.embeddings.patch_embeddings.proj.weight", 5)
-    hidden, _ = shapes.of("encoder.layer.0.mlp.fc1.weight", 2)
+    mlp_dim, _ = shapes.of("encoder.layer.0.mlp.fc1.weight", 2)
     bias = "encoder.layer.0.attention.query.bias" in shapes
-    return _trunk(shapes, base, "encoder.layer.", width, hidden, patch_size=patch, tubelet=tubelet, qkv_bias=bias)
+    return _transformer_config(
+        shapes, base, "encoder.layer.", width, mlp_dim, patch_size=patch, tubelet=tubelet, qkv_bias=bias
+    )
 
 
 def internvideo2(shapes: Shapes, base: InternVideo2Config) -> InternVideo2Config:
@@ -268,15 +273,15 @@ def internvideo2(shapes: Shapes, base: InternVideo2Config) -> InternVideo2Config
     if tubelet != 1:
         raise WeightsError(shapes.where, f"InternVideo2 with tubelets of {tubelet} frames", "1", "take another file")
     depth, (_, tokens, _) = shapes.layers("blocks."), shapes.of("pos_embed", 3)
-    hidden, _ = shapes.of("blocks.0.mlp.fc1.weight", 2)
+    mlp_dim, _ = shapes.of("blocks.0.mlp.fc1.weight", 2)
     frames, side = learned_grid(tokens - 1, base.grid[1]) or (0, 0)
     align = "vision_align.1.weight"
-    return _trunk(
-        shapes, base, "blocks.", width, hidden,
+    return _transformer_config(
+        shapes, base, "blocks.", width, mlp_dim,
         image_size=side * patch,
         patch_size=patch,
         frames=frames,
-        pool_heads=heads_of((width, depth), (base.width, base.depth), base.pool_heads),
+        pool_heads=heads_of_published_size((width, depth), (base.width, base.depth), base.pool_heads),
         joint_width=shapes.of("clip_projector.cross_attn.proj.weight", 2)[0],
         align_width=shapes.of(align, 2)[0] if align in shapes else 0,
     )  # fmt: skip
@@ -290,19 +295,21 @@ def siglip(shapes: Shapes, base: SigLIPConfig) -> SigLIPConfig:
         raise WeightsError(shapes.where, found, "SigLIP or SigLIP 2 of one image size", hint)
     width, _, patch, _ = shapes.of(kernel, 4)
     tokens, _ = shapes.of("embeddings.position_embedding.weight", 2)
-    hidden, _ = shapes.of("transformer.resblocks.0.mlp.c_fc.weight", 2)
+    mlp_dim, _ = shapes.of("transformer.resblocks.0.mlp.c_fc.weight", 2)
     side = math.isqrt(tokens)
     if side * side != tokens:
         raise WeightsError(shapes.where, f"{tokens} positions of patches", "a square", "the image is not square")
-    return _trunk(shapes, base, "transformer.resblocks.", width, hidden, image_size=side * patch, patch_size=patch)
+    return _transformer_config(
+        shapes, base, "transformer.resblocks.", width, mlp_dim, image_size=side * patch, patch_size=patch
+    )
 
 
 def clip(shapes: Shapes, base: ClipConfig) -> ClipConfig:
     """Infer the sizes of image and text towers."""
-    image, patch, width, _ = _picture(shapes, "visual.")
-    hidden, _ = shapes.of("visual.transformer.resblocks.0.mlp.c_fc.weight", 2)
-    return _trunk(
-        shapes, base, "visual.transformer.resblocks.", width, hidden,
+    image, patch, width, _ = _frame_stem(shapes, "visual.")
+    mlp_dim, _ = shapes.of("visual.transformer.resblocks.0.mlp.c_fc.weight", 2)
+    return _transformer_config(
+        shapes, base, "visual.transformer.resblocks.", width, mlp_dim,
         image_size=image,
         patch_size=patch,
         joint_width=shapes.of("visual.proj", 2)[1],

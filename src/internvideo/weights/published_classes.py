@@ -1,6 +1,6 @@
-"""Class names of published heads, in the order of their indices.
+"""Return the class names of published classification heads, in the order of their outputs.
 
-Only lists whose order is established: see assets/classes/README.md for their sources and for those that are not here.
+Only lists whose order is known for certain; assets/classes/README.md has their sources and the missing lists.
 """
 
 from __future__ import annotations

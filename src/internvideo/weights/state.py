@@ -28,7 +28,7 @@ TABLES: dict[type[nn.Module], WeightTable] = {
     VideoMAEClassifier: VIDEOMAE_CLASSIFIER,
     **MULTIMODAL_TABLES,
 }
-"""Which table reads the published checkpoint of which model; others have an attribute `published_names`."""
+"""Model class -> table of its published checkpoint; other classes have an attribute `published_names`."""
 
 
 def table_for(model: nn.Module) -> WeightTable:
@@ -40,10 +40,10 @@ def table_for(model: nn.Module) -> WeightTable:
 
 
 def reference_names(model: nn.Module, keys: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """Map every published key that the model's table knows to our parameter names."""
+    """Map every published key that the table of the model knows to our parameter names."""
     table = table_for(model)
-    found = {key: rule.names(key) for key in keys if (rule := table.find(key)) is not None}
-    return {key: names for key, names in found.items() if names is not None}
+    names_of = {key: rule.names(key) for key in keys if (rule := table.find(key)) is not None}
+    return {key: names for key, names in names_of.items() if names is not None}
 
 
 def convert_reference(
@@ -52,9 +52,9 @@ def convert_reference(
     """Rename and reshape published tensors (or gradients) to ours.
 
     Args:
-        model: ours. state: published names -> tensors. table: of the layout, by default the model's.
+        model: ours. state: published names -> tensors. table: of the layout, by default that of the model.
 
-    Returns: our tensors, and the keys that the table does not know.
+    Returns: our names -> tensors, and the keys that the table does not know.
     """
     table = table or table_for(model)
     ours: dict[str, Tensor] = {}
@@ -72,34 +72,34 @@ def load_reference(
     model: nn.Module,
     state: Mapping[str, Tensor],
     where: object = "state dict",
-    fresh: str | None = None,
+    newly_initialized: str | None = None,
 ) -> None:
-    """Load a published state dict, all of it and nothing else.
+    """Load a published state dict strictly.
 
     Args:
-        model: of a class that has a table; keeps its dtype and device.
+        model: of a class that has a table; dtype and device do not change.
         state: published names -> tensors.
         where: file or source, for messages.
-        fresh: regular expression of our names that keep their random values and must not be in the file.
+        newly_initialized: regular expression of our names that keep their random values and must not be in the file.
 
     Raises WeightsError: missing, unused, mis-shaped or non-finite tensors. The model is then unchanged.
     """
     ours, unused = convert_reference(model, state)
     table = table_for(model)
-    spare = (*table.derived, *(() if fresh is None else (fresh,)))
-    optional = [name for name in model.state_dict() if matches(spare, name)]
+    optional_names = (*table.derived, *(() if newly_initialized is None else (newly_initialized,)))
+    optional = [name for name in model.state_dict() if matches(optional_names, name)]
     _load(model, ours, unused=unused, optional=optional, where=where, source=f"{table.family} checkpoint")
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], where: object = "state dict") -> None:
-    """Load our own state dict, strictly. Raises WeightsError; the model is then unchanged."""
+    """Load a state dict under our names strictly. Raises WeightsError; the model is then unchanged."""
     _load(model, dict(state), unused=(), optional=(), where=where, source=f"{type(model).__name__} weights")
 
 
 def earlier_stage(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str | None] | None:
-    """Return the part of a model that weights of an earlier stage fill, and the pattern of the names they do not.
+    """Return the tensors that weights of an earlier stage provide, and the pattern of our names that stay random.
 
-    None for weights of the model itself. Asks the model's method `initial_state`, where it has one.
+    None if `state` holds weights of the model itself. Calls the method `initial_state` of the model, if it has one.
     """
     initial: Callable[[Mapping[str, Tensor]], Any] | None = getattr(model, "initial_state", None)
     part: tuple[dict[str, Tensor], str | None] | None = None if initial is None else initial(state)
@@ -107,30 +107,32 @@ def earlier_stage(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[s
 
 
 def load_pretrained(model: nn.Module, state: Mapping[str, Tensor], where: object = "state dict") -> tuple[str, ...]:
-    """Load a classifier's embedding and layers from pretraining weights (published or ours); the rest stays random.
+    """Load the encoder of a classifier from pretraining weights (published or ours); norm and head stay random.
 
-    Returns: which learned positions were resized to the classifier's clip.
+    Returns: one line per position table that was resized to the clip size of the classifier.
 
-    Raises WeightsError: the pretraining weights do not fill the whole encoder.
+    Raises WeightsError: the pretraining weights lack tensors of the encoder.
     """
-    found, fresh = earlier_stage(model, state) or ({}, None)
-    return load_part(model, found, fresh=fresh, where=where)
+    tensors, newly_initialized = earlier_stage(model, state) or ({}, None)
+    return load_weights_part(model, tensors, newly_initialized=newly_initialized, where=where)
 
 
-def load_part(
-    model: nn.Module, state: Mapping[str, Tensor], *, fresh: str | None = None, where: object = "state dict"
+def load_weights_part(
+    model: nn.Module, state: Mapping[str, Tensor], *, newly_initialized: str | None = None, where: object = "state dict"
 ) -> tuple[str, ...]:
-    """Load our own tensors, strictly except for names that match the pattern `fresh`, which stay random.
+    """Load tensors under our names strictly, except for names that match `newly_initialized`, which stay random.
 
-    Returns: which learned positions were resized to the model's clip.
+    Returns: one line per position table that was resized to the clip size of the model.
 
     Raises WeightsError: as `load_state`; the model is then unchanged.
     """
-    spare = [name for name in model.state_dict() if fresh is not None and re.match(fresh, name)]
-    # Stems beside the patches start at zero, so that weights made without them give what they gave.
-    spare += [name for name in model.state_dict() if name not in state and re.search(ADDED_STEMS, name)]
-    used, resized = fit_positions(model, {name: value for name, value in state.items() if name not in spare})
-    _load(model, used, unused=(), optional=spare, where=where, source="weights of an earlier stage")
+    optional_names = [
+        name for name in model.state_dict() if newly_initialized is not None and re.match(newly_initialized, name)
+    ]
+    # Stems beside the patches start at zero, so that weights without them give the same outputs as before.
+    optional_names += [name for name in model.state_dict() if name not in state and re.search(ADDED_STEMS, name)]
+    filled, resized = fit_positions(model, {name: value for name, value in state.items() if name not in optional_names})
+    _load(model, filled, unused=(), optional=optional_names, where=where, source="weights of an earlier stage")
     return resized
 
 
@@ -138,9 +140,9 @@ def select_head_rows(state: Mapping[str, Tensor], rows: Sequence[int], head: str
     """Reduce the head of a state dict to some classes (K710 -> K400: rows 0..399; K600, K700: a label map).
 
     Args:
-        state: with `head`.weight (C, ...) and, where it has one, `head`.bias (C,).
-        rows: class indices to keep, in the order wanted.
-        head: the head's name.
+        state: with `head`.weight (C, ...) and optionally `head`.bias (C,).
+        rows: indices of the classes to keep, in the new order.
+        head: prefix of the names of the head.
 
     Raises WeightsError: there is no such head or it has fewer classes.
     """
@@ -148,21 +150,21 @@ def select_head_rows(state: Mapping[str, Tensor], rows: Sequence[int], head: str
     if weight is None:
         raise WeightsError(f"{head}.weight", "not in the state dict", hint="name the classification head")
     if not rows or min(rows) < 0 or max(rows) >= len(weight):
-        found = f"rows {min(rows, default=0)}..{max(rows, default=0)} asked of {len(weight)}"
+        found = f"rows {min(rows, default=0)}..{max(rows, default=0)} requested of {len(weight)}"
         raise WeightsError(f"{head}.weight", found)
     index, names = torch.tensor(list(rows)), (f"{head}.weight", f"{head}.bias")
     return {**state, **{name: state[name][index] for name in names if name in state}}
 
 
-def _names(names: Sequence[str]) -> str:
+def _format_names(names: Sequence[str]) -> str:
     shown = ", ".join(names[:5])
     return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
 
 
-def _cause(
-    model: nn.Module, ours: Mapping[str, Tensor], missing: list[str], unused: list[str], shapes: list[str]
+def _likely_cause(
+    model: nn.Module, ours: Mapping[str, Tensor], missing: list[str], unused: list[str], mis_shaped: list[str]
 ) -> str:
-    """Describe the likeliest cause."""
+    """Return the likely cause of the mismatch, for the error message."""
     target = model.state_dict()
     heads = {key.partition(".")[0] + "." for key in unused}
     if len(missing) == len(target) and len(heads) == 1:
@@ -171,13 +173,13 @@ def _cause(
         return "these are pretraining weights: fill a classifier from them with load_pretrained"
     if missing and len(missing) == len(target):
         return "this is a checkpoint of another model"
-    if shapes:
-        if all(re.match(r"(.*\.)?(head|proj\.linear)\.", name) for name in shapes):
+    if mis_shaped:
+        if all(re.match(r"(.*\.)?(head|proj\.linear)\.", name) for name in mis_shaped):
             fix = "set num_classes, which makes a new head, or select rows with select_head_rows"
             return f"the head has another number of classes: {fix}"
-        if all("patch_embed" in name or "head" in name for name in shapes):
+        if all("patch_embed" in name or "head" in name for name in mis_shaped):
             return "another patch size or tubelet"
-        if all("pos" in name or "time_embedding" in name for name in shapes):
+        if all("pos" in name or "time_embedding" in name for name in mis_shaped):
             return "another image size or number of frames"
         return "another size of the same model: compare width, heads and depth"
     layers = re.compile(r"(blocks|layers)\.\d+\.")
@@ -188,10 +190,10 @@ def _cause(
     return "a checkpoint of another variant"
 
 
-def with_shapes_of(target: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give numbers () of published and earlier files the shape (1,) that the parameters of these names have.
+def match_scalar_shapes(target: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Reshape scalars () to (1,) if the parameter of that name has this shape (published and earlier files).
 
-    A parameter without a dimension cannot be divided among processes, so gates and scales are vectors of one.
+    FSDP cannot shard a parameter without a dimension, so our gates and scales have the shape (1,).
     """
     vectors = {name for name, tensor in state.items() if tensor.dim() == 0 and name in target}
     return {
@@ -210,55 +212,58 @@ def _load(
     source: str,
 ) -> None:
     target = model.state_dict()
-    ours = with_shapes_of(target, ours)
-    spare = set(optional)
-    missing = [name for name in target if name not in ours and name not in spare]
+    ours = match_scalar_shapes(target, ours)
+    optional_names = set(optional)
+    missing = [name for name in target if name not in ours and name not in optional_names]
     unknown = [*unused, *(name for name in ours if name not in target)]
-    shared = [name for name in ours if name in target]
-    shapes = [name for name in shared if ours[name].shape != target[name].shape]
-    kinds = [name for name in shared if ours[name].is_floating_point() != target[name].is_floating_point()]
+    common_names = [name for name in ours if name in target]
+    mis_shaped = [name for name in common_names if ours[name].shape != target[name].shape]
+    dtype_mismatches = [
+        name for name in common_names if ours[name].is_floating_point() != target[name].is_floating_point()
+    ]
     faults = {
         "missing": missing,
         "unused": unknown,
-        "mis-shaped": [f"{name} {tuple(ours[name].shape)} for {tuple(target[name].shape)}" for name in shapes],
-        "of another type": [f"{name} {ours[name].dtype} for {target[name].dtype}" for name in kinds],
-        "not finite": [n for n in shared if ours[n].is_floating_point() and not bool(ours[n].isfinite().all())],
+        "mis-shaped": [f"{name} {tuple(ours[name].shape)} for {tuple(target[name].shape)}" for name in mis_shaped],
+        "of another type": [f"{name} {ours[name].dtype} for {target[name].dtype}" for name in dtype_mismatches],
+        "not finite": [n for n in common_names if ours[n].is_floating_point() and not bool(ours[n].isfinite().all())],
     }
-    kinds_of_faults = [kind for kind, names in faults.items() if names]
-    if not kinds_of_faults:
-        model.load_state_dict({name: ours[name] for name in shared}, strict=False)  # what is optional may be missing
+    fault_kinds = [kind for kind, names in faults.items() if names]
+    if not fault_kinds:
+        # Not strict, because optional tensors may be missing.
+        model.load_state_dict({name: ours[name] for name in common_names}, strict=False)
         return
-    alone = {"not finite": "the file is damaged or training diverged", "of another type": _QUANTIZED}
-    known_cause = alone.get(kinds_of_faults[0]) if len(kinds_of_faults) == 1 else None
-    cause = known_cause or _cause(model, ours, missing, unknown, shapes)
-    found = ", ".join(f"{len(faults[kind])} {kind} ({_names(faults[kind])})" for kind in kinds_of_faults)
+    known_causes = {"not finite": "the file is damaged or training diverged", "of another type": _QUANTIZED}
+    known_cause = known_causes.get(fault_kinds[0]) if len(fault_kinds) == 1 else None
+    cause = known_cause or _likely_cause(model, ours, missing, unknown, mis_shaped)
+    found = ", ".join(f"{len(faults[kind])} {kind} ({_format_names(faults[kind])})" for kind in fault_kinds)
     raise WeightsError(where, found, f"{source} for {type(model).__name__}", f"likely cause: {cause}")
 
 
-_QUANTIZED = "quantised weights, which are not read"
+_QUANTIZED = "quantized weights, which are not supported"
 
 
 FORMAT_VERSION = 2
-"""Of what a saved model says of itself. Version 1, without a number, had the whole recipe of its run inside."""
+"""Version of the metadata of a saved model. Version 1, saved without this number, has the whole recipe of the run."""
 
 
 def save_model(
     path: str | Path, model: nn.Module | Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a model's own state dict, with the version of its metadata. Raises RunError as `write_safetensors`."""
+    """Write the state dict of a model with metadata and their version. Raises RunError as `write_safetensors`."""
     state = model.state_dict() if isinstance(model, nn.Module) else model
     write_safetensors(path, state, {**(metadata or {}), "format_version": str(FORMAT_VERSION)})
 
 
 def read_model(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read tensors and metadata of a saved model. Raises WeightsError as `read_safetensors`; a newer version."""
+    """Read tensors and metadata of a saved model. Raises WeightsError as `read_safetensors`, and for newer versions."""
     state, metadata = read_safetensors(path)
     check_version(metadata.get("format_version", "1"), path)
     return state, metadata
 
 
-def check_version(found: object, where: object) -> None:
-    """Raise WeightsError for a version of another internvideo that this one does not read."""
-    if str(found) not in map(str, range(1, FORMAT_VERSION + 1)):
+def check_version(version: object, where: object) -> None:
+    """Raise WeightsError for a format version that this internvideo does not read."""
+    if str(version) not in map(str, range(1, FORMAT_VERSION + 1)):
         expected = f"1 to {FORMAT_VERSION}"
-        raise WeightsError(where, f"format_version {str(found)[:20]}", expected, "update internvideo to open it")
+        raise WeightsError(where, f"format_version {str(version)[:20]}", expected, "update internvideo to open it")

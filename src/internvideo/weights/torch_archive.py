@@ -1,7 +1,7 @@
-"""Locate the tensors of a torch checkpoint in its file: zip format, TorchScript archives, legacy format.
+"""Locate the tensors of a torch checkpoint in its file: zip format, TorchScript archive or legacy format.
 
 All sizes and offsets in the file are checked against its size before use. Nothing is decompressed, and the code
-inside a TorchScript archive is not read. Standard library only (see pickle_machine.py).
+inside a TorchScript archive is not read. Standard library only (see untrusted_pickle.py).
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from internvideo.untrusted_pickle import (
-    BYTES,
+    ITEM_BYTES,
     STORAGES,
     Global,
     Machine,
     RefusedError,
     Storage,
-    damaged,
+    is_byte_count,
     printable,
-    whole,
+    refuse_damaged,
 )
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 MAX_ENTRIES = 200_000
-MAX_INFLATION = 200
-CHUNK = 1 << 22
+MAX_COMPRESSION_RATIO = 200
+CHUNK_BYTES = 1 << 22
 
 
 @dataclass
@@ -39,47 +39,47 @@ class Checkpoint:
 
     Attributes:
         layout: "zip", "torchscript" or "legacy".
-        content: the unpickled structure; tensors are records.
-        places: key of a storage -> offset of its bytes in the file.
-        sums: key of a storage -> CRC-32 of its bytes, where the format has one.
-        globals: names that the pickle asked for.
+        content: the decoded structure; tensors are records.
+        offsets: key of a storage -> byte offset in the file.
+        crc32: key of a storage -> CRC-32 of its bytes; {} for the legacy format, which has none.
+        globals: names of the globals that the pickle refers to.
     """
 
     layout: str
     content: object = None
-    places: dict[str, int] = field(default_factory=dict)
-    sums: dict[str, int] = field(default_factory=dict)
+    offsets: dict[str, int] = field(default_factory=dict)
+    crc32: dict[str, int] = field(default_factory=dict)
     globals: set[str] = field(default_factory=set)
 
 
 def read_checkpoint(file: BinaryIO, size: int) -> Checkpoint:
-    """Read the file's structure, without its tensors.
+    """Read the structure of a checkpoint file, without the data of its tensors.
 
     Args:
         file: seekable.
         size: of the file in bytes.
 
-    Raises RefusedError: no torch checkpoint, a damaged one, or one that asks for more than tensors.
+    Raises RefusedError: not a torch checkpoint, a damaged one, or a pickle that refers to other globals than allowed.
     """
     head = file.read(4)
     file.seek(0)
     if head.startswith(b"PK\x03\x04"):
-        return _zip(file, size)
+        return _read_zip(file, size)
     if head[:1] == b"\x80":
-        return _legacy(file, size)
-    found = "is no torch checkpoint" if size else "is empty"
+        return _read_legacy(file, size)
+    found = "is not a torch checkpoint" if size else "is empty"
     raise RefusedError(found, "a .pth, .pt, .bin or .ckpt file of torch.save")
 
 
-def chunks(file: BinaryIO, start: int, size: int) -> Iterator[bytes]:
-    """Yield the bytes of one part of the file in chunks."""
+def read_chunks(file: BinaryIO, start: int, size: int) -> Iterator[bytes]:
+    """Yield `size` bytes of the file from offset `start`, in chunks."""
     file.seek(start)
     while size:
-        piece = file.read(min(size, CHUNK))
-        if not piece:
-            damaged("the file ends too early")
-        size -= len(piece)
-        yield piece
+        chunk = file.read(min(size, CHUNK_BYTES))
+        if not chunk:
+            refuse_damaged("the file ends too early")
+        size -= len(chunk)
+        yield chunk
 
 
 @dataclass
@@ -92,13 +92,14 @@ class _Storages:
     def __call__(self, persistent_id: object) -> Storage:
         if not isinstance(persistent_id, tuple) or len(persistent_id) not in (5, 6) or persistent_id[0] != "storage":
             raise RefusedError("the pickle refers to something outside that is no storage", "tensors")
-        _, kind, key, _, count, *view = persistent_id
-        if not isinstance(kind, Global) or kind.name not in STORAGES or not isinstance(key, str) or not whole(count):
+        _, kind, key, _, numel, *view = persistent_id
+        known = isinstance(kind, Global) and kind.name in STORAGES and isinstance(key, str)
+        if not known or not is_byte_count(numel):
             raise RefusedError("a storage without a known type, key or size", ", ".join(STORAGES))
         if view and view[0] is not None:
             raise RefusedError("a storage is a view of another one", "one file of tensors, saved by torch 0.4 or later")
         dtype = STORAGES[kind.name]
-        storage = Storage(key, dtype, count * (BYTES[dtype] if dtype else 1))
+        storage = Storage(key, dtype, numel * (ITEM_BYTES[dtype] if dtype else 1))
         if self.by_key.setdefault(key, storage) != storage:
             raise RefusedError(f"the storage {printable(key)} has two types or sizes")
         if self.sizes is not None and self.sizes.get(key) != storage.size:
@@ -107,47 +108,49 @@ class _Storages:
         return storage
 
 
-def _zip(file: BinaryIO, size: int) -> Checkpoint:
-    entries = _entries(file, size)
+def _read_zip(file: BinaryIO, size: int) -> Checkpoint:
+    entries = _list_entries(file, size)
     roots = [name.removesuffix("data.pkl") for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(roots) != 1:
         raise RefusedError(f"is a zip file with {len(roots)} pickles", "one NAME/data.pkl, as torch.save writes it")
     root = roots[0]
 
     def content(name: str) -> bytes:
-        start, length, sum_ = entries[name]
-        data = b"".join(chunks(file, start, length))
-        if zlib.crc32(data) != sum_:
-            damaged(f"{printable(name)} is damaged")
+        start, length, crc32 = entries[name]
+        data = b"".join(read_chunks(file, start, length))
+        if zlib.crc32(data) != crc32:
+            refuse_damaged(f"{printable(name)} is damaged")
         return data
 
     if f"{root}byteorder" in entries and content(f"{root}byteorder") != b"little":
         raise RefusedError("was written on a big-endian machine", "little-endian tensors")
-    found = Checkpoint("torchscript" if f"{root}constants.pkl" in entries else "zip")
-    stored = {name.removeprefix(f"{root}data/"): entry for name, entry in entries.items() if f"{root}data/" in name}
-    found.places = {key: start for key, (start, _, _) in stored.items()}
-    found.sums = {key: sum_ for key, (_, _, sum_) in stored.items()}
-    storages = _Storages({key: length for key, (_, length, _) in stored.items()})
-    machine = Machine(io.BytesIO(content(f"{root}data.pkl")), storages, found.layout == "torchscript")
-    found.content, found.globals = machine.run(), machine.globals
-    return found
+    checkpoint = Checkpoint("torchscript" if f"{root}constants.pkl" in entries else "zip")
+    storage_entries = {
+        name.removeprefix(f"{root}data/"): entry for name, entry in entries.items() if f"{root}data/" in name
+    }
+    checkpoint.offsets = {key: start for key, (start, _, _) in storage_entries.items()}
+    checkpoint.crc32 = {key: crc32 for key, (_, _, crc32) in storage_entries.items()}
+    storages = _Storages({key: length for key, (_, length, _) in storage_entries.items()})
+    machine = Machine(io.BytesIO(content(f"{root}data.pkl")), storages, checkpoint.layout == "torchscript")
+    checkpoint.content, checkpoint.globals = machine.run(), machine.globals
+    return checkpoint
 
 
-def _entries(file: BinaryIO, size: int) -> dict[str, tuple[int, int, int]]:
-    """Return name -> (offset, size, CRC-32) of all uncompressed entries, after all checks."""
+def _list_entries(file: BinaryIO, size: int) -> dict[str, tuple[int, int, int]]:
+    """Check the zip directory; return name -> (offset, size, CRC-32) of all uncompressed entries. RefusedError."""
     try:
         with zipfile.ZipFile(file) as archive:
             infos, directory = archive.infolist(), archive.start_dir
-    # NotImplementedError: features of zip that Python's zipfile lacks, as versions above 6.3.
+    # NotImplementedError: features that Python's zipfile lacks, such as zip versions above 6.3.
     except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, struct.error) as error:
-        damaged(f"its zip directory is damaged ({printable(str(error))})")
+        refuse_damaged(f"its zip directory is damaged ({printable(str(error))})")
     if len(infos) > MAX_ENTRIES:
         raise RefusedError(f"its zip directory has {len(infos)} entries", f"at most {MAX_ENTRIES}")
     if infos and min(info.header_offset for info in infos) > 0:
         raise RefusedError("other bytes come before its first zip entry", "a file as torch.save wrote it")
     entries: dict[str, tuple[int, int, int]] = {}
     names: set[str] = set()
-    free = 0  # where the next entry may begin
+    min_offset = 0  # of the next entry
     for info in sorted(infos, key=lambda info: info.header_offset):
         name = info.orig_filename
         shown = printable(name)
@@ -155,10 +158,10 @@ def _entries(file: BinaryIO, size: int) -> dict[str, tuple[int, int, int]]:
             raise RefusedError(f"its zip entry {shown} has an unsafe or repeated name")
         names.add(name)
         start = _content_start(file, info, size)
-        if info.header_offset < free or start + info.compress_size > min(size, directory):
+        if info.header_offset < min_offset or start + info.compress_size > min(size, directory):
             raise RefusedError(f"its zip entry {shown} overlaps another one or lies about its size")
-        free = start + info.compress_size
-        if info.file_size > MAX_INFLATION * info.compress_size:
+        min_offset = start + info.compress_size
+        if info.file_size > MAX_COMPRESSION_RATIO * info.compress_size:
             found = f"its zip entry {shown} unpacks to {info.file_size} bytes from {info.compress_size}: a bomb"
             raise RefusedError(found)
         if info.compress_type == zipfile.ZIP_STORED:
@@ -166,19 +169,19 @@ def _entries(file: BinaryIO, size: int) -> dict[str, tuple[int, int, int]]:
                 raise RefusedError(f"its zip entry {shown} lies about its size")
             entries[name] = (start, info.file_size, info.CRC)
         elif name.count("/") == 1 or "/data/" in name:
-            expected = "tensors and pickles that are stored as they are"
+            expected = "uncompressed tensors and pickles"
             raise RefusedError(f"its zip entry {shown} is compressed", expected)
     return entries
 
 
 def _content_start(file: BinaryIO, info: zipfile.ZipInfo, size: int) -> int:
-    """Return the offset of an entry's bytes by its local header, which must agree with the directory."""
+    """Return the offset of the bytes of an entry from its local header, which must agree with the directory."""
     if not 0 <= info.header_offset <= size - 30:
         raise RefusedError(f"its zip entry {printable(info.orig_filename)} lies outside the file")
     file.seek(info.header_offset)
     head = file.read(30)
     if head[:4] != b"PK\x03\x04":
-        damaged("a zip entry does not begin where the directory says")
+        refuse_damaged("a zip entry does not begin where the directory says")
     _, _, flags, method, *_, name_length, extra_length = struct.unpack("<4s5H3I2H", head)
     encoding = "utf-8" if flags & 0x800 else "cp437"
     name = file.read(name_length)
@@ -188,7 +191,7 @@ def _content_start(file: BinaryIO, info: zipfile.ZipInfo, size: int) -> int:
 
 
 @dataclass(frozen=True)
-class _Bounded:
+class _BoundedReader:
     """File object for the unpickler that limits each read to the size of the file."""
 
     file: BinaryIO
@@ -204,34 +207,35 @@ class _Bounded:
         return self.file.tell()
 
 
-def _legacy(file: BinaryIO, size: int) -> Checkpoint:
-    found = Checkpoint("legacy")
-    stream = _Bounded(file, size)
+def _read_legacy(file: BinaryIO, size: int) -> Checkpoint:
+    checkpoint = Checkpoint("legacy")
+    stream = _BoundedReader(file, size)
     storages = _Storages(None)
 
-    def value() -> object:
+    def read_value() -> object:
         machine = Machine(stream, storages)
-        content = machine.run()
-        found.globals |= machine.globals
-        return content
+        value = machine.run()
+        checkpoint.globals |= machine.globals
+        return value
 
-    if value() != LEGACY_MAGIC:
+    if read_value() != LEGACY_MAGIC:
         raise RefusedError("is a pickle, but no torch checkpoint", "a file of torch.save")
-    protocol, system = value(), value()
+    protocol, system = read_value(), read_value()
     if protocol != 1001 or not isinstance(system, dict) or system.get("little_endian") is not True:
         raise RefusedError("is of an unknown version or of a big-endian machine", "protocol 1001, little-endian")
-    found.content = value()
-    keys = value()
+    checkpoint.content = read_value()
+    keys = read_value()
     if not isinstance(keys, list) or set(map(str, keys)) != set(storages.by_key) or len(keys) != len(storages.by_key):
-        damaged("its list of storages is not the one of its tensors")
-    place = file.tell()
+        refuse_damaged("its list of storages does not match its tensors")
+    offset = file.tell()
     for key, storage in zip(keys, (storages.by_key[key] for key in keys), strict=True):
-        count = int.from_bytes(b"".join(itertools.islice(chunks(file, place, 8), 8)), "little")
-        if count * (BYTES[storage.dtype] if storage.dtype else 1) != storage.size or place + 8 + storage.size > size:
+        numel = int.from_bytes(b"".join(itertools.islice(read_chunks(file, offset, 8), 8)), "little")
+        end = offset + 8 + storage.size
+        if numel * (ITEM_BYTES[storage.dtype] if storage.dtype else 1) != storage.size or end > size:
             raise RefusedError(f"the storage {printable(key)} should have {storage.size} bytes, which the file has not")
-        found.places[key] = place + 8
-        place += 8 + storage.size
-        file.seek(place)
-    if place != size:
-        damaged(f"{size - place} bytes after the last storage")
-    return found
+        checkpoint.offsets[key] = offset + 8
+        offset = end
+        file.seek(offset)
+    if offset != size:
+        refuse_damaged(f"{size - offset} bytes after the last storage")
+    return checkpoint

@@ -1,8 +1,8 @@
 """Export our VideoMAE and CLIP to transformers: state dict and config.json.
 
-The tables of names and fields are those of the import, `transformers_names` and `published_config`. What transformers
-cannot represent is refused; the one number that it fixes in its code, the epsilon of VideoMAE's norm of the mean, is
-reported.
+The tables of names and fields are those of the import, `transformers_names` and `published_config`. Settings that
+transformers cannot represent raise an error, except the epsilon of the norm of VideoMAE's mean, which is a constant in
+its code: a note reports the difference.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from internvideo.weights.published_config import (
 
 WHERE = "layout transformers"
 RESAMPLE = {"pil": 2, "pil_bicubic": 3, "opencv": 2, "torch": 2}
-"""Our pixel arithmetic -> PIL's number of the interpolation."""
+"""Resize backend -> PIL's interpolation constant."""
 
 
 @dataclass(frozen=True)
 class TransformersModel:
-    """A model as transformers reads it.
+    """A model in the format of transformers.
 
     Attributes:
-        architecture: its class there.
-        state: parameters under its names. config: config.json.
+        architecture: class in transformers.
+        state: parameters under the names of transformers. config: content of config.json.
         mean, std: of the pixels, per channel.
-        notes: what is computed otherwise there, one sentence each.
+        notes: differences in the computation of transformers, one sentence each.
     """
 
     architecture: str
@@ -53,17 +53,18 @@ class TransformersModel:
 
 
 def to_transformers(name: str, module: nn.Module, classes: tuple[str, ...]) -> TransformersModel:
-    """Translate a model.
+    """Convert a model.
 
     Args:
-        name: of the model, for messages. module: built by `create_model`. classes: names, () for none.
+        name: of the model, for messages. module: built by `create_model`. classes: class names, () for none.
 
-    Raises RecipeError: transformers has no such architecture, or the model a setting that it lacks.
+    Raises RecipeError: transformers has no such architecture or not a setting of the model.
     """
-    translate = TRANSLATIONS.get(type(module))
-    if translate is None:
-        raise RecipeError(WHERE, f"{name} does not exist there", "VideoMAE and CLIP", "save it in its own layout")
-    return translate(module, classes)
+    converter = CONVERTERS.get(type(module))
+    if converter is None:
+        fields = f"{name} does not exist in transformers"
+        raise RecipeError(WHERE, fields, "VideoMAE or CLIP", "save it in the layout internvideo")
+    return converter(module, classes)
 
 
 # ---------------------------------------------------------------------------------------------------------- VideoMAE
@@ -72,21 +73,21 @@ def to_transformers(name: str, module: nn.Module, classes: tuple[str, ...]) -> T
 def _videomae(module: Any, classes: tuple[str, ...], *, pretrain: bool) -> TransformersModel:
     config: VideoMAEConfig = module.config
     _check_videomae(config, pretrain)
-    plain = not pretrain and not config.num_classes
+    encoder_only = not pretrain and not config.num_classes
     kernel = (3, config.tubelet, config.patch_size, config.patch_size)
     published = {
         key: tensor.unflatten(1, kernel) if key.endswith("patch_embed.proj.weight") else tensor
         for key, tensor in module.state_dict().items()
     }
     table = transformers_names.VIDEOMAE_PRETRAIN if pretrain else transformers_names.VIDEOMAE_CLASSIFIER
-    trunk = () if plain else ("embeddings.", "encoder.", "layernorm.")
+    backbone = () if encoder_only else ("embeddings.", "encoder.", "layernorm.")
     state = {
-        f"videomae.{key}" if key.startswith(trunk) else key: tensor
+        f"videomae.{key}" if key.startswith(backbone) else key: tensor
         for key, tensor in transformers_names.to_transformers(published, table).items()
     }
-    kind = "Model" if plain else "ForPreTraining" if pretrain else "ForVideoClassification"
+    kind = "Model" if encoder_only else "ForPreTraining" if pretrain else "ForVideoClassification"
     notes: tuple[str, ...] = ()
-    if not plain and config.head_eps != HEAD_EPS:
+    if not encoder_only and config.head_eps != HEAD_EPS:
         what = "the decoder's last norm" if pretrain else "the norm of the mean"
         notes = (f"epsilon of {what}: {config.head_eps:g} in internvideo, {HEAD_EPS:g} in transformers' code",)
     return TransformersModel(
@@ -111,7 +112,7 @@ def _check_videomae(config: VideoMAEConfig, pretrain: bool) -> None:
 
 
 def _videomae_config(config: VideoMAEConfig, pretrain: bool, classes: tuple[str, ...]) -> dict[str, Any]:
-    found: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "model_type": "videomae",
         "num_channels": 3,
         **config_fields(config, {**VIDEOMAE, **VIDEOMAE_DECODER}),
@@ -121,9 +122,9 @@ def _videomae_config(config: VideoMAEConfig, pretrain: bool, classes: tuple[str,
         "norm_pix_loss": True,
     }
     if classes:
-        found["id2label"] = {str(number): name for number, name in enumerate(classes)}
-        found["label2id"] = {name: number for number, name in enumerate(classes)}
-    return found
+        fields["id2label"] = {str(index): name for index, name in enumerate(classes)}
+        fields["label2id"] = {name: index for index, name in enumerate(classes)}
+    return fields
 
 
 # -------------------------------------------------------------------------------------------------------------- CLIP
@@ -138,12 +139,12 @@ def _clip(module: Any, classes: tuple[str, ...]) -> TransformersModel:
     published["visual.conv1.weight"] = published["visual.conv1.weight"].squeeze(2)
     published["logit_scale"] = published["logit_scale"].reshape(())
     state = transformers_names.to_transformers(published, transformers_names.CLIP)
-    vision = {
+    vision_config = {
         **config_fields(config, CLIP_VISION),
         "intermediate_size": int(config.width * config.mlp_ratio),
         "projection_dim": config.joint_width,
     }
-    words = {
+    text_config = {
         **config_fields(text, CLIP_TEXT),
         "intermediate_size": int(text.width * text.mlp_ratio),
         "projection_dim": config.joint_width,
@@ -151,19 +152,19 @@ def _clip(module: Any, classes: tuple[str, ...]) -> TransformersModel:
         "eos_token_id": text.vocabulary - 1,
         "pad_token_id": text.vocabulary - 1,
     }
-    found_config = {
+    full_config = {
         "model_type": "clip",
         "projection_dim": config.joint_width,
-        "vision_config": {"model_type": "clip_vision_model", **vision},
-        "text_config": {"model_type": "clip_text_model", **words},
+        "vision_config": {"model_type": "clip_vision_model", **vision_config},
+        "text_config": {"model_type": "clip_text_model", **text_config},
     }
-    notes = ("images one by one: the vector of a video is the mean of those of its frames, which internvideo computes",)
-    return TransformersModel("CLIPModel", state, found_config, config.mean, config.std, notes)
+    notes = ("transformers encodes images one by one; internvideo averages the vectors of the frames of a video",)
+    return TransformersModel("CLIPModel", state, full_config, config.mean, config.std, notes)
 
 
-TRANSLATIONS: dict[type[nn.Module], Callable[[Any, tuple[str, ...]], TransformersModel]] = {
+CONVERTERS: dict[type[nn.Module], Callable[[Any, tuple[str, ...]], TransformersModel]] = {
     Clip: _clip,
     VideoMAEPretrain: partial(_videomae, pretrain=True),
     VideoMAEClassifier: partial(_videomae, pretrain=False),
 }
-"""Model class -> (module, names of the classes) to what transformers reads."""
+"""Model class -> function of (module, class names)."""
