@@ -33,7 +33,7 @@ def test_a_motion_stem_starts_as_the_identity_and_draws_nothing() -> None:
 def test_a_convolution_stem_starts_as_the_identity() -> None:
     video = clips()
     plain, model = UniFormerV2(SMALL).eval(), UniFormerV2(replace(SMALL, convolution_stem=3)).eval()
-    load_part(model, plain.state_dict())
+    load_weights_part(model, plain.state_dict())
     assert torch.equal(plain(video), model(video))
     names = set(model.state_dict()) - set(plain.state_dict())
     assert names

@@ -135,7 +135,7 @@ def test_head_rows() -> None:
     assert torch.equal(chosen["head.bias"], state["head.bias"][[4, 0]])
     load_reference(VideoMAEClassifier(dataclasses.replace(TINY, num_classes=2)), chosen)
     for rows in ([5], [-1], []):
-        with pytest.raises(WeightsError, match="asked of 5"):
+        with pytest.raises(WeightsError, match="requested of 5"):
             select_head_rows(state, rows)
     with pytest.raises(WeightsError, match="not in the state dict"):
         select_head_rows(state, [0], head="classifier")
