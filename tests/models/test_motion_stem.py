@@ -39,7 +39,7 @@ def test_a_convolution_stem_starts_as_the_identity() -> None:
     assert names
     assert all(name.startswith("stem.convolutions.") for name in names)
     assert {model.get_layer_id(name) for name in names} == {0}
-    assert names <= {*from_clip(model, clip_model(SMALL).state_dict()).fresh}
+    assert names <= {*from_clip(model, clip_model(SMALL).state_dict()).newly_initialized}
 
 
 def test_a_convolution_stem_sees_every_frame_alone_and_across_patches() -> None:

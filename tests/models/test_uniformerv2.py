@@ -269,7 +269,7 @@ def test_clip_import_is_strict() -> None:
     for wrong, told in (
         (lacking, r"missing stem\.norm\.bias"),
         ({**state, "visual.surprise": torch.zeros(1)}, "unknown tensor visual.surprise"),
-        ({**state, "visual.transformer.resblocks.3.ln_1.bias": torch.zeros(24)}, "no place"),
+        ({**state, "visual.transformer.resblocks.3.ln_1.bias": torch.zeros(24)}, "the model has no"),
         ({**state, "visual.positional_embedding": torch.zeros(11, 24)}, "positional_embedding"),
         ({**state, "visual.class_embedding": torch.full((24,), math.nan)}, "finite"),
     ):

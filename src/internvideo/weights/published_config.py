@@ -134,7 +134,7 @@ def with_transformers_config(layout: Layout, config: Mapping[str, Any], where: o
     model_type, found = model_types[0], config.get("model_type")
     if found not in model_types:
         raise WeightsError(
-            where, f"model type {found!r} beside weights of {layout.name}", " or ".join(model_types), _MISMATCH_HINT
+            where, f"model type {found!r} beside weights of {layout.name}", " or ".join(model_types), _MISMATCH
         )
     for key in ("pruned_heads", "quantization_config"):
         if config.get(key):
@@ -153,72 +153,62 @@ def _unknown_keys(config: Mapping[str, Any], fields: Mapping[str, _Field]) -> tu
     return tuple(sorted(key for key in config if key not in fields and not _IGNORABLE.fullmatch(key)))
 
 
-_MISMATCH_HINT = "if this config belongs to other weights, move one of the two files"
+_MISMATCH = "if this config belongs to other weights, move one of the two files"
 
 
 def _videomae(layout: Layout, config: Mapping[str, Any], where: object) -> Parsed:
     config = {**config, "qkv_bias": config.get("qkv_bias", config.get("qv_bias", True))}
-    our_config = configure(layout.model, layout.overrides)
+    ours = configure(layout.model, layout.overrides)
     pretrain = layout.model.endswith("-pretrain")
-    settings = _read_settings(config, VIDEOMAE, our_config, where)
-    _require_equal(
-        config, where, num_channels=(3, 3), intermediate_size=(3072, int(our_config.width * our_config.mlp_ratio))
-    )
+    settings = _read_settings(config, VIDEOMAE, ours, where)
+    _require_equal(config, where, num_channels=(3, 3), intermediate_size=(3072, int(ours.width * ours.mlp_ratio)))
     mean = config.get("use_mean_pooling", True)
     if pretrain:
-        settings |= _read_settings(config, VIDEOMAE_DECODER, our_config, where)
-        _require_equal(
-            config, where, decoder_intermediate_size=(1536, int(our_config.decoder_width * our_config.mlp_ratio))
-        )
+        settings |= _read_settings(config, VIDEOMAE_DECODER, ours, where)
+        _require_equal(config, where, decoder_intermediate_size=(1536, int(ours.decoder_width * ours.mlp_ratio)))
     else:
-        _require_equal(config, where, use_mean_pooling=(True, our_config.pooling == "mean"))
-    if (pretrain or not our_config.num_classes) and mean is our_config.final_norm:
-        mismatch = f"use_mean_pooling {mean}, the tensors have {'a' if our_config.final_norm else 'no'} final norm"
-        raise WeightsError(where, mismatch, hint=_MISMATCH_HINT)
-    names = _class_names(config, our_config.num_classes, where) if our_config.num_classes else ()
-    if our_config.num_classes and config.get("problem_type") not in (None, "single_label_classification"):
+        _require_equal(config, where, use_mean_pooling=(True, ours.pooling == "mean"))
+    if (pretrain or not ours.num_classes) and mean is ours.final_norm:
+        mismatch = f"use_mean_pooling {mean}, the tensors have {'a' if ours.final_norm else 'no'} final norm"
+        raise WeightsError(where, mismatch, hint=_MISMATCH)
+    names = _class_names(config, ours.num_classes, where) if ours.num_classes else ()
+    if ours.num_classes and config.get("problem_type") not in (None, "single_label_classification"):
         found = f"problem_type {config['problem_type']!r}: not a softmax over the classes"
         raise WeightsError(where, found, "single_label_classification", "set num_classes, or load its VideoMAEModel")
     return Parsed(_complete(layout, {**settings, "head_eps": HEAD_EPS}), names)
 
 
 def _vjepa2(layout: Layout, config: Mapping[str, Any], where: object) -> Parsed:
-    our_config = configure(layout.model, layout.overrides)
+    ours = configure(layout.model, layout.overrides)
     _require_equal(config, where, in_chans=(3, 3))
-    settings = _read_settings(config, _VJEPA2, our_config, where)
+    settings = _read_settings(config, _VJEPA2, ours, where)
     ratio = config.get("mlp_ratio", 4.0)
-    if int(our_config.width * ratio) != int(our_config.width * our_config.mlp_ratio):
-        raise WeightsError(
-            where, f"mlp_ratio {ratio!r}", f"{our_config.mlp_ratio:g}, as in the tensors", _MISMATCH_HINT
-        )
+    if int(ours.width * ratio) != int(ours.width * ours.mlp_ratio):
+        raise WeightsError(where, f"mlp_ratio {ratio!r}", f"{ours.mlp_ratio:g}, as in the tensors", _MISMATCH)
     ignored = tuple(key for key in _unknown_keys(config, _VJEPA2) if not _PREDICTOR(key))
     return Parsed(_complete(layout, settings), ignored=ignored)
 
 
 def _siglip(layout: Layout, config: Mapping[str, Any], where: object) -> Parsed:
-    our_config = configure(layout.model, layout.overrides)
-    hidden = (3072, int(our_config.width * our_config.mlp_ratio))
+    ours = configure(layout.model, layout.overrides)
+    hidden = (3072, int(ours.width * ours.mlp_ratio))
     _require_equal(config, where, num_channels=(3, 3), vision_use_head=(True, True), intermediate_size=hidden)
-    settings = _read_settings(config, _SIGLIP, our_config, where)
+    settings = _read_settings(config, _SIGLIP, ours, where)
     side = int(str(settings["image_size"]))
-    if side // our_config.patch_size != our_config.image_size // our_config.patch_size:
-        raise WeightsError(
-            where, f"image_size {side}", f"{our_config.image_size}, as in the position table", _MISMATCH_HINT
-        )
+    if side // ours.patch_size != ours.image_size // ours.patch_size:
+        raise WeightsError(where, f"image_size {side}", f"{ours.image_size}, as in the position table", _MISMATCH)
     return Parsed(_complete(layout, settings), ignored=_unknown_keys(config, _SIGLIP))
 
 
 def _clip(layout: Layout, config: Mapping[str, Any], where: object) -> Parsed:
-    our_config = configure(layout.model, layout.overrides)
+    ours = configure(layout.model, layout.overrides)
     vision, text = _subconfig(config, "vision_config", where), _subconfig(config, "text_config", where)
-    settings = _read_settings(vision, CLIP_VISION, our_config, where)
-    _require_equal(
-        vision, where, num_channels=(3, 3), intermediate_size=(3072, int(our_config.width * our_config.mlp_ratio))
-    )
-    text_settings = _read_settings(text, CLIP_TEXT, our_config.text, where)
-    _require_equal(text, where, intermediate_size=(2048, int(our_config.text.width * our_config.text.mlp_ratio)))
-    _require_equal(config, where, projection_dim=(512, our_config.joint_width))
-    end, last = text.get("eos_token_id", 49407), our_config.text.vocabulary - 1
+    settings = _read_settings(vision, CLIP_VISION, ours, where)
+    _require_equal(vision, where, num_channels=(3, 3), intermediate_size=(3072, int(ours.width * ours.mlp_ratio)))
+    text_settings = _read_settings(text, CLIP_TEXT, ours.text, where)
+    _require_equal(text, where, intermediate_size=(2048, int(ours.text.width * ours.text.mlp_ratio)))
+    _require_equal(config, where, projection_dim=(512, ours.joint_width))
+    end, last = text.get("eos_token_id", 49407), ours.text.vocabulary - 1
     if end not in (2, last):  # with 2 transformers reads the text feature at the largest token id, as we do
         raise WeightsError(where, f"eos_token_id {end!r}", f"{last}, the last token id: the text feature is read there")
     ignored = (*_unknown_keys(vision, CLIP_VISION), *_unknown_keys(text, CLIP_TEXT))
@@ -234,14 +224,14 @@ def _subconfig(config: Mapping[str, Any], key: str, where: object) -> dict[str, 
 
 
 def _read_settings(
-    config: Mapping[str, Any], fields: Mapping[str, _Field], our_config: Any, where: object
+    config: Mapping[str, Any], fields: Mapping[str, _Field], ours: Any, where: object
 ) -> dict[str, object]:
-    """Map fields to our settings. Raises WeightsError if one that the tensors determine differs from `our_config`."""
+    """Map fields to our settings. Raises WeightsError if one that the tensors determine differs from `ours`."""
     settings: dict[str, object] = {}
     for key, field in fields.items():
         value = _parse_value(config, key, field.default, where)
         if field.in_tensors:
-            _require_equal({key: value}, where, **{key: (None, getattr(our_config, field.ours))})
+            _require_equal({key: value}, where, **{key: (None, getattr(ours, field.ours))})
         else:
             settings[field.ours] = ACTIVATIONS[str(value)] if key == "hidden_act" else value
     return settings
@@ -280,7 +270,7 @@ def _require_equal(config: Mapping[str, Any], where: object, **fields: tuple[obj
     """Raise WeightsError if a field, or its default, differs from the tensors; `fields`: key=(default, expected)."""
     for key, (default, expected) in fields.items():
         if (value := config.get(key, default)) != expected:
-            raise WeightsError(where, f"{key} {value!r}", f"{expected!r}, as in the tensors", _MISMATCH_HINT)
+            raise WeightsError(where, f"{key} {value!r}", f"{expected!r}, as in the tensors", _MISMATCH)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -380,18 +370,18 @@ def with_open_clip_config(layout: Layout, config: Mapping[str, Any], where: obje
     model = config.get("model_cfg")
     if not isinstance(model, Mapping):
         raise WeightsError(where, "no model_cfg", "what open_clip writes")
-    our_config = configure(layout.model, layout.overrides)
+    ours = configure(layout.model, layout.overrides)
     vision, text = _subconfig(model, "vision_cfg", where), _subconfig(model, "text_cfg", where)
-    _require_equal(model, where, embed_dim=(512, our_config.joint_width))
-    _read_settings(vision, _OPEN_CLIP_VISION, our_config, where)
-    _read_settings(text, _OPEN_CLIP_TEXT, our_config.text, where)
+    _require_equal(model, where, embed_dim=(512, ours.joint_width))
+    _read_settings(vision, _OPEN_CLIP_VISION, ours, where)
+    _read_settings(text, _OPEN_CLIP_TEXT, ours.text, where)
     for part, fields in ((vision, {*_OPEN_CLIP_VISION, "head_width"}), (text, {*_OPEN_CLIP_TEXT, "heads"})):
         supported = {*fields, "mlp_ratio"}
         unsupported = [key for key, value in part.items() if value and key not in supported and "drop" not in key]
         if unsupported:
             raise WeightsError(where, f"{unsupported[0]} {part[unsupported[0]]!r}", "plain CLIP towers")
     head = _parse_value(vision, "head_width", 64, where)
-    heads, text_settings = our_config.width // int(str(head)), _parse_value(text, "heads", 8, where)
+    heads, text_settings = ours.width // int(str(head)), _parse_value(text, "heads", 8, where)
     activation = "quick_gelu" if model.get("quick_gelu") else "gelu"
     settings: dict[str, object] = {"heads": heads, "activation": activation}
     pixels = config.get("preprocess_cfg") or {}
