@@ -36,7 +36,6 @@ from internvideo.data.transforms import (
     TrainTransform,
     corner_box,
     direction_classes,
-    erase_cube,
     multi_scale_box,
     random_resized_box,
 )
@@ -218,17 +217,18 @@ def test_randomness_comes_from_the_generator_alone() -> None:
 
 
 def test_erasing_takes_the_same_box_of_all_frames() -> None:
-    frames = torch.full((5, 3, 40, 40), 7, dtype=torch.uint8)
-    erased = erase_cube(frames, 1.0, np.random.RandomState(0))
+    clip = torch.full((5, 40, 40, 3), 7, dtype=torch.uint8)
+    plain, erasing = (TrainTransform(40, "center", resize=40, erasing=probability) for probability in (0.0, 1.0))
+    erased = erasing(clip, np.random.RandomState(0)).transpose(0, 1)
     changed = (erased != 7).any(1)
     rows, columns = changed.any(0).any(1).nonzero(), changed.any(0).any(0).nonzero()
     box = changed[:, rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
     assert box.float().mean() > 0.95
     assert box.sum() == changed.sum()
     assert 0.01 < changed.float().mean() < 0.4
-    assert (frames == 7).all()
+    assert (clip == 7).all()
     assert not torch.equal(erased[0], erased[1])
-    assert erase_cube(frames, 0.0, np.random.RandomState(0)) is frames
+    assert (plain(clip, np.random.RandomState(0)) == 7).all()
 
 
 def test_flip_mirrors_half_of_the_clips_and_only_when_asked() -> None:

@@ -23,11 +23,12 @@ from torch.utils.data import Dataset, get_worker_info
 from internvideo.data.batch import Batch
 from internvideo.data.csv_columns import STRIDE
 from internvideo.data.decoding.clip_decoder import ManifestClipDecoder
+from internvideo.data.decoding.decoded_batch import DecodedBatch, DrawnClip, concatenate_frames
 from internvideo.data.decoding.threads import ThreadMap
 from internvideo.data.epoch_plan import AUGMENT, FRAMES, EpochPlan, Indices, random_stream
 from internvideo.data.sample import Sample
 from internvideo.data.sampling import FrameSampler, OnePerSecond
-from internvideo.data.transforms import ClipTransform
+from internvideo.data.transforms import ClipTransform, DrawnTransform, TrainTransform
 from internvideo.errors import InternVideoError, ManifestError, VideoError
 
 Captions = Literal["random", "first", "none"]
@@ -97,7 +98,7 @@ class Unreadable:
 class WorkerResult:
     """Result of a worker: a batch or None, view indices (B,), unreadable samples, an error, truncated spans."""
 
-    batch: Batch | None = None
+    batch: Batch | DecodedBatch | None = None
     views: tuple[int, ...] = ()
     unreadable: tuple[Unreadable, ...] = ()
     error: InternVideoError | None = None
@@ -110,17 +111,21 @@ class WorkerResult:
 
 @dataclass(frozen=True)
 class _Augmented:
-    """The sample at one position, a caption for each of its clips, and what could not be read before it."""
+    """The sample at one position, a caption and an augmentation for each of its clips, and the unreadable ones that it
+    replaces; with `on_device` also its frames."""
 
     row: Sample
     captions: list[str]
     unreadable: list[Unreadable]
+    drawn: list[DrawnTransform]
+    frames: Tensor | None
 
 
 class TrainingBatches(Dataset[WorkerResult]):
     """Map-style dataset with key (epoch, batch index); decodes each sample once and augments it several times.
 
-    The samples of a batch are decoded and augmented by `threads` threads.
+    The samples of a batch are decoded and augmented by `threads` threads. A transform with `on_device` is only drawn:
+    then the batches are `DecodedBatch`.
     """
 
     def __init__(
@@ -152,19 +157,26 @@ class TrainingBatches(Dataset[WorkerResult]):
         self._epoch_order(epoch)  # before the threads need it
         positions = self.plan.positions(batch_index)
         buffer = BatchBuffer(len(positions) * self.repeated_augmentation, self.sampler)
-        made = list(self._threads.map(partial(self._augmented, epoch, buffer), enumerate(positions)))
-        rows = [one.row for one in made for _ in range(self.repeated_augmentation)]
-        video, frame_mask = buffer.batch()
-        captions = [caption for one in made for caption in one.captions]
+        augmented = list(self._threads.map(partial(self._augmented, epoch, buffer), enumerate(positions)))
+        rows = [one.row for one in augmented for _ in range(self.repeated_augmentation)]
+        captions = [caption for one in augmented for caption in one.captions]
+        ids, labels = tuple(row.id for row in rows), label_tensor(rows) if self.labeled else None
+        text_ids = None if self.tokenizer is None or self.caption == "none" else self.tokenizer.encode(captions)
+        batch: Batch | DecodedBatch
+        if isinstance(self.transform, TrainTransform) and self.transform.on_device:
+            decoded = [(one.frames, tuple(one.drawn)) for one in augmented if one.frames is not None]
+            frames = [clip for clip, _ in decoded]
+            batch = DecodedBatch(
+                pixels=concatenate_frames(frames, _new_batch((sum(clip.numel() for clip in frames),), torch.uint8)),
+                clips=tuple(DrawnClip((clip.shape[0], clip.shape[1], clip.shape[2]), drawn) for clip, drawn in decoded),
+                transform=self.transform, padded=padded_frames(self.sampler), ids=ids, labels=labels, text_ids=text_ids,
+            )  # fmt: skip
+        else:
+            video, frame_mask = buffer.batch()
+            batch = Batch(video, ids, labels, text_ids, frame_mask)
         return WorkerResult(
-            Batch(
-                video,
-                tuple(row.id for row in rows),
-                label_tensor(rows) if self.labeled else None,
-                None if self.tokenizer is None or self.caption == "none" else self.tokenizer.encode(captions),
-                frame_mask,
-            ),
-            unreadable=tuple(clip for one in made for clip in one.unreadable),
+            batch,
+            unreadable=tuple(clip for one in augmented for clip in one.unreadable),
             truncated_spans=self.decoder.take_truncated_spans(),
         )
 
@@ -172,12 +184,20 @@ class TrainingBatches(Dataset[WorkerResult]):
         """Decode a sample or its fallback and augment it, given its (place in the batch, position in the epoch)."""
         first, unreadable = place[0] * self.repeated_augmentation, list[Unreadable]()
         index, attempt, clip = self._decode(epoch, place[1], unreadable)
-        made = _Augmented(self.decoder.manifest.rows[index], [], unreadable)
+        transform = self.transform
+        on_device = isinstance(transform, TrainTransform) and transform.on_device
+        augmented = _Augmented(self.decoder.manifest.rows[index], [], unreadable, [], clip if on_device else None)
         for repeat in range(self.repeated_augmentation):
             rng = random_stream(AUGMENT, self.plan.seed, epoch, index, attempt, repeat)
-            made.captions.append(choose_caption(made.row, self.caption, rng))
-            buffer.put(first + repeat, self.transform(clip, rng))
-        return made
+            augmented.captions.append(choose_caption(augmented.row, self.caption, rng))
+            if not isinstance(transform, TrainTransform):
+                buffer.put(first + repeat, transform(clip, rng))
+                continue
+            drawn = transform.draw(clip.shape[1], clip.shape[2], rng)
+            augmented.drawn.append(drawn)
+            if not on_device:
+                transform.apply(clip, drawn, buffer.place_for(first + repeat, len(clip), transform.size))
+        return augmented
 
     def _decode(self, epoch: int, position: int, unreadable: list[Unreadable]) -> tuple[int, int, Tensor]:
         """Decode the sample at a position or a fallback: return its index, the attempt and its frames (T, H, W, 3)."""
@@ -234,20 +254,23 @@ class BatchBuffer:
     """
 
     def __init__(self, count: int, sampler: FrameSampler) -> None:
-        self._padded = sampler.frames if isinstance(sampler, OnePerSecond) else None
+        self._padded = padded_frames(sampler)
         self._count, self._lock = count, threading.Lock()
         self._lengths = [0] * count
         self._video: Tensor | None = None
 
     def put(self, place: int, clip: Tensor) -> None:
         """Copy a clip (3, k, S, S), k at most T, to a place of the batch."""
+        self.place_for(place, clip.shape[1], clip.shape[2], clip.dtype).copy_(clip)
+
+    def place_for(self, place: int, frames: int, size: int, dtype: torch.dtype = torch.uint8) -> Tensor:
+        """Return the place of a clip of k frames in the batch, (3, k, S, S), to be filled by the caller."""
         with self._lock:
             if self._video is None:
-                shape = (self._count, 3, self._padded or clip.shape[1], *clip.shape[2:])
-                self._video = _new_batch(shape, clip.dtype)
-        self._video[place, :, : clip.shape[1]] = clip
-        self._video[place, :, clip.shape[1] :] = 0
-        self._lengths[place] = clip.shape[1]
+                self._video = _new_batch((self._count, 3, self._padded or frames, size, size), dtype)
+        self._video[place, :, frames:] = 0
+        self._lengths[place] = frames
+        return self._video[place, :, :frames]
 
     def batch(self) -> tuple[Tensor, Tensor | None]:
         """Return the batch, and the frame mask (B, T) if the sampler may give k < T."""
@@ -255,6 +278,11 @@ class BatchBuffer:
         if self._padded is None:
             return self._video, None
         return self._video, torch.arange(self._padded)[None] < torch.tensor(self._lengths)[:, None]
+
+
+def padded_frames(sampler: FrameSampler) -> int | None:
+    """Return the number of frames to which the clips of a sampler are padded; None where all have as many."""
+    return sampler.frames if isinstance(sampler, OnePerSecond) else None
 
 
 def stack_clips(clips: Sequence[Tensor], sampler: FrameSampler) -> tuple[Tensor, Tensor | None]:

@@ -172,6 +172,8 @@ class ResumableLoader:
     def epoch(self, k: int, start: int = 0) -> Iterator[Batch]:
         """Yield the batches `start`, `start + 1`, ... of epoch `k`, equal to those of the uninterrupted epoch.
 
+        With a transform `on_device` each is a `DecodedBatch`, of which `to` makes the batch.
+
         Raises:
             VideoError: more clips than `max_unreadable` cannot be read. RunError: a worker died.
         """
@@ -271,7 +273,7 @@ class EvalLoader:
         pending: list[tuple[Batch, tuple[int, ...]]] = []
         for count, result in enumerate(self._data_loader.read(self._indices, self._add_data_time), 1):
             self.unreadable += [(clip.id, clip.path, clip.reason) for clip in result.unreadable]
-            if result.batch is not None:
+            if isinstance(result.batch, Batch):
                 pending.append((result.batch, result.views))
             while sum(len(batch) for batch, _ in pending) >= self._batch_size:
                 whole, pending = _take_batch(pending, self._batch_size)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
-import torch
 
 from internvideo import distributed
 from internvideo.data.batch import Batch, WrappedLoader
+from internvideo.data.decoding.decoded_batch import DecodedBatch, DrawnMix
 from internvideo.data.loader import Loader, ResumableLoader
 from internvideo.data.manifest import Manifest
 from internvideo.data.mixup import Mixup
@@ -96,8 +97,13 @@ class MixedLoader(WrappedLoader[Loader]):
 
     def epoch(self, k: int, start: int = 0) -> Iterator[Batch]:
         """Yield batches `start`, `start + 1`, ... of epoch `k`; mixing depends only on (seed, rank, k, index)."""
-        for number, batch in enumerate(self.loader.epoch(k, start), start):
+        batches = cast(Iterator[Batch | DecodedBatch], self.loader.epoch(k, start))
+        for number, batch in enumerate(batches, start):
             assert batch.labels is not None  # checked at construction
-            words = np.random.SeedSequence([self.seed, self.rank, k, number]).generate_state(4)
-            video, targets = self.mixup(batch.video, batch.labels, np.random.RandomState(words))
-            yield replace(batch, video=video.round_().to(torch.uint8), labels=targets)
+            seeds = np.random.SeedSequence([self.seed, self.rank, k, number]).generate_state(4)
+            mix = DrawnMix(self.mixup, tuple(seeds.tolist()))
+            if isinstance(batch, DecodedBatch):  # mixed on the device, after the augmentation
+                yield cast(Batch, replace(batch, mix=mix))
+            else:
+                video, targets = mix(batch.video, batch.labels)
+                yield replace(batch, video=video, labels=targets)

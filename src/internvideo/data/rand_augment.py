@@ -1,7 +1,8 @@
 """RandAugment on whole clips: the same operations with the same strengths for all frames.
 
 Operations and their strengths are those of the "increasing" policy (timm, auto_augment.py): every drawn
-operation is applied with probability 1/2, its magnitude is normal around `magnitude` in 0..10.
+operation is applied with probability 1/2, its magnitude is normal around `magnitude` in 0..10. The operations work on
+any device: on the CPU few frames at a time, which fit its cache, on others all frames of a clip in one call.
 """
 
 from __future__ import annotations
@@ -21,8 +22,13 @@ GRAY = 128
 """Fill value for pixels outside the frame in geometric operations."""
 MAX_LEVEL = 10.0
 """Largest magnitude."""
-CHUNK_SIZE = 2
-"""Frames warped together: few enough for the processor's cache."""
+WARP_CHUNK_SIZE = 2
+"""Frames warped together on the CPU: few enough for its cache."""
+
+
+def split_frames(frames: Tensor, cpu_chunk_size: int = 1) -> tuple[Tensor, ...]:
+    """Split (T, 3, H, W) into views of `cpu_chunk_size` frames on the CPU; other devices get all frames at once."""
+    return torch.split(frames, cpu_chunk_size if frames.device.type == "cpu" else max(len(frames), 1))
 
 
 def _blend(base: Tensor, frame: Tensor, factor: float) -> Tensor:
@@ -31,11 +37,11 @@ def _blend(base: Tensor, frame: Tensor, factor: float) -> Tensor:
 
 
 def _luma(frame: Tensor) -> Tensor:
-    """Convert (3, H, W) float32 levels to (H, W) float32 gray levels, ITU-R 601 in 16-bit fixed point.
+    """Convert (..., 3, H, W) float32 levels to (..., H, W) float32 gray levels, ITU-R 601 in 16-bit fixed point.
 
     Sums stay below 2^24, so they are exact in float32.
     """
-    red, green, blue = frame.unbind()
+    red, green, blue = frame.unbind(-3)
     level = red.mul(19595 / 65536).add_(green, alpha=38470 / 65536).add_(blue, alpha=7471 / 65536)
     return level.add_(0.5).floor_()
 
@@ -43,6 +49,8 @@ def _luma(frame: Tensor) -> Tensor:
 def _look_up(frames: Tensor, tables: Tensor) -> Tensor:
     """Map the levels of (T, 3, H, W) uint8 through uint8 tables that broadcast to (T, 3, 256)."""
     tables = tables.expand(len(frames), 3, 256).reshape(-1, 256)
+    if frames.device.type != "cpu":
+        return tables.gather(1, _planes(frames).long()).view(frames.shape)
     mapped = torch.empty(frames.shape, dtype=torch.uint8)
     for plane, table, result in zip(_planes(frames), tables, _planes(mapped), strict=True):
         torch.index_select(table, 0, plane.int(), out=result)  # one plane's indices fit the cache
@@ -56,9 +64,20 @@ def _planes(frames: Tensor) -> Tensor:
 
 def _range(frames: Tensor) -> tuple[Tensor, Tensor]:
     """Return the lowest and the highest level of each channel of each frame, (T, 3, 1) uint8 each."""
-    planes = _planes(frames).numpy()  # NumPy reduces bytes several times as fast
-    lowest, highest = (torch.from_numpy(level).view(-1, 3, 1) for level in (planes.min(1), planes.max(1)))
-    return lowest, highest
+    planes = _planes(frames)
+    if frames.device.type != "cpu":
+        return planes.amin(1).view(-1, 3, 1), planes.amax(1).view(-1, 3, 1)
+    array = planes.numpy()  # NumPy reduces bytes several times as fast
+    return torch.from_numpy(array.min(1)).view(-1, 3, 1), torch.from_numpy(array.max(1)).view(-1, 3, 1)
+
+
+def _histograms(frames: Tensor) -> Tensor:
+    """Count the levels of each channel of each frame, (T, 3, 256) int64."""
+    planes = _planes(frames)
+    if frames.device.type == "cpu":
+        return torch.stack([torch.bincount(plane, minlength=256) for plane in planes]).view(-1, 3, 256)
+    counts = torch.zeros(len(planes), 256, dtype=torch.int64, device=frames.device)  # bincount waits for the device
+    return counts.scatter_add_(1, planes.long(), torch.ones_like(planes, dtype=torch.int64)).view(-1, 3, 256)
 
 
 def _part(frames: Tensor, box: Box | None) -> Tensor:
@@ -73,7 +92,7 @@ def auto_contrast(frames: Tensor, box: Box | None = None) -> Tensor:
     """Stretch every channel of every frame to 0..255; return only the box."""
     low, high = (level.float() for level in _range(frames))
     scale = 255 / (high - low).clamp_min(1)
-    levels = torch.arange(256, dtype=torch.float32)
+    levels = torch.arange(256, dtype=torch.float32, device=frames.device)
     table = ((levels - low) * scale).clamp(0, 255)
     return _look_up(_part(frames, box), torch.where(high > low, table, levels).byte())
 
@@ -81,12 +100,12 @@ def auto_contrast(frames: Tensor, box: Box | None = None) -> Tensor:
 def equalize(frames: Tensor, box: Box | None = None) -> Tensor:
     """Flatten the histogram of every channel of every frame; return only the box."""
     frames = frames.contiguous()
-    count = torch.stack([torch.bincount(plane, minlength=256) for plane in _planes(frames)]).view(-1, 3, 256)
+    count = _histograms(frames)
     total = frames.shape[-2] * frames.shape[-1]
     last = count.gather(-1, _range(frames)[1].long())
     step = (total - last) // 255
     table = ((step // 2 + count.cumsum(-1) - count) // step.clamp_min(1)).clamp_(max=255)
-    return _look_up(_part(frames, box), torch.where(step > 0, table, torch.arange(256)).byte())
+    return _look_up(_part(frames, box), torch.where(step > 0, table, torch.arange(256, device=frames.device)).byte())
 
 
 def invert(frames: Tensor) -> Tensor:
@@ -101,37 +120,38 @@ def posterize(frames: Tensor, bits: int) -> Tensor:
 
 def solarize(frames: Tensor, threshold: int) -> Tensor:
     """Invert the levels from `threshold` on."""
-    levels = torch.arange(256)
+    levels = torch.arange(256, device=frames.device)
     return _look_up(frames, torch.where(levels >= threshold, 255 - levels, levels).byte())
 
 
 def solarize_add(frames: Tensor, amount: int) -> Tensor:
     """Add `amount` to the levels below 128."""
-    levels = torch.arange(256)
+    levels = torch.arange(256, device=frames.device)
     return _look_up(frames, torch.where(levels < 128, (levels + amount).clamp(max=255), levels).byte())
 
 
 def color(frames: Tensor, factor: float) -> Tensor:
     """Multiply the saturation by `factor`."""
-    colored = torch.empty(frames.shape, dtype=torch.uint8)
-    for frame, result in zip(frames, colored, strict=True):  # one frame's floats fit the cache
-        levels = frame.float()
-        result.copy_(_blend(_luma(levels), levels, factor))
+    colored = torch.empty_like(frames)
+    for part, result in zip(split_frames(frames), split_frames(colored), strict=True):
+        levels = part.float()
+        result.copy_(_blend(_luma(levels).unsqueeze(-3), levels, factor))
     return colored
 
 
 def contrast(frames: Tensor, factor: float, box: Box | None = None) -> Tensor:
     """Multiply the distance from the frame's mean gray by `factor`; return only the box."""
-    mean = torch.stack([(_luma(frame.float()).double().mean() + 0.5).floor() for frame in frames])
-    levels = torch.arange(256, dtype=torch.float32).expand(len(frames), 1, 256)
+    luma = (_luma(part.float()).double() for part in split_frames(frames))
+    mean = torch.cat([(levels.mean((-2, -1)) + 0.5).floor() for levels in luma])
+    levels = torch.arange(256, dtype=torch.float32, device=frames.device).expand(len(frames), 1, 256)
     return _look_up(_part(frames, box), _blend(mean[:, None, None].float(), levels, factor).byte())
 
 
 def brightness(frames: Tensor, factor: float) -> Tensor:
     """Multiply the levels by `factor`."""
-    brightened = torch.empty(frames.shape, dtype=torch.uint8)
-    for frame, result in zip(frames, brightened, strict=True):
-        result.copy_(frame.float().mul_(factor).clamp_(0, 255))
+    brightened = torch.empty_like(frames)
+    for part, result in zip(split_frames(frames), split_frames(brightened), strict=True):
+        result.copy_(part.float().mul_(factor).clamp_(0, 255))
     return brightened
 
 
@@ -140,8 +160,8 @@ def sharpness(frames: Tensor, factor: float) -> Tensor:
     if min(frames.shape[-2:]) < 3:
         return frames
     sharpened = frames.clone()
-    for frame, result in zip(frames, sharpened, strict=True):
-        levels = frame.float()
+    for part, result in zip(split_frames(frames), split_frames(sharpened), strict=True):
+        levels = part.float()
         rows = levels[..., :-2, :] + levels[..., 1:-1, :]
         rows += levels[..., 2:, :]
         inner = levels[..., 1:-1, 1:-1]
@@ -156,11 +176,14 @@ def affine(frames: Tensor, matrix: tuple[float, float, float, float, float, floa
     height, width = frames.shape[-2:]
     a, b, c, d, e, f = matrix
     top, left, high, wide = box or (0, 0, height, width)
-    rows, columns = torch.arange(top, top + high) + 0.5, torch.arange(left, left + wide) + 0.5
+    rows, columns = (
+        torch.arange(start, start + count, device=frames.device) + 0.5 for start, count in ((top, high), (left, wide))
+    )
     y, x = torch.meshgrid(rows, columns, indexing="ij")
     grid = torch.stack([(a * x + b * y + c) * (2 / width) - 1, (d * x + e * y + f) * (2 / height) - 1], dim=-1)
-    moved = torch.empty((len(frames), 3, high, wide), dtype=torch.uint8)
-    for part, result in zip(torch.split(frames, CHUNK_SIZE), torch.split(moved, CHUNK_SIZE), strict=True):
+    moved = frames.new_empty((len(frames), 3, high, wide))
+    chunks = (split_frames(tensor, WARP_CHUNK_SIZE) for tensor in (frames, moved))
+    for part, result in zip(*chunks, strict=True):
         # Frames and channels share the sampling grid, so they are stacked as channels of one image; outside is GRAY.
         image = part.contiguous().float().sub_(GRAY).view(1, -1, height, width)
         warped = functional.grid_sample(image, grid[None], mode="bicubic", padding_mode="zeros", align_corners=False)

@@ -47,6 +47,9 @@ def resize_fast(frames: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize (T, 3, H, W) uint8 to (T, 3, *size) for training: antialiased bilinear, within 2 levels of "pil"."""
     if tuple(frames.shape[-2:]) == size:
         return frames
+    if frames.device.type != "cpu":  # only the CPU has a kernel for bytes
+        frames = functional.interpolate(frames.float(), size, mode="bilinear", align_corners=False, antialias=True)
+        return frames.round_().clamp_(0, 255).byte()
     return functional.interpolate(frames, size, mode="bilinear", align_corners=False, antialias=True)
 
 

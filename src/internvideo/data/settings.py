@@ -90,6 +90,9 @@ class TrainAugment(FrameAugment):
     minimum_area: float = Field(0.08, gt=0.0, le=1.0, description="random resized crop: smallest part of the frame")
     aspect: tuple[float, float] = Field((0.75, 4 / 3), description="random resized crop: width over height, from, to")
     rand_augment: str | None = Field(None, description="for example rand-m7-n4-mstd0.5-inc1")
+    on_device: bool = Field(
+        False, description="augment on the device of the model, from the same draws, not in the loader"
+    )
 
     @field_validator("rand_augment")
     @classmethod
@@ -110,13 +113,15 @@ class TrainAugment(FrameAugment):
         scales = self.crop not in ("multi_scale", "random_resized") or getattr(self, "use_eval_transform", False)
         if not self.keep_aspect and not scales:
             raise ValueError(f"keep_aspect: the crop '{self.crop}' takes boxes of any aspect: leave keep_aspect out")
+        if self.on_device and getattr(self, "use_eval_transform", False):
+            raise ValueError("on_device: clips as they are tested are resized in the loader: leave on_device out")
         return self
 
     def train_transform(self) -> TrainTransform | EvalTransform:
         """Return the augmentation of a training clip."""
         return TrainTransform(
             self.size, self.crop, self.flip, self.rand_augment, self.erasing, (self.minimum_area, 1.0), self.aspect,
-            keep_aspect=self.keep_aspect,
+            keep_aspect=self.keep_aspect, on_device=self.on_device,
         )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from internvideo.data.rand_augment import RandAugment
+from internvideo.data.rand_augment import RandAugment, split_frames
 from internvideo.data.resize import Box, ResizeBackend, channels_first, crop_starts, resize, resize_fast, scaled_size
 
 MULTI_SCALES = (1.0, 0.875, 0.75, 0.66)
@@ -28,8 +28,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 CLIP_RESIZE = 256 / 224
 """Short side before the crop, as a multiple of the crop."""
 
-CHUNK_SIZE = 4
-"""Frames resized together: few enough for the processor's cache."""
+RESIZE_CHUNK_SIZE = 4
+"""Frames resized together on the CPU: few enough for its cache."""
 
 _SIDES = re.compile(r"\b((left|right)(wards?)?|(anti-?|counter-?)?clockwise)\b", re.IGNORECASE)
 
@@ -100,36 +100,60 @@ def random_resized_box(
     return (height - high) // 2, (width - wide) // 2, max(high, 1), max(wide, 1)
 
 
-def erase_cube(frames: Tensor, probability: float, rng: np.random.RandomState) -> Tensor:
-    """Erase one box, the same in all frames, with noise that is standard normal after ImageNet normalization.
+@dataclass(frozen=True)
+class Erasing:
+    """A box to erase with noise, the same in all frames, and the seed of the noise."""
 
-    Args:
-        frames: (T, 3, H, W) uint8, not changed.
-        probability: of erasing at all.
-    """
+    box: Box
+    seed: int
+
+
+def draw_erasing(height: int, width: int, probability: float, rng: np.random.RandomState) -> Erasing | None:
+    """Draw whether to erase, and a box that lies inside a frame; None where nothing is erased."""
     if rng.uniform() >= probability:
-        return frames
-    height, width = frames.shape[-2:]
+        return None
     for _ in range(10):
         wide, high = _draw_sides((height, width), ERASED_AREA, ERASED_ASPECT, rng)
-        if 0 < high < height and 0 < wide < width:
+        if 0 < wide < width and 0 < high < height:
             top, left = int(rng.randint(height - high + 1)), int(rng.randint(width - wide + 1))
-            generator = torch.Generator().manual_seed(int(rng.randint(2**31 - 1)))
-            noise = torch.randn(len(frames), 3, high, wide, generator=generator)
-            mean, std = (torch.tensor(values).view(3, 1, 1) * 255 for values in (IMAGENET_MEAN, IMAGENET_STD))
-            frames = frames.clone()
-            frames[..., top : top + high, left : left + wide] = (noise * std + mean).round_().clamp_(0, 255).byte()
-            return frames
-    return frames
+            return Erasing((top, left, high, wide), int(rng.randint(2**31 - 1)))
+    return None
 
 
-def _resize_to_clip(frames: Tensor, size: int, *, flip: bool) -> Tensor:
-    """Resize (T, 3, H, W) uint8 to (3, T, S, S) uint8 contiguous, few frames at a time, which fit the cache."""
-    clip = torch.empty((3, len(frames), size, size), dtype=torch.uint8)
-    for part, result in zip(torch.split(frames, CHUNK_SIZE), torch.split(clip, CHUNK_SIZE, dim=1), strict=True):
-        resized = resize_fast(part, (size, size))
-        result.copy_((resized.flip(-1) if flip else resized).transpose(0, 1))
-    return clip
+def _erase(clip: Tensor, erasing: Erasing) -> None:
+    """Fill a box of a clip (3, T, H, W) uint8 with noise that is standard normal after ImageNet normalization."""
+    top, left, high, wide = erasing.box
+    generator = torch.Generator().manual_seed(erasing.seed)  # of the CPU: the same noise on every device
+    noise = torch.randn(clip.shape[1], 3, high, wide, generator=generator).transpose(0, 1)
+    mean, std = (torch.tensor(values).view(3, 1, 1, 1) * 255 for values in (IMAGENET_MEAN, IMAGENET_STD))
+    levels = (noise * std + mean).round_().clamp_(0, 255).byte()
+    clip[..., top : top + high, left : left + wide] = levels.to(clip.device, non_blocking=True)
+
+
+def _resize_to_clip(frames: Tensor, out: Tensor, *, flip: bool) -> None:
+    """Resize (T, 3, H, W) uint8 to the clip `out` (3, T, S, S) uint8, on the CPU few frames at a time."""
+    parts = split_frames(frames, RESIZE_CHUNK_SIZE), split_frames(out.transpose(0, 1), RESIZE_CHUNK_SIZE)
+    for part, result in zip(*parts, strict=True):
+        resized = resize_fast(part, (out.shape[-2], out.shape[-1]))
+        result.copy_(resized.flip(-1) if flip else resized)
+
+
+@dataclass(frozen=True)
+class DrawnTransform:
+    """The random choices of one clip, `TrainTransform.draw`.
+
+    Attributes:
+        operations: operations of RandAugment: name, level in 0..1, sign.
+        box: the part of a frame that is resized to (S, S). scaled: size to which whole frames are resized before the
+            box is taken of them; None takes it of the frames themselves.
+        flip: whether to mirror. erasing: the box to erase, in the result.
+    """
+
+    operations: tuple[tuple[str, float, int], ...]
+    box: Box
+    scaled: tuple[int, int] | None
+    flip: bool
+    erasing: Erasing | None
 
 
 @dataclass(frozen=True)
@@ -149,6 +173,7 @@ class TrainTransform:
         area, aspect: range of "random_resized", shares of the frame and width over height.
         resize: short side before "corner", "random" and "center" crops; None for S * 256 / 224.
         keep_aspect: False scales to a square before those three (question answering).
+        on_device: loaders only draw; the batch is transformed on the device it is moved to (`DecodedBatch`).
     """
 
     size: int
@@ -160,6 +185,7 @@ class TrainTransform:
     aspect: tuple[float, float] = (0.75, 4 / 3)
     resize: int | None = None
     keep_aspect: bool = True
+    on_device: bool = False
     _augment: RandAugment | None = field(init=False, repr=False, compare=False, default=None)
 
     def __post_init__(self) -> None:
@@ -176,40 +202,48 @@ class TrainTransform:
 
     def __call__(self, clip: Tensor, rng: np.random.RandomState) -> Tensor:
         """Augment (T, H, W, 3) uint8 to (3, T, S, S) uint8 contiguous."""
-        frames = channels_first(clip)
-        drawn = [] if self._augment is None else self._augment.draw(rng)
-        if self.crop in ("multi_scale", "random_resized"):
-            height, width = frames.shape[-2:]
-            frames = self._augmented(frames, drawn, self._box(height, width, rng))
-        else:
-            frames = self._cropped(self._augmented(frames, drawn, None), rng)
-        resized = _resize_to_clip(frames, self.size, flip=self.flip and rng.uniform() < 0.5)
-        if self.erasing:
-            resized = erase_cube(resized.transpose(0, 1), self.erasing, rng).transpose(0, 1)
-        return resized.contiguous()
+        out = clip.new_empty((3, len(clip), self.size, self.size))
+        self.apply(clip, self.draw(clip.shape[1], clip.shape[2], rng), out)
+        return out
 
-    def _augmented(self, frames: Tensor, drawn: Sequence[tuple[str, float, int]], box: Box | None) -> Tensor:
-        """Apply drawn operations and return the part of the frames inside the box."""
-        return (self._augment or RandAugment()).apply(frames, drawn, box)
-
-    def _box(self, height: int, width: int, rng: np.random.RandomState) -> Box:
-        """Draw the part of a frame that is resized to (S, S)."""
+    def draw(self, height: int, width: int, rng: np.random.RandomState) -> DrawnTransform:
+        """Draw the random choices of a clip of frames of this size."""
+        operations = () if self._augment is None else tuple(self._augment.draw(rng))
+        scaled = None
         if self.crop == "multi_scale":
-            return multi_scale_box(height, width, self.size, rng)
-        return random_resized_box(height, width, self.area, self.aspect, rng)
+            box = multi_scale_box(height, width, self.size, rng)
+        elif self.crop == "random_resized":
+            box = random_resized_box(height, width, self.area, self.aspect, rng)
+        else:
+            short = self._short
+            scaled = scaled_size(height, width, short, "pil") if self.keep_aspect else (short, short)
+            box = self._box_of_scaled(*scaled, rng)
+        flip = self.flip and rng.uniform() < 0.5
+        erasing = draw_erasing(self.size, self.size, self.erasing, rng) if self.erasing else None
+        return DrawnTransform(operations, box, scaled, flip, erasing)
 
-    def _cropped(self, frames: Tensor, rng: np.random.RandomState) -> Tensor:
-        """Resize whole frames, then crop; corners have still to be resized to (S, S)."""
-        height, width = frames.shape[-2:]
-        short = self._short
-        height, width = scaled_size(height, width, short, "pil") if self.keep_aspect else (short, short)
-        frames = resize_fast(frames, (height, width))
+    def _box_of_scaled(self, height: int, width: int, rng: np.random.RandomState) -> Box:
+        """Draw the part of a resized frame: a corner, which has still to be resized to (S, S), or a crop of S."""
         if self.crop == "corner":
-            top, left, high, wide = corner_box(height, width, rng)
-            return frames[..., top : top + high, left : left + wide]
+            return corner_box(height, width, rng)
         margins = (height - self.size, width - self.size)
-        top, left = (rng.randint(margin + 1) if self.crop == "random" else round(margin / 2) for margin in margins)
-        return frames[..., top : top + self.size, left : left + self.size]
+        top, left = (int(rng.randint(margin + 1)) if self.crop == "random" else round(margin / 2) for margin in margins)
+        return top, left, self.size, self.size
+
+    def apply(self, clip: Tensor, drawn: DrawnTransform, out: Tensor) -> None:
+        """Transform (T, H, W, 3) uint8 into `out` (3, T, S, S) uint8, on their device.
+
+        On the CPU this gives `__call__` of the same draws; on others pixels may differ by rounding.
+        """
+        frames = channels_first(clip)
+        box_of_frame = drawn.box if drawn.scaled is None else None
+        frames = (self._augment or RandAugment()).apply(frames, drawn.operations, box_of_frame)
+        if drawn.scaled is not None:
+            top, left, high, wide = drawn.box
+            frames = resize_fast(frames, drawn.scaled)[..., top : top + high, left : left + wide]
+        _resize_to_clip(frames, out, flip=drawn.flip)
+        if drawn.erasing is not None:
+            _erase(out, drawn.erasing)
 
 
 @dataclass(frozen=True)
