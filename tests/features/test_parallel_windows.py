@@ -71,6 +71,7 @@ Told = tuple[list[Tensor], str, list[tuple[float, float]], str]
 def all_of(path: Path, rule: WindowRule, readers: int, damage: str | None = None, clips: Preprocessing = CLIPS) -> Told:
     """The clips up to an error, the error, gaps and trouble; each time by readers that know nothing from before."""
     cache._indexes.clear()
+    cache._total_bytes = 0
     found, error = list[Tensor](), ""
     with Video(path, short_side=clips.short_side, damage=damage, fps=25) as video:
         chosen = frame_grid(video.info, rule).frame_indices(clips.frames)

@@ -154,6 +154,7 @@ def test_only_some_readers_rest_and_one_with_its_pictures(tmp_path: Path) -> Non
 def test_indexes_take_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = film(tmp_path / "film.mp4")
     video_cache._indexes.clear()
+    video_cache._total_bytes = 0
     with Video(path) as video:
         size = video._index.nbytes
     monkeypatch.setattr(video_cache, "MAX_BYTES", 2 * size)

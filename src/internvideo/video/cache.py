@@ -37,6 +37,7 @@ class Stamp(NamedTuple):
 
 
 _indexes: OrderedDict[Stamp, Index] = OrderedDict()
+_total_bytes = 0  # of their tables
 _lock = threading.Lock()  # several threads may read videos
 
 
@@ -54,9 +55,7 @@ def stamp_of(path: str) -> Stamp | None:
             ends += file.read(COMPARED_BYTES)
     except (OSError, ValueError):
         return None
-    digest = hashlib.blake2b(ends, digest_size=16).digest()
-    times = (status.st_mtime_ns, status.st_ctime_ns)
-    return Stamp(os.path.abspath(path), status.st_dev, status.st_ino, status.st_size, *times, digest)
+    return Stamp(os.path.abspath(path), *_identity(status), ends=hashlib.blake2b(ends, digest_size=16).digest())
 
 
 def _stamp_of_folder(path: str, status: os.stat_result) -> Stamp:
@@ -88,14 +87,31 @@ def store(stamp: Stamp | None, index: Index) -> None:
     """Cache an index that was built after its file had this stamp, without decoded frames."""
     if stamp is None or not is_unchanged(stamp) or index.nbytes > MAX_BYTES:
         return
+    global _total_bytes
     with _lock:
+        replaced = _indexes.pop(stamp, None)
         _indexes[stamp] = replace(index, frame_cache=None)
-        while sum(other.nbytes for other in _indexes.values()) > MAX_BYTES:
-            _indexes.popitem(last=False)
+        _total_bytes += index.nbytes - (replaced.nbytes if replaced else 0)
+        while _total_bytes > MAX_BYTES:
+            _total_bytes -= _indexes.popitem(last=False)[1].nbytes
 
 
 def is_unchanged(stamp: Stamp) -> bool:
     """Return whether the file still has this stamp and is older than the file system's time resolution."""
     last = max(stamp.modified, stamp.changed)
     tick = 2e9 if last % 10**9 == 0 else 1e8  # some file systems count whole seconds, or two of them
-    return time.time_ns() - last > tick and stamp_of(stamp.path) == stamp
+    if time.time_ns() - last <= tick:
+        return False
+    try:
+        status = os.stat(stamp.path)
+    except OSError:
+        return False
+    if not stat.S_ISREG(status.st_mode):
+        return stamp_of(stamp.path) == stamp
+    # No need to read the file again: whatever writes to it changes these times.
+    return _identity(status) == stamp[1:-1]
+
+
+def _identity(status: os.stat_result) -> tuple[int, int, int, int, int]:
+    """Return the fields of a stamp that the file system keeps."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

@@ -22,6 +22,9 @@ from internvideo.video.opening import Deadline, check_not_encrypted, fail, packe
 FRAME_CACHE_BYTES = 64 * 2**20
 """Maximum size of the decoded frames that a full scan caches, so that a short clip is not decoded twice."""
 
+PACKET_CACHE_BYTES = 4 * 2**20
+"""Maximum size of the packets that stay in memory after indexing, so that a short file is not read twice."""
+
 _ROUNDING = 1e-6
 """Tolerance of computed times, seconds."""
 
@@ -146,7 +149,7 @@ class Index:
         """Return the decoding index of the frame with a presentation time stamp, or -1."""
         if stamp is None or not len(self.pts):
             return -1
-        at = min(int(np.searchsorted(self._sorted_pts, stamp)), len(self.pts) - 1)
+        at = min(int(self._sorted_pts.searchsorted(stamp)), len(self.pts) - 1)
         return int(self.order[at]) if self._sorted_pts[at] == stamp else -1
 
     @cached_property
@@ -157,10 +160,14 @@ class Index:
         return bool(leading.any())
 
 
-def index_from_packets(container: Any, stream: Any, path: str, deadline: Deadline, max_seconds: float) -> Index | None:
+def index_from_packets(
+    container: Any, stream: Any, path: str, deadline: Deadline, max_seconds: float
+) -> tuple[Index, list[Any]] | None:
     """Index a newly opened stream from its packets, decoding only the first one; None where they are unreliable.
 
     The container's read position is undefined afterwards: seek before reading.
+
+    Returns: the index, and the packets in decoding order if they are small enough to be kept (`PACKET_CACHE_BYTES`).
     """
     context = stream.codec_context
     codec = context.codec.canonical_name
@@ -172,7 +179,8 @@ def index_from_packets(container: Any, stream: Any, path: str, deadline: Deadlin
     key: list[bool] = []
     discard: list[bool] = []
     first_packet = None
-    duration = 0
+    kept: list[Any] | None = []
+    kept_bytes = duration = 0
     limit = max_seconds / float(stream.time_base)
     try:
         for packet in packets(container, stream):
@@ -195,6 +203,11 @@ def index_from_packets(container: Any, stream: Any, path: str, deadline: Deadlin
             key.append(is_key(packet, codec))
             discard.append(packet.is_discard)
             duration = packet.duration or duration
+            if kept is not None:
+                kept_bytes += packet.size
+                kept.append(packet)
+                if kept_bytes > PACKET_CACHE_BYTES:
+                    kept = None
     except av.error.FFmpegError:
         return None
     index = _tables(np.array(pts, np.int64), np.array(dts, np.int64), np.array(key), np.array(discard), stream)
@@ -205,7 +218,7 @@ def index_from_packets(container: Any, stream: Any, path: str, deadline: Deadlin
     make_strict(context, index)
     if frame := _decode_first_packet(context, first_packet):
         index.first = first_frame(frame)
-    return index if frame else None
+    return (index, kept or []) if frame else None
 
 
 def _tables(

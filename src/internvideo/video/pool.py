@@ -53,7 +53,15 @@ def borrow(
     key = _Key(stamp_of(name), resolve_backend(None, name), short_side, max_seconds, budget, *choices)
     video = _take_idle(key)
     if video is None:
-        video = Video(path, short_side=short_side, max_seconds=max_seconds, budget=budget, backend=key.backend, fps=fps)
+        video = Video(
+            path,
+            short_side=short_side,
+            max_seconds=max_seconds,
+            budget=budget,
+            backend=key.backend,
+            fps=fps,
+            stamp=key.stamp,
+        )
         still = video.stamp is not None and is_unchanged(video.stamp)
         key = key._replace(stamp=video.stamp if still else None)
     return _borrowed(key, video)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from internvideo.errors import VideoError
-from internvideo.video.cache import lookup, stamp_of, store
+from internvideo.video.cache import Stamp, lookup, stamp_of, store
 from internvideo.video.conversion import Converter, resolve_conversion, scaled_size, upright
 from internvideo.video.damage import DamageError, damage_report, gaps_of, replacement_indices, resolve_policy
 from internvideo.video.frame_folder import FrameFolder
@@ -77,6 +77,7 @@ class Video(FrameSource):
         tone_map: convert frames of high dynamic range (`VideoInfo.hdr`) to BT.709 (`video.tone_map`); otherwise their
             code values are returned unchanged. None: the environment's INTERNVIDEO_TONE_MAP (0, 1), else False.
         fps: frames per second of a folder of frames, by default INTERNVIDEO_FRAME_RATE; not used for files.
+        stamp: `stamp_of(path)`, of a caller that has it already.
 
     Attributes:
         info: properties of the file.
@@ -100,6 +101,7 @@ class Video(FrameSource):
         deinterlace: bool | None = None,
         tone_map: bool | None = None,
         fps: float | None = None,
+        stamp: Stamp | None = None,
     ) -> None:
         if short_side is not None and short_side < 1:
             raise ValueError(f"short_side is {short_side}, must be at least 1")
@@ -110,8 +112,9 @@ class Video(FrameSource):
         self._threads, self._allow_urls, self._budget, self._fps = threads, allow_urls, budget, fps
         self._container: Any = None
         self._packets: Iterator[Any] = iter(())
+        self._cached_packets: list[Any] = []
         self._torchcodec: TorchcodecDecoder | None = None
-        self.stamp = None if allow_urls else stamp_of(self.path)
+        self.stamp = None if allow_urls else stamp or stamp_of(self.path)
         try:
             self._index = self._build_index(Deadline(self.path, budget), max_seconds)
             if self.damage == "stop":
@@ -146,14 +149,15 @@ class Video(FrameSource):
             self._torchcodec.close()
 
     def clear_cache(self) -> None:
-        """Free the memory of cached decoded frames; they are decoded again on the next read."""
-        self._index.frame_cache = None
+        """Free the memory of cached packets and decoded frames; they are read again when needed."""
+        self._index.frame_cache, self._cached_packets = None, []
 
     def again(self) -> Video:
         """Open the file again for another thread, with the same settings and the current index; damage that one of them
         detects is not marked in the other. Raises VideoError."""
         other = copy(self)
         other._container, other._torchcodec, other._packets, other._position = None, None, iter(()), -1
+        other._cached_packets = []
         other._index = replace(self._index, corrupt=self._index.corrupt.copy())
         other._converter = Converter(self.info.codec, self._conversion)
         if self._folder is None:
@@ -184,8 +188,10 @@ class Video(FrameSource):
         if index is not None and index.times[-1] - index.times[0] <= max_seconds:
             make_strict(self._stream.codec_context, index)
             return index
-        index = index_from_packets(self._container, self._stream, self.path, deadline, max_seconds)
-        if index is None:
+        indexed = index_from_packets(self._container, self._stream, self.path, deadline, max_seconds)
+        if indexed is not None:
+            index, self._cached_packets = indexed
+        else:
             self._open()
             index = index_from_frames(self._container, self._stream, self.path, deadline, max_seconds)
         store(self.stamp, index)

@@ -26,6 +26,7 @@ class FrameSource(ABC):
     _stream: Any
     _index: Index
     _packets: Iterator[Any]
+    _cached_packets: list[Any]  # all packets of the stream in decoding order, or none
     _folder: FrameFolder | None = None  # where frames are the files of a folder
     _position: int  # decoding index of the next packet; -1: unknown
 
@@ -98,6 +99,7 @@ class FrameSource(ABC):
         skips = context.codec.canonical_name == "h264"
         last = max(missing)
         damage = len(index.pts)  # decoding index of the first damaged frame
+        decodes_all: bool | None = None
         while self._position <= last:
             deadline.check()
             packet = self._next_packet()
@@ -105,8 +107,9 @@ class FrameSource(ABC):
             # Frames displayed before the key frame lack their references; reading them starts at an earlier key frame.
             if here < start or (index.pts[here] < index.pts[start] and here not in missing):
                 continue
-            if skips:
-                context.skip_frame = "DEFAULT" if here in missing else "NONREF"
+            if skips and (here in missing) != decodes_all:
+                decodes_all = here in missing
+                context.skip_frame = "DEFAULT" if decodes_all else "NONREF"
             try:
                 frames = decode(context, packet)
             except av.error.FFmpegError:
@@ -149,6 +152,9 @@ class FrameSource(ABC):
 
     def _seek(self, start: int) -> None:
         """Seek so that the next packet is the one at decoding index `start`, or an earlier one."""
+        if self._cached_packets:
+            self._packets, self._position = iter(self._cached_packets[start:]), start
+            return
         index, stream = self._index, self._stream
         keys = np.flatnonzero(index.key[: start + 1])
         # Matroska's seek table holds presentation times, MP4's decoding times.
