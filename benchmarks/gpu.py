@@ -2,7 +2,9 @@
 
 Measured per size: the masked stage's step in bfloat16, on CUDA with and without compiled layers (clips/s, peak memory,
 waits of the host), and its loss on the device against that of the CPU. Then the contrastive loss of
-14,336 pairs, whole and in chunks of rows (seconds, bytes kept for the backward pass).
+14,336 pairs, whole and in chunks of rows (seconds, bytes kept for the backward pass); embeddings of the encoders
+(clips/s in bfloat16 and float32); and augmentation on the device (`data.augment.on_device`): seconds per batch and how
+far its pixels are from the CPU's. `pytest -m gpu` compares a step of every stage with the CPU.
 
     python benchmarks/gpu.py -o gpu.json                      # one GPU
     python benchmarks/gpu.py --device cpu --tiny -o cpu.json  # a dry run
@@ -20,12 +22,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from internvideo.data.batch import Batch
+from internvideo.data.decoding.decoded_batch import DecodedBatch, DrawnClip
+from internvideo.data.transforms import TrainTransform
 from internvideo.distributed import choose_device
-from internvideo.model_table import MODELS
+from internvideo.inference.video_model import VideoModel
+from internvideo.model_table import MODELS, create_model
 from internvideo.models.videomae import VideoMAEPretrain
 from internvideo.models.videomae_config import VideoMAEConfig
 from internvideo.objectives.contrastive import symmetric_contrastive
@@ -130,6 +136,43 @@ def contrastive(device: torch.device, pairs: int) -> dict[str, Any]:
     return found
 
 
+def embedding(name: str, overrides: dict[str, Any], device: torch.device, count: int, repeats: int) -> dict[str, Any]:
+    """Clips per second of an encoder, from uint8 clips on the device to vectors on the host."""
+    torch.manual_seed(0)
+    module = create_model(name, overrides)
+    found: dict[str, Any] = {"batch_size": count}
+    for precision in ("bfloat16", "float32"):
+        model = VideoModel(name, module, device=device, precision=precision)
+        size, frames = model.preprocessing.size, model.preprocessing.frames
+        video = torch.randint(0, 256, (count, 3, frames, size, size), dtype=torch.uint8).to(device)
+        seconds = timed(lambda model=model, video=video: model.encode_clips(video), device, repeats)
+        found[f"clips_per_second_{precision}"] = round(count / seconds, 2)
+    return found
+
+
+def augmentation(device: torch.device, count: int, repeats: int, size: int) -> dict[str, Any]:
+    """Fine-tuning's augmentation of `count` clips of 16 frames of 320 x 256 pixels, drawn as the loader draws."""
+    transform = TrainTransform(
+        size, "random_resized", flip=True, rand_augment="rand-m7-n4-mstd0.5-inc1", erasing=0.25, on_device=True
+    )
+    rng = np.random.RandomState(0)
+    drawn = tuple(DrawnClip((16, 256, 320), (transform.draw(256, 320, rng),)) for _ in range(count))
+    coarse = torch.randint(0, 256, (count * 16, 3, 32, 40), generator=torch.Generator().manual_seed(0)).float()
+    frames = torch.nn.functional.interpolate(coarse, (256, 320), mode="bilinear").byte().permute(0, 2, 3, 1)
+    batch = DecodedBatch(
+        pixels=frames.reshape(-1), clips=drawn, transform=transform, padded=None, ids=tuple(map(str, range(count)))
+    )
+    here = replace(batch, pixels=batch.pixels.to(device))
+    seconds = timed(lambda: here.to(device), device, repeats)
+    away = (here.to(device).video.cpu().int() - batch.to(torch.device("cpu")).video.int()).abs()
+    return {
+        "batch_size": count,
+        "seconds_per_batch": round(seconds, 4),
+        "host_waits": host_waits(lambda: here.to(device), device),
+        "share_of_pixels_more_than_2_levels_away": round((away > 2).float().mean().item(), 5),
+    }
+
+
 def main() -> None:
     """Run it."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -153,6 +196,14 @@ def main() -> None:
         told[f"masked_{size}"] = masked(config, device, batch_size, repeats)
         given.output.write_text(json.dumps(told, indent=1) + "\n")  # what is measured is kept, whatever comes
     told["contrastive"] = contrastive(device, 64 if given.tiny else PAIRS)
+    small: dict[str, Any] = {"image_size": 32, "patch_size": 8, "width": 48, "depth": 2, "heads": 2}
+    for name, overrides in (
+        ("videomae-b-classifier", {**small, "frames": 4} if given.tiny else {}),
+        ("uniformerv2-b16", {**small, "frames": 4, "global_layers": [1]} if given.tiny else {}),
+        ("uniformerv2-l14", {**small, "frames": 4, "global_layers": [1]} if given.tiny else {}),
+    ):
+        told[f"embedding_{name}"] = embedding(name, overrides, device, 2 if given.tiny else 32, given.repeats)
+    told["augmentation"] = augmentation(device, 2 if given.tiny else 32, given.repeats, 32 if given.tiny else 224)
     given.output.write_text(json.dumps(told, indent=1) + "\n")
     print(json.dumps(told, indent=1))
 

@@ -118,6 +118,15 @@ def test_a_batch_on_cuda_differs_by_the_rounding_of_its_resizing(crop: CropKind)
         assert away[..., top : top + high, left : left + wide].max() == 0
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", CASES)
+def test_batches_on_a_gpu_are_near_those_of_the_cpu(manifest: Manifest, case: str) -> None:
+    for batch in batches(manifest, case, on_device=True).epoch(1):
+        expected = batch.to(CPU).video.int()
+        away = (batch.to(torch.device("cuda")).video.cpu().int() - expected).abs()
+        assert (away <= 2).float().mean() > 0.98
+
+
 @pytest.mark.parametrize("stage", ["masked", "supervised", "multimodal"])
 def test_training_is_the_same(stage: str, tmp_path: Path) -> None:
     mixing = {"mixup": 0.8} if stage == "supervised" else {}

@@ -20,6 +20,8 @@ WALKS = {"navigation"}
 """Stages that walk: where an agent stands is decided on the host after every step."""
 FROM_VALUES = {"temporal_localization", "refinement", "spatio_temporal_localization", "anticipation", "navigation"}
 """Stages whose shapes depend on values: how many truths a point matches, where an agent goes."""
+DRAWS = {"masked", "refinement", "spatio_temporal_localization", "anticipation", "navigation"}
+"""Stages that draw random numbers on the device, whose generator is another one than the CPU's."""
 PARTS = {"max_captioned_clips": 3, "encode_chunk_size": 2, "similarity_chunk_size": 2}
 IN_PARTS = ("multimodal", MODELS["multimodal"][0], {**PARTS, "caption_chunk_size": 5})
 OPTIONS: list[tuple[str, Any, dict[str, Any]]] = [
@@ -110,6 +112,32 @@ def test_a_step_on_cuda_is_that_of_the_cpu_and_waits_for_nothing(
     assert name in WALKS or not waits.found
     if name not in WALKS:  # where another choice leads elsewhere
         torch.testing.assert_close(cast(CudaTensor, low).inner.float(), expected["loss"], rtol=0.1, atol=0.05)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("name", "build", "given"), ALL, ids=ALL_IDS)
+def test_a_step_on_a_gpu_is_that_of_the_cpu(
+    request: pytest.FixtureRequest, name: str, build: Callable[[], nn.Module], given: dict[str, Any]
+) -> None:
+    """In float32 the losses and gradients of the CPU, where nothing is drawn on the device; in bfloat16 near them."""
+    expected, gradients, _ = on_the_cpu(request.node.callspec.id)
+    stage, batch = built(name, build, given).cuda(), inputs(name, 4).to(torch.device("cuda"))
+    draws = torch.Generator("cuda")
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        losses = step(stage, batch, draws, "cuda", low=False)
+    if name not in DRAWS:
+        for key, value in losses.items():
+            torch.testing.assert_close(value.detach().cpu(), expected[key], rtol=1e-3, atol=1e-4, msg=key)
+    for key, parameter in stage.named_parameters():
+        assert (parameter.grad is None) == (key not in gradients), key
+        assert parameter.grad is None or parameter.grad.isfinite().all(), key
+    torch.cuda.set_sync_debug_mode("default" if name in WALKS else "error")
+    try:
+        low = step(stage, batch, draws, "cuda", low=True)["loss"]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    if name not in DRAWS:
+        torch.testing.assert_close(low.detach().cpu().float(), expected["loss"], rtol=0.1, atol=0.05)
 
 
 def test_the_simulated_device_finds_what_a_gpu_would() -> None:
