@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from reproduce_navigation import NAVIGATION
+from reproduce_open_set import OPEN_SET
 from reproduce_real import REAL
 from reproduce_tasks import WORLD, Figure, Task
 
@@ -38,7 +39,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder of real sets: their tasks instead of the sample world's")
     parser.add_argument("--list", action="store_true", help="print the tasks and end")
     args = parser.parse_args()
-    tasks = {**WORLD, **NAVIGATION} if args.data is None else REAL
+    tasks = {**WORLD, **OPEN_SET, **NAVIGATION} if args.data is None else REAL
     if args.list:
         print("\n".join(f"{name:22} {task.about}" for name, task in tasks.items()))
         return

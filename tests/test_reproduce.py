@@ -15,13 +15,14 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import reproduce  # noqa: E402
 import results  # noqa: E402
 from reproduce_navigation import NAVIGATION  # noqa: E402
+from reproduce_open_set import OPEN_SET  # noqa: E402
 from reproduce_real import REAL  # noqa: E402
 from reproduce_tasks import WORLD, Figure, Task  # noqa: E402
 
 from internvideo.evaluation import find_task  # noqa: E402
 from internvideo.recipe import read_recipe  # noqa: E402
 
-TASKS = {**WORLD, **NAVIGATION, **REAL}
+TASKS = {**WORLD, **OPEN_SET, **NAVIGATION, **REAL}
 PLACES = {"R": "out", "DATA": "data", "PY": "python"}
 
 

@@ -10,17 +10,18 @@ import pytest
 from internvideo.data.manifest import Manifest, read_manifest
 from internvideo.sample_world.clips import WorldSettings, held_out, plan
 from internvideo.sample_world.language import TEMPLATES, training_captions
-from internvideo.sample_world.pictures import PACKED, draw, generate_pictures
+from internvideo.sample_world.pictures import draw, generate_pictures
 from internvideo.video.reader import Video
 
 SETTINGS = WorldSettings(clips=10, seed=4, size=32, difficulty=0.1, long_videos=0)
+PACKED = 250
 COUNT = PACKED + 6
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     folder = tmp_path_factory.mktemp("world")
-    return read_manifest(generate_pictures(folder, SETTINGS, COUNT, progress=False)["pictures"])
+    return read_manifest(generate_pictures(folder, SETTINGS, COUNT, packed=PACKED, progress=False)["pictures"])
 
 
 def test_the_span_of_a_row_shows_its_picture_alone(pictures: Manifest) -> None:
@@ -60,10 +61,10 @@ def test_no_combination_of_the_test_clips_is_shown(pictures: Manifest) -> None:
 
 
 def test_a_second_call_keeps_the_files_and_a_larger_set_begins_with_the_smaller(tmp_path: Path) -> None:
-    first = generate_pictures(tmp_path, SETTINGS, PACKED, progress=False)["pictures"]
+    first = generate_pictures(tmp_path, SETTINGS, PACKED, packed=PACKED, progress=False)["pictures"]
     rows = read_manifest(first).rows
     (file,) = (tmp_path / "pictures").iterdir()
     written = file.stat().st_mtime_ns
-    second = read_manifest(generate_pictures(tmp_path, SETTINGS, COUNT, progress=False)["pictures"])
+    second = read_manifest(generate_pictures(tmp_path, SETTINGS, COUNT, packed=PACKED, progress=False)["pictures"])
     assert second.rows[:PACKED] == rows
     assert file.stat().st_mtime_ns == written

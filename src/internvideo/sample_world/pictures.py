@@ -1,7 +1,7 @@
 """Write captioned pictures of the sample world, for image-text learning: many objects, each seen once and at rest.
 
 A picture is one frame of a clip that is planned but never written whole, of trained classes and combinations only.
-`FOLDER/pictures/NNNN.mp4` hold 250 pictures each, one a second; a row of `pictures.jsonl` is the span of one of them.
+`FOLDER/pictures/*.mp4` hold 5,000 pictures each, one a second; a row of `pictures.jsonl` is the span of one of them.
 Captions name the shape alone: what a small encoder does not learn beside color and place (`picture_captions`).
 Attributes are shape, colour, texture, size and place.
 """
@@ -27,8 +27,8 @@ from internvideo.storage import folder_lock
 from internvideo.terminal import bars_disabled
 from internvideo.video.writer import write_video
 
-PACKED = 250
-"""Pictures per video file."""
+PACKED = 5000
+"""Pictures per video file: few files, which the loader keeps open, are read several times faster than many."""
 _STREAM = 100  # in the seeds, after the splits of `clips`
 _VISIBLE = 0.4  # smallest opacity of an object, of those that appear, vanish or blink
 
@@ -38,10 +38,13 @@ def generate_pictures(
     settings: WorldSettings,
     count: int,
     *,
+    packed: int = PACKED,
     workers: int | None = None,
     progress: bool = True,
 ) -> dict[str, Path]:
-    """Write `count` pictures of a world (its seed, size, difficulty and actions); files that exist are kept.
+    """Write `count` pictures of a world (its seed, size, difficulty and actions), `packed` in a file.
+
+    Files that exist are kept. The pictures do not depend on their number, on `packed` or on `workers`.
 
     Returns: the path of the manifest, {"pictures": ...}.
 
@@ -49,33 +52,30 @@ def generate_pictures(
     """
     root = Path(folder)
     with folder_lock(root):
-        missing = [k for k in range(0, count, PACKED) if not _whole(root, k, count).exists()]
+        files = [(first, min(packed, count - first)) for first in range(0, count, packed)]
+        missing = [file for file in files if not (root / _path(*file)).exists()]
         hidden = bars_disabled(None if progress else False)
-        with tqdm(total=count, initial=count - sum(min(PACKED, count - k) for k in missing), desc="pictures",
-                  unit="picture", disable=hidden) as bar:  # fmt: skip
-            work = partial(_write, root, settings, count)
-            for chunk, _ in in_processes(work, [[k] for k in missing], workers, alone=len(missing) < 4, where=root):
-                bar.update(sum(min(PACKED, count - k) for k in chunk))
+        left = sum(number for _, number in missing)
+        with tqdm(total=count, initial=count - left, desc="pictures", unit="picture", disable=hidden) as bar:
+            work = partial(_write, root, settings)
+            for chunk, _ in in_processes(work, [[file] for file in missing], workers, alone=left < 500, where=root):
+                bar.update(sum(number for _, number in chunk))
         manifest = root / "pictures.jsonl"
-        write_manifest(manifest, [_row(settings, number, count) for number in range(count)], ())
+        rows = [_row(settings, number, *files[number // packed]) for number in range(count)]
+        write_manifest(manifest, rows, ())
         return {"pictures": manifest}
 
 
-def _whole(root: Path, first: int, count: int) -> Path:
-    """The file of pictures `first`, `first + 1`, ...; its name tells how many, so that a larger set is drawn anew."""
-    return root / _file(first, count)
+def _path(first: int, count: int) -> str:
+    """The file of `count` pictures from number `first` on; its name tells both, so that other sets are drawn anew."""
+    return f"pictures/{first:06d}_{count}.mp4"
 
 
-def _file(number: int, count: int) -> str:
-    first = number - number % PACKED
-    return f"pictures/{first // PACKED:04d}_{min(PACKED, count - first)}.mp4"
-
-
-def _write(root: Path, settings: WorldSettings, count: int, firsts: Sequence[int]) -> None:
-    for first in firsts:
-        path = _whole(root, first, count)
+def _write(root: Path, settings: WorldSettings, files: Sequence[tuple[int, int]]) -> None:
+    for first, count in files:
+        path = root / _path(first, count)
         path.parent.mkdir(parents=True, exist_ok=True)
-        pictures = (draw(settings, number)[1][0] for number in range(first, min(first + PACKED, count)))
+        pictures = (draw(settings, number)[1][0] for number in range(first, first + count))
         write_video(path, pictures, 1, crf=20, gop=1, options={"preset": "veryfast"})
 
 
@@ -104,14 +104,13 @@ def draw(settings: WorldSettings, number: int) -> tuple[Facts, Frames]:
     return facts, render(scene)[0]
 
 
-def _row(settings: WorldSettings, number: int, count: int) -> Sample:
+def _row(settings: WorldSettings, number: int, first: int, count: int) -> Sample:
     facts, _ = _facts_and_scene(settings, number)
-    shown = {name: value for name, value in asdict(facts).items() if name not in ("action", "speed")}
-    second = float(number % PACKED)
+    second = float(number - first)
     return Sample(
         id=f"picture_{number:06d}",
-        path=_file(number, count),
+        path=_path(first, count),
         span=(second, second + 0.5),
         captions=picture_captions(facts),
-        attributes=shown,
+        attributes={name: value for name, value in asdict(facts).items() if name not in ("action", "speed")},
     )
