@@ -119,7 +119,11 @@ def inverted_lists(rows: int, dim: int, storage: segments.StorageType) -> None:
         owners = np.zeros(rows, np.int32)
         snapshot = Snapshot((), tuple(parts), owners, np.zeros((rows, 4)), (), tuple(range(len(parts))))
         store: Any = SimpleNamespace(
-            snapshot=lambda: snapshot, dim=dim, folder=folder, records=SimpleNamespace(set_fact=lambda *_: None)
+            snapshot=lambda: snapshot,
+            dim=dim,
+            folder=folder,
+            vectors=None,
+            records=SimpleNamespace(set_fact=lambda *_: 0),
         )
         print(f"{rows:,} x {dim} {storage}, {len(os.sched_getaffinity(0))} cores", flush=True)
         began, before = time.perf_counter(), time.process_time()

@@ -38,6 +38,7 @@ EXTRAS: dict[str, Extra] = {
     "mteb": Extra(("mteb", "datasets"), "evaluation by MTEB, the benchmark of embeddings"),
     "search": Extra(("fastapi", "uvicorn", "python_multipart", "mcp"), "the search page, its API, tools for agents"),
     "ann": Extra(("faiss",), "approximate indexes of large collections"),
+    "postgres": Extra(("psycopg",), "collections whose vectors a PostgreSQL database keeps"),
     "export": Extra(("onnx", "onnxscript", "onnxruntime"), "models as ONNX files"),
 }
 """Name of an extra in pyproject.toml -> its modules and purpose; a test compares the two lists."""

@@ -44,13 +44,13 @@ def collection(tmp_path: Path) -> Iterator[Collection]:
 def both(collection: Collection, vector: Floats) -> tuple[Answer, Answer]:
     """(exact, approximate)."""
     snapshot = collection.store.snapshot()
-    index = collection.approximate_index
+    index = collection.candidates
     assert index is not None
-    return find(collection.store, snapshot, vector), find(collection.store, snapshot, vector, approximate=index)
+    return find(collection.store, snapshot, vector), find(collection.store, snapshot, vector, candidates=index)
 
 
 def test_what_it_finds_is_exact_and_its_recall_is_measured(collection: Collection) -> None:
-    assert collection.approximate_index is None
+    assert collection.candidates is None
     assert collection.facts()["index"] == "exact"
     facts = collection.build_index()
     assert (facts.windows, facts.lists) == (4000, 63)
@@ -101,7 +101,7 @@ def test_later_and_removed_videos(collection: Collection) -> None:
     assert quick.moments == exact.moments
     collection.store.remove([video.id for video in collection.videos])
     collection.store.compact()
-    assert collection.approximate_index is None, "numbers of segments are given again"
+    assert collection.candidates is None, "numbers of segments are given again"
 
 
 def test_index_builds_it_again_where_too_little_is_in_it(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from internvideo.cli import options
+from internvideo.errors import RecipeError
 from internvideo.terminal import tell
 
 
@@ -32,12 +33,19 @@ def index(
     storage: Annotated[
         str, typer.Option(help="Of a new collection: float32, or float16 for half the space.")
     ] = "float32",
+    database: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a new collection: postgresql://USER@HOST/DATABASE with pgvector, which keeps and compares its "
+            "vectors; by default files do. A password is taken from PGPASSWORD or ~/.pgpass."
+        ),
+    ] = None,
     kind_of_index: Annotated[
-        Literal["exact", "ivf"] | None,
+        Literal["exact", "ivf", "hnsw"] | None,
         typer.Option(
             "--index",
             help="exact: every window is compared with every query. ivf: an approximate index, for millions of windows "
-            "(internvideo[ann]); its recall is measured and printed. By default as it is.",
+            "(internvideo[ann]); hnsw: that of a --database. The recall is measured and printed. By default as it is.",
             show_default=False,
         ),
     ] = None,
@@ -83,13 +91,17 @@ def index(
         wanted = options.numbers("--scales", scales, "comma-separated seconds, such as 2,8,30")
         lengths = wanted if not found else Collection.open(output).store.scales
         kind = storage if not found else Collection.open(output).store.storage
-        collection = Collection.create(output, model, scales=lengths, storage=kind)  # type: ignore[arg-type]  # checked there
+        place = database if not found else Collection.open(output).database
+        collection = Collection.create(output, model, scales=lengths, storage=kind, database=place)  # type: ignore[arg-type]  # checked there
         source = {"source": _absolute(encoder), **({} if weights is None else {"weights": _absolute(weights)})}
         collection.store.records.set_fact("encoder", source)
+    if (kind_of_index, collection.database is None) in (("ivf", False), ("hnsw", True)):
+        expected = "ivf" if collection.database is None else "hnsw"
+        raise RecipeError("--index", str(kind_of_index), f"{expected} or exact, for a collection like this one")
     report = collection.add(options.named_files(inputs), settings, null_texts=texts)
     labeled = [(path, collection.label(path)) for path in classifier or ()]
     annotated = [(path, collection.annotate(path)) for path in annotations or ()]
-    if kind_of_index == "ivf":
+    if kind_of_index in ("ivf", "hnsw"):
         collection.build_index()
     elif kind_of_index == "exact":
         collection.remove_index()

@@ -27,8 +27,9 @@ from internvideo.inference.loading import load
 from internvideo.inference.video_model import VideoModel
 from internvideo.search import approximate
 from internvideo.search.annotations import read_annotations
-from internvideo.search.approximate import ApproximateIndex, IndexFacts
+from internvideo.search.approximate import ApproximateIndex, Candidates, DatabaseCandidates, IndexFacts
 from internvideo.search.calibration import NullDistribution, calibrate, stored_null
+from internvideo.search.engines.postgres import PostgresVectors
 from internvideo.search.finding import Answer, Duplicate, find, near_duplicates, odd_windows
 from internvideo.search.indexing import IndexReport, IndexSettings, index_videos
 from internvideo.search.labels import label, label_new
@@ -101,18 +102,22 @@ class Collection:
         *,
         scales: Sequence[float] = SCALES,
         storage: StorageType = "float32",
+        database: str | None = None,
     ) -> Collection:
         """Make a collection for a model, or open it if it is there.
 
         Args:
             scales: seconds of the windows of each scale. storage: of the vectors; float16 takes half the space.
+            database: postgresql://USER@HOST/DATABASE, which keeps and compares the vectors (pgvector); by default
+                files in the folder do.
 
         Raises:
-            RunError: the folder holds a collection of another model, scales or storage. RecipeError: a wrong setting.
+            RunError: the folder holds a collection of another model, scales, storage or database; no such database.
+            RecipeError: a wrong setting. ExtraError: psycopg is not installed.
         """
         path = Path(folder)
         with folder_lock(path):
-            store = Store.create(path, model, scales=scales, storage=storage)
+            store = Store.create(path, model, scales=scales, storage=storage, database=database)
             source = model.metadata.get("source", "")
             if store.records.fact("encoder") is None and os.path.exists(source):  # whatever folder it is opened from
                 store.records.set_fact("encoder", {"source": os.path.abspath(source)})
@@ -152,6 +157,12 @@ class Collection:
             return self._model
 
     @property
+    def database(self) -> str | None:
+        """Address of the database that keeps the vectors, None for files."""
+        known: dict[str, str] = self.store.records.fact("database") or {}
+        return known.get("address")
+
+    @property
     def roots(self) -> tuple[str, ...]:
         """Folders that the videos lie in."""
         return tuple(self.store.records.fact("roots", []))
@@ -185,6 +196,7 @@ class Collection:
             "dim": self.store.dim,
             "storage": self.store.storage,
             "scales": list(self.store.scales),
+            "database": self.database,
             "index": str(approximate.stored_facts(self.store) or "exact"),
             "null_queries": {kind: null.count for kind, null in stored_null(self.store).items()},
             "labels": sorted({label for _, names in records.classifiers().values() for label in names}),
@@ -218,7 +230,9 @@ class Collection:
         return report
 
     def build_index(self) -> IndexFacts:
-        """Build an approximate index, which searches without a filter use, and measure its recall.
+        """Build an approximate index, in its database if it has one, and measure its recall.
+
+        Searches use it; those with a filter only the index of a database.
 
         It is built again where later `add`s leave too little of the collection in it.
 
@@ -234,10 +248,15 @@ class Collection:
             approximate.remove(self.store)
 
     @property
-    def approximate_index(self) -> ApproximateIndex | None:
-        """The approximate index, None without one. Raises ExtraError, RunError if it cannot be opened."""
+    def candidates(self) -> Candidates | None:
+        """What names the windows that a search compares: an index or a database; None: all of them are compared.
+
+        Raises ExtraError, RunError if it cannot be opened.
+        """
         with self._lock:
             facts = approximate.stored_facts(self.store)
+            if isinstance(self.store.vectors, PostgresVectors):
+                return DatabaseCandidates(self.store.vectors, facts)
             if facts is None:
                 self._index = None
             elif self._index is None or self._index.facts != facts:
@@ -323,13 +342,15 @@ class Collection:
         """
         asked = [query if isinstance(query, Query) else Query(query) for query in queries]
         snapshot, mask, vectors = self.store.snapshot(), self.mask(where), self._encode(asked)
-        index, nulls = self.approximate_index if mask is None else None, self.null
-        limits: dict[str, Any] = {"top": top, "mask": mask, "approximate": index, "threshold": threshold}
+        nulls, candidates = self.null, self.candidates
+        if candidates is not None and mask is not None and not candidates.filters:
+            candidates = None
+        limits: dict[str, Any] = {"top": top, "mask": mask, "candidates": candidates, "threshold": threshold}
         answers = []
         step = max(1, SCORES_BYTES // (4 * max(1, len(snapshot.video_index))))
         for start in range(0, len(asked), step):
             block = slice(start, start + step)
-            scores = [None] * step if index is not None else snapshot.scores(vectors[block])
+            scores = [None] * step if candidates is not None else snapshot.scores(vectors[block])
             for query, vector, own in zip(asked[block], vectors[block], scores, strict=False):
                 answers.append(find(self.store, snapshot, vector, scores=own, null=nulls.get(query.kind), **limits))
         return answers

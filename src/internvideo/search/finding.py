@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from internvideo.errors import RecipeError
-from internvideo.search.approximate import CANDIDATES, ApproximateIndex
+from internvideo.search.approximate import CANDIDATES, Candidates
 from internvideo.search.calibration import NullDistribution, mean_and_spread
 from internvideo.search.moments import MomentSettings, find_moments
 from internvideo.search.records import Annotation
@@ -93,7 +93,7 @@ def find(
     *,
     top: int = 10,
     mask: Mask | None = None,
-    approximate: ApproximateIndex | None = None,
+    candidates: Candidates | None = None,
     null: NullDistribution | None = None,
     threshold: float | None = None,
     settings: MomentSettings | None = None,
@@ -103,7 +103,7 @@ def find(
 
     Args:
         vector: (D,) of the query, L2-normalized. top: number of moments. mask: (N,) rows that count.
-        approximate: index that names the windows to compare; without it, and with a mask, all are compared.
+        candidates: names the windows to compare; without it, and with a mask that it does not know, all are compared.
         null: of queries of this kind. threshold: the largest p-value that fits.
         scores: (N,) of all rows, where they are known: one product for several queries is quicker.
 
@@ -118,10 +118,10 @@ def find(
             raise RecipeError("threshold", "no null distribution for such a query", "a text or a clip", hint)
         null.check_level(threshold)
     count = max(50 * top, CANDIDATES)
-    if approximate is None or mask is not None:
+    if candidates is None or (mask is not None and not candidates.filters):
         compared = _compare_all(snapshot.scores(vector[None])[0] if scores is None else scores, mask, count)
     else:
-        compared = _compare_some(snapshot, vector, approximate, count)
+        compared = _compare_some(snapshot, vector, candidates, mask, count)
     videos = list(dict.fromkeys(snapshot.video_index[compared.best].tolist()))[: 3 * top]
     found: list[tuple[float, Moment]] = []
     best: list[float] = []  # a heap of the `top` highest scores
@@ -171,12 +171,18 @@ def _compare_all(scores: NDArray[np.float32], mask: Mask | None, count: int) -> 
 
 
 def _compare_some(
-    snapshot: Snapshot, vector: NDArray[np.float32], approximate: ApproximateIndex, count: int
+    snapshot: Snapshot, vector: NDArray[np.float32], candidates: Candidates, mask: Mask | None, count: int
 ) -> _Compared:
-    rows = approximate.rows(snapshot, vector, count)
+    rows = np.sort(candidates.rows(snapshot, vector, count, mask))  # the first of equal ones first
     best = rows[np.argsort(-(snapshot.vectors(rows) @ vector), kind="stable")]
-    mean, spread = mean_and_spread(approximate.sample_scores(snapshot, vector))
-    return _Compared(best, mean, spread, snapshot.num_windows, lambda rows: snapshot.vectors(rows) @ vector)
+    mean, spread = mean_and_spread(snapshot.sample_vectors @ vector)
+
+    def scores(rows: slice) -> NDArray[np.float32]:
+        products = snapshot.vectors(rows) @ vector
+        return products if mask is None else np.where(mask[rows], products, np.float32(-np.inf))
+
+    windows = snapshot.num_windows if mask is None else int((mask & (snapshot.video_index >= 0)).sum())
+    return _Compared(best, mean, spread, windows, scores)
 
 
 def _moments(

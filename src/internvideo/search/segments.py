@@ -10,9 +10,9 @@ Shapes: n rows, D dimension, Q queries.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -28,6 +28,8 @@ SEGMENT_BYTES = 2**30
 BLOCK_BYTES = 2**24
 """Bytes of float16 rows that are converted and multiplied at a time."""
 
+ROW_BITS = 40
+"""Bits of the id of a window that tell its row in its segment."""
 BLOCK_SCORES = 256
 """Scores of which `largest` first takes the largest one."""
 
@@ -69,6 +71,45 @@ def open_segment(path: Path, num_rows: int, dim: int, storage: StorageType) -> F
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "shorter than the database says"
         raise RunError(path, f"cannot be read: {reason}", "the whole folder", "copy it again or index again") from error
+
+
+class VectorStorage(Protocol):
+    """Where the segments of a collection lie."""
+
+    def append(self, segment: int, num_rows: int, vectors: Floats) -> None:
+        """Store vectors (n, D) behind the first `num_rows` rows of a segment; drop others there. Raises RunError."""
+
+    def open(self, segment: int, num_rows: int) -> Floats:
+        """Return the first rows (n, D) of a segment; they are read when they are taken. Raises RunError."""
+
+    def keep(self, known: Collection[int]) -> None:
+        """Delete all other segments. Raises RunError."""
+
+    def close(self) -> None:
+        """Close what is open."""
+
+
+class SegmentFiles:
+    """Segments as files of a folder (`VectorStorage`)."""
+
+    def __init__(self, folder: Path, dim: int, storage: StorageType) -> None:
+        self.folder, self.dim, self.storage = folder, dim, storage
+
+    def append(self, segment: int, num_rows: int, vectors: Floats) -> None:
+        """Append to the file of a segment."""
+        append(segment_path(self.folder, segment), num_rows, vectors, self.storage)
+
+    def open(self, segment: int, num_rows: int) -> Floats:
+        """Map the file of a segment."""
+        return open_segment(segment_path(self.folder, segment), num_rows, self.dim, self.storage)
+
+    def keep(self, known: Collection[int]) -> None:
+        """Delete other files; a reader that has mapped them keeps them until it lets go."""
+        for path in set(self.folder.glob("segment-*.bin")) - {segment_path(self.folder, index) for index in known}:
+            path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 def dot_products(segments: Sequence[Floats], queries: Floats) -> NDArray[np.float32]:

@@ -15,14 +15,17 @@ from internvideo.errors import RecipeError, RunError
 from internvideo.features.embedding import EmbeddingSettings, feature_provenance
 from internvideo.inference.video_model import VideoModel
 from internvideo.search import segments
+from internvideo.search.engines.postgres import PostgresVectors, create_table
 from internvideo.search.records import Records, VideoRecord, Windows
-from internvideo.search.segments import Floats, StorageType
+from internvideo.search.segments import ROW_BITS, Floats, SegmentFiles, StorageType, VectorStorage
 
 Kept = TypeVar("Kept")
 SCALES = (2.0, 8.0, 30.0)
 """Seconds of the windows of each scale."""
 OVERLAP = 0.5
 """Consecutive windows of a scale start this fraction of its length apart."""
+SAMPLE = 16_384
+"""Windows whose scores stand for those of all in a query's mean and standard deviation."""
 UNCHECKED = ("source", "internvideo", "window", "stride")
 """What the provenance of vectors tells beyond what makes them comparable; windows are the collection's own."""
 
@@ -70,6 +73,34 @@ class Snapshot:
             made[inside] = part[wanted[inside] - low]
         return made
 
+    def sample(self, count: int, *, seed: int) -> NDArray[np.int64]:
+        """Return random rows of windows that were not removed, ascending."""
+        rows = np.flatnonzero(self.video_index >= 0)
+        if len(rows) <= count:
+            return rows
+        return np.sort(np.random.default_rng(seed).choice(rows, count, replace=False))
+
+    @cached_property
+    def sample_vectors(self) -> NDArray[np.float32]:
+        """Vectors (n, D) of a random sample of the windows."""
+        return self.vectors(self.sample(SAMPLE, seed=1))
+
+    def ids_of(self, rows: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+        """Return ids of rows that other states know too: segment and row in it."""
+        firsts = np.cumsum([0, *(len(part) for part in self.segments)])
+        place = np.searchsorted(firsts, rows, side="right") - 1
+        ids: NDArray[np.int64] = (np.array(self.segment_ids, np.int64)[place] << ROW_BITS) + rows - firsts[place]
+        return ids
+
+    def rows_of(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the rows of windows by their ids; those of segments that are gone, and of later rows, are dropped."""
+        made, first = [ids[:0]], 0
+        for segment, part in zip(self.segment_ids, self.segments, strict=True):
+            rows = ids[ids >> ROW_BITS == segment] - (segment << ROW_BITS)
+            made.append(first + rows[rows < len(part)])
+            first += len(part)
+        return np.concatenate(made)
+
     def scores(self, queries: Floats) -> NDArray[np.float32]:
         """Compute the dot products (Q, N) of all rows with queries (Q, D); -inf for removed rows."""
         made = segments.dot_products(self.segments, queries)
@@ -95,18 +126,34 @@ class Store:
         self.storage: StorageType = self.records.fact("storage")
         self.scales: tuple[float, ...] = tuple(self.records.fact("scales"))
         self.provenance: dict[str, Any] = self.records.fact("provenance")
+        self.vectors = self._storage()
         self._lock = self.records.lock  # one for both: a transaction may ask for a snapshot
         self._kept: dict[str, Any] = {}
         self._revision: tuple[int, int] | None = None
 
+    def _storage(self) -> VectorStorage:
+        address = self.records.fact("database")
+        if address is None:
+            return SegmentFiles(self.folder, self.dim, self.storage)
+        return PostgresVectors(address["address"], address["table"], self.dim, self.storage)
+
     @classmethod
     def create(
-        cls, folder: Path, model: VideoModel, *, scales: Sequence[float] = SCALES, storage: StorageType = "float32"
+        cls,
+        folder: Path,
+        model: VideoModel,
+        *,
+        scales: Sequence[float] = SCALES,
+        storage: StorageType = "float32",
+        database: str | None = None,
     ) -> Store:
         """Make a collection for the vectors of a model, or open the one that is there.
 
+        Args:
+            database: address of the PostgreSQL database with pgvector that keeps the vectors; by default files do.
+
         Raises:
-            RunError: a collection of another model, scales or storage type. RecipeError: a wrong setting.
+            RunError: a collection of another model, scales, storage type or database. RecipeError: a wrong setting.
         """
         if storage not in segments.STORAGE_TYPES:
             raise RecipeError("storage", repr(storage), ", ".join(segments.STORAGE_TYPES))
@@ -120,10 +167,18 @@ class Store:
                 for key, value in (("dim", model.embed_dim), ("storage", storage), ("scales", lengths)):
                     records.set_fact(key, value)
                 records.set_fact("provenance", provenance_of(model))
+                if database is not None:
+                    table = create_table(database, model.embed_dim, storage)
+                    records.set_fact("database", {"address": database, "table": table})
         records.close()
         store = cls(folder)
         store.check_model(model)
-        for name, found, wanted in (("scales", list(store.scales), lengths), ("storage", store.storage, storage)):
+        known = (store.records.fact("database") or {}).get("address")
+        for name, found, wanted in (
+            ("scales", list(store.scales), lengths),
+            ("storage", store.storage, storage),
+            ("database", known, database),
+        ):
             if found != wanted:
                 store.close()
                 raise RunError(folder, f"has {name} {found}, not {wanted}", "", "choose another folder")
@@ -131,6 +186,7 @@ class Store:
 
     def close(self) -> None:
         """Close the database."""
+        self.vectors.close()
         self.records.close()
 
     def check_model(self, model: VideoModel) -> None:
@@ -172,10 +228,7 @@ class Store:
         for index, (video, first) in enumerate(zip(videos, first_rows, strict=True)):
             rows = slice(first, first + len(video.windows))
             video_index[rows], windows[rows] = index, video.windows
-        maps = tuple(
-            segments.open_segment(segments.segment_path(self.folder, index), rows, self.dim, self.storage)
-            for index, rows in sizes.items()
-        )
+        maps = tuple(self.vectors.open(index, rows) for index, rows in sizes.items())
         return Snapshot(videos, maps, video_index, windows, first_rows, tuple(sizes))
 
     # ------------------------------------------------------------------------------------------------------ writing
@@ -188,7 +241,7 @@ class Store:
         `video.id`, `segment` and `first_row` are not read. Raises RunError; the collection is then as it was.
         """
         segment, first = self._place(len(vectors))
-        segments.append(segments.segment_path(self.folder, segment), first, vectors, self.storage)
+        self.vectors.append(segment, first, vectors)
         with self.records.transaction():
             self.records.set_segment(segment, first + len(vectors))
             self.records.remove_videos(replaces)
@@ -212,7 +265,7 @@ class Store:
     def compact(self, removed_share: float = 0.5) -> int:
         """Write the vectors of segments anew of which more than this share belongs to no video; return their number.
 
-        Old files are deleted after the commit; a reader that has mapped them keeps them until it lets go.
+        Old segments are deleted after the commit.
         """
         compacted = 0
         for segment, rows in self.records.segments().items():
@@ -220,13 +273,12 @@ class Store:
             live = sum(len(video.windows) for video in videos)
             if rows - live <= removed_share * rows:
                 continue
-            path = segments.segment_path(self.folder, segment)
-            mapped = segments.open_segment(path, rows, self.dim, self.storage)
+            mapped = self.vectors.open(segment, rows)
             target = max(self.records.segments()) + 1
             first, moves = 0, list[tuple[int, int]]()
             for video in videos:
                 part = mapped[video.first_row : video.first_row + len(video.windows)]
-                segments.append(segments.segment_path(self.folder, target), first, part, self.storage)
+                self.vectors.append(target, first, part)
                 moves.append((video.id, first))
                 first += len(part)
             with self.records.transaction():
@@ -234,13 +286,10 @@ class Store:
                     self.records.move_video(id_, target, place)
                 self.records.set_segment(target, first)
                 self.records.set_segment(segment, 0)
-            path.unlink(missing_ok=True)
             compacted += 1
         if not self.records.segments():  # their numbers are given again, which an index does not know
             self.records.set_fact("approximate", None)
-        known = {segments.segment_path(self.folder, index) for index in self.records.segments()}
-        for path in set(self.folder.glob("segment-*.bin")) - known:  # of a run that was killed
-            path.unlink(missing_ok=True)
+        self.vectors.keep(self.records.segments())  # the compacted ones go, and those of a run that was killed
         return compacted
 
 

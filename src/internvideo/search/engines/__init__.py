@@ -1,0 +1,1 @@
+"""Databases that keep the vectors of a collection and compare them."""
