@@ -1,7 +1,7 @@
 """Embeddings per second: the package's encoders against plain implementations and `transformers`, in turns.
 
     OMP_WAIT_POLICY=PASSIVE python benchmarks/embed.py [--model b16 l14 videomae] [--rounds 5] [--batch 1] [--threads 1]
-        [--device cpu] [--window 2.0] [--profile]
+        [--device cpu] [--window 2.0]
 
 *plain* is the same model written below from the same equations as a straightforward program has them: softmax(q k^T) v
 with the matrix of weights, x * sigmoid(1.702 x), a Conv3d for the patches. For the masked encoder `transformers` is a
