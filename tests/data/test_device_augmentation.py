@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from simulated_cuda import CUDA, CudaTensor, simulated_cuda
 from small_world import small_recipe
 
+from internvideo.apps.dry_run import describe
 from internvideo.data.batch import Batch
 from internvideo.data.decoding.decoded_batch import DecodedBatch
 from internvideo.data.loader import Loader, LoaderSettings
@@ -137,6 +138,11 @@ def test_training_is_the_same(stage: str, tmp_path: Path) -> None:
         weights.append(load_file(run_recipe(build_recipe(tree), tmp_path / str(on_device))))
     assert weights[0].keys() == weights[1].keys()
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+def test_a_dry_run_augments_its_batch() -> None:
+    recipe = build_recipe(small_recipe("masked", augment={"on_device": True}))
+    assert "8 clips a batch of (3, 4, 32, 32)" in describe(recipe, device="cpu")
 
 
 def test_clips_as_they_are_tested_are_not_drawn() -> None:

@@ -43,7 +43,7 @@ def describe(
     per_epoch = len(job.loader) / loop.grad_accum_steps / processes
     steps = recipe.schedule.total_steps(per_epoch)
     counts = {kind: sum(p.numel() for p in job.model.parameters() if p.requires_grad == kind) for kind in (True, False)}
-    batch = next(iter(job.loader.epoch(0)))
+    batch = next(iter(job.loader.epoch(0))).to(torch.device("cpu"))  # augmented here, with data.augment.on_device
     gpu = here.type == "cuda" or memory_gib is not None
     bfloat16 = loop.precision == "bfloat16" or (loop.precision == "auto" and gpu)
     plan = _Plan(job.stage.train(), batch, settings, bfloat16, processes)
