@@ -47,8 +47,8 @@ def encoders(
         f"int8 smallest cosine {made.cosine:.4f}, {small:.0f} MiB"
     )
     found["torch.export"] = torch.export.load(program.path).module()
-    found["ONNX Runtime"] = onnx_file.runner(made.path)
-    found["ONNX Runtime int8"] = onnx_file.runner(made.int8)
+    found["ONNX Runtime"] = onnx_file.create_session(made.path)
+    found["ONNX Runtime int8"] = onnx_file.create_session(made.int8)
     cut = model.preprocessing
     clips = torch.randint(0, 256, (batch, 3, cut.frames, cut.size, cut.size), dtype=torch.uint8)
     return found, clips.float() if cut.resize_backend == "torch" else clips

@@ -154,13 +154,13 @@ def test_a_picture_without_matplotlib_is_told_and_does_not_end_a_run(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from internvideo.plots.charts import confusion_matrix
-    from internvideo.plots.style import write_picture
+    from internvideo.plots.style import write_plot
 
     block(monkeypatch, "plots")
-    write_picture(tmp_path / "confusion.svg", lambda: confusion_matrix(np.eye(2, dtype=int), ["a", "b"]))
+    write_plot(tmp_path / "confusion.svg", lambda: confusion_matrix(np.eye(2, dtype=int), ["a", "b"]))
     assert not any(tmp_path.iterdir())
     assert capsys.readouterr().err == (
-        "confusion.svg is not written: pictures: needs matplotlib, which is not installed; "
+        "confusion.svg is not written: plots: needs matplotlib, which is not installed; "
         "pip install 'internvideo[plots]'\n"
     )
 

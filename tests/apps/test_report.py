@@ -58,9 +58,9 @@ def a_report(frames: int = 16, side: int = 32) -> report.ReportData:
         },
         reconstructions=[report.Reconstruction(hidden, clip(), original, "rows: input, reconstruction, original")],
         retrievals=[
-            report.Retrieval(
+            report.RetrievalExample(
                 "a red ball moves left over the grass",
-                [report.Found(clip(), i == 1, 0.8 - 0.1 * i, "a caption") for i in range(3)],
+                [report.RetrievedClip(clip(), i == 1, 0.8 - 0.1 * i, "a caption") for i in range(3)],
             )
         ],
         confusion=report.Confusion(rng.integers(0, 9, size=(24, 24)) + 30 * np.eye(24, dtype=int), classes),
@@ -153,7 +153,9 @@ def test_text_from_files_cannot_become_markup() -> None:
         data,
         title=evil,
         claims=[report.Claim(evil, evil, True)],
-        retrievals=[report.Retrieval(evil, [report.Found(data.reconstructions[0].original, True, 0.1, evil)])],
+        retrievals=[
+            report.RetrievalExample(evil, [report.RetrievedClip(data.reconstructions[0].original, True, 0.1, evil)])
+        ],
         confusion=report.Confusion(data.confusion.matrix, [evil] * 24),
         gates=report.Gates(data.gates.steps, {evil: data.gates.values["cma 1 attention"]}),
         losses={evil: data.losses["masked"]},

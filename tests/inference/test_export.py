@@ -242,7 +242,7 @@ def test_an_operator_set_that_cannot_be_is_told(tmp_path: Path, opset: int, told
 def test_the_example_runs_and_weights_beyond_one_file_stand_beside_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onnx_file, "LARGEST", 1000)
+    monkeypatch.setattr(onnx_file, "MAX_PROTOBUF_BYTES", 1000)
     of, moved = model("supervised"), tmp_path / "elsewhere"
     folder = of.save_pretrained(tmp_path / "model")
     script = Path(__file__).parents[2] / "examples" / "export_onnx.py"

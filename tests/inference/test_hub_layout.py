@@ -200,7 +200,7 @@ def test_weights_of_another_model_are_refused(saved: Path, tmp_path: Path) -> No
 def rewritten(folder: Path, settings: dict[str, Any]) -> None:
     """Both files say the same, as a careful forger or a later version would write them."""
     state, _ = read_safetensors(folder / "model.safetensors")
-    write_safetensors(folder / "model.safetensors", state, {hub_folder.KEY: json.dumps(settings)})
+    write_safetensors(folder / "model.safetensors", state, {hub_folder.SETTINGS_KEY: json.dumps(settings)})
     digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     whole = {"library_name": "internvideo", **settings, "files": {"model.safetensors": {"sha256": digest}}}
     (folder / "config.json").write_text(json.dumps(whole))
@@ -310,7 +310,7 @@ def test_the_folder_one_stands_in_and_a_link(tmp_path: Path, monkeypatch: pytest
 def test_every_layout_has_its_licence_or_none_is_known() -> None:
     assert set(LICENSES) == {family.name for family in LAYOUTS}
     for name, stated in LICENSES.values():
-        assert hub_folder._tag(name) == name, "as hubs spell it"
+        assert hub_folder._license_id(name) == name, "as hubs spell it"
         assert stated or name == "unknown"
 
 

@@ -120,7 +120,7 @@ def measured(
     placed = _placed(name, arguments, folder, manifest)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("internvideo.plots.charts.timeline", lambda *_: "")  # slow to draw, and tested elsewhere
-        patch.setattr("internvideo.tasks.open_set.evaluate.write_picture", lambda *_: None)
+        patch.setattr("internvideo.tasks.open_set.evaluate.write_plot", lambda *_: None)
         task_function(find_task(placed.pop("task")))(**placed)
     saved = output / arguments["task"]
     result = json.loads(saved.with_suffix(".json").read_text(encoding="utf-8"))

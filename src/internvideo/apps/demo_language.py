@@ -16,7 +16,7 @@ from internvideo.distributed import choose_device
 from internvideo.evaluation import score
 from internvideo.inference.caption_generation import CaptionGenerator
 from internvideo.models.video_language import VideoLanguage
-from internvideo.plots.report import Measure, Written
+from internvideo.plots.report import GeneratedCaption, MetricValue
 from internvideo.tasks.clip_evaluation import clip_source
 from internvideo.tasks.multiple_choice.evaluate import predict as predict_choices
 from internvideo.tasks.table import Predictions, save_result
@@ -36,7 +36,7 @@ ABOUT = {
 
 def language_tasks(
     output: Path, language: Trained, test: Manifest, unseen: Path | None, settings: ClipOptions
-) -> tuple[dict[str, dict[str, float]], list[Measure]]:
+) -> tuple[dict[str, dict[str, float]], list[MetricValue]]:
     """Evaluate zero-shot recognition and multiple choice if the data allows them; return metrics per task, and rows."""
     jobs: dict[str, tuple[Predict, Manifest]] = {"zero_shot_recognition": (predict_zero_shot, test)}
     if unseen is not None:
@@ -52,16 +52,18 @@ def language_tasks(
         main = "accuracy" if "accuracy" in result["figures"] else "top1"
         low, high = result["intervals"][main]
         chance = float(result["protocol"][f"chance_{main}"])
-        rows.append(Measure(ABOUT[name], result["figures"][main], (low, high), chance))
+        rows.append(MetricValue(ABOUT[name], result["figures"][main], (low, high), chance))
         for kind, value in result["figures"].items():
             if kind.startswith("against_"):
                 about = f"the right sentence above the one of {kind.removeprefix('against_').replace('_', ' ')}"
-                rows.append(Measure(about, value, (result["intervals"][kind][0], result["intervals"][kind][1]), 0.5))
+                rows.append(
+                    MetricValue(about, value, (result["intervals"][kind][0], result["intervals"][kind][1]), 0.5)
+                )
     return figures, rows
 
 
 @torch.inference_mode()
-def written_captions(trained: Trained, test: Manifest, device: str, count: int = 6) -> list[Written]:
+def written_captions(trained: Trained, test: Manifest, device: str, count: int = 6) -> list[GeneratedCaption]:
     """Generate captions for clips sampled from the split; a word is correct if a caption of the clip contains it."""
     model = cast(VideoLanguage, trained.model)
     if not model.can_caption:
@@ -78,5 +80,5 @@ def written_captions(trained: Trained, test: Manifest, device: str, count: int =
             words = tuple((word, word.strip(",;.") in true) for word in caption.split())
             with Video(test.video_path(row), short_side=64, fps=row.frame_rate) as video:
                 frames = video.frames(linspace_frames(video.info.frames, 6).tolist())
-            found.append(Written(frames, words, row.captions[0]))
+            found.append(GeneratedCaption(frames, words, row.captions[0]))
     return found

@@ -322,7 +322,7 @@ def _frames(clip: torch.Tensor) -> NDArray[np.uint8]:
     return array
 
 
-def _retrievals(table: Predictions, test: Manifest, queries: int = 4, shown: int = 3) -> list[report.Retrieval]:
+def _retrievals(table: Predictions, test: Manifest, queries: int = 4, shown: int = 3) -> list[report.RetrievalExample]:
     """List the first sentences of the split with the clips they retrieve."""
     row_of = {row.id: row for row in test.rows}
     found = []
@@ -330,8 +330,8 @@ def _retrievals(table: Predictions, test: Manifest, queries: int = 4, shown: int
         clips = []
         for video in np.argsort(-scores)[:shown]:
             frames = _shown(test, row_of[str(table["ids"][video])])
-            clips.append(report.Found(frames, bool(video == table["owner"][query]), float(scores[video])))
-        found.append(report.Retrieval(str(table["captions"][query]), clips))
+            clips.append(report.RetrievedClip(frames, bool(video == table["owner"][query]), float(scores[video])))
+        found.append(report.RetrievalExample(str(table["captions"][query]), clips))
     return found
 
 

@@ -16,9 +16,9 @@ class CaptionGenerator:
     """Generate a caption for each clip.
 
     Args:
-        model: one with a caption decoder, in evaluation mode. tokenizer: of its text tower.
+        model: with a caption decoder, in evaluation mode. tokenizer: of its text tower.
         num_beams: beam search with this many beams; 1 is greedy decoding.
-        top_p: above 0, nucleus sampling with this probability mass, from `seed`; then with one beam.
+        top_p: above 0: nucleus sampling with this probability mass, seeded by `seed`; `num_beams` must be 1.
         max_length: maximum tokens, start and end included; 0 for the context length of the text tower.
 
     Raises:
@@ -47,7 +47,7 @@ class CaptionGenerator:
         self.generator = torch.Generator().manual_seed(seed)
 
     def __call__(self, clips: Tensor) -> list[str]:
-        """Generate B captions for clips (B, 3, T, S, S) as the model's preprocessing makes them, on its device."""
+        """Generate B captions for clips (B, 3, T, S, S) of the preprocessing, on the device of the model."""
         settings: dict[str, Any] = {"start": self.tokenizer.start, "end": self.tokenizer.end}
         settings |= {"max_length": self.max_length, "beams": self.num_beams}
         settings |= {"nucleus": self.top_p, "generator": self.generator}

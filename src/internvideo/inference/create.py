@@ -22,16 +22,16 @@ def create_model(
     num_classes: int | None = None,
     **settings: object,
 ) -> nn.Module:
-    """Create a module with initial or pretrained weights; `internvideo.load` returns it with its preprocessing.
+    """Create a module with random or pretrained weights; `internvideo.load` returns it with its preprocessing.
 
     Args:
-        name: of `list_models()`.
-        overrides, settings: settings of the model's config to change; nested configs take mappings.
-        pretrained: weights that `load` reads: a file, a folder, hf://ORGANISATION/REPOSITORY. False for initial ones.
-        num_classes: size of a new head.
+        name: a key of `list_models()`.
+        overrides, settings: settings of the model config to change; nested configs take mappings.
+        pretrained: weights as in `load`: a file, a folder, hf://ORGANISATION/REPOSITORY. False for random ones.
+        num_classes: number of classes of a new, randomly initialized head.
 
     Raises:
-        RecipeError: no such name or setting, or `pretrained=True`: no weights come with the package.
+        RecipeError: no such name or setting, or `pretrained=True`: the package contains no weights.
         WeightsError: as `load`.
     """
     changes = {**(overrides or {}), **settings}

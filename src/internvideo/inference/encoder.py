@@ -29,7 +29,7 @@ class InternVideoEncoder:
     """Encode videos and texts into one space.
 
     Args:
-        name_or_path, weights, device, precision: as `internvideo.load`; or a `VideoModel` that is already open.
+        name_or_path, weights, device, precision: as in `internvideo.load`; or a loaded `VideoModel`.
 
     Raises:
         WeightsError, RecipeError: as `internvideo.load`.
@@ -70,8 +70,8 @@ class InternVideoEncoder:
 
         Args:
             inputs: one or several of: a path, a `Span`, uint8 frames (T, H, W, 3), or a text. A string is a video
-                when it names an existing file or ends like a video file, else a text.
-            prompt_name: None; there are no named prompts. prompt: prefix of each text.
+                if it names an existing file or has the suffix of a video, otherwise a text.
+            prompt_name: must be None; there are no named prompts. prompt: prefix of each text.
             batch_size: clips per batch. show_progress_bar: on stderr.
             convert_to_numpy: a float32 array (n, E), or (E,) for one item; otherwise a list of tensors (E,).
             convert_to_tensor: a tensor (n, E) or (E,) instead.
@@ -92,8 +92,8 @@ class InternVideoEncoder:
         videos = sorted(set(range(len(items))) - set(texts))
         with tqdm(total=len(items), desc="encode", unit="item", disable=not show_progress_bar) as bar:
             if texts:
-                prompted = [(prompt or "") + str(items[index]) for index in texts]
-                vectors[texts] = self.model.encode_text(prompted, normalize=False)
+                prompted_texts = [(prompt or "") + str(items[index]) for index in texts]
+                vectors[texts] = self.model.encode_text(prompted_texts, normalize=False)
                 bar.update(len(texts))
             for start in range(0, len(videos), batch_size):
                 group = videos[start : start + batch_size]
@@ -106,25 +106,25 @@ class InternVideoEncoder:
         result = vectors if convert_to_tensor else vectors.numpy() if convert_to_numpy else list(vectors)
         return result[0] if single else result
 
-    def encode_query(self, inputs: Item | Sequence[Item], *given: Any, **settings: Any) -> Any:
-        """Encode queries, as `encode`: queries and documents share one space."""
-        return self.encode(inputs, *given, **settings)
+    def encode_query(self, inputs: Item | Sequence[Item], *args: Any, **settings: Any) -> Any:
+        """Encode queries with `encode`: queries and documents share one space."""
+        return self.encode(inputs, *args, **settings)
 
-    def encode_document(self, inputs: Item | Sequence[Item], *given: Any, **settings: Any) -> Any:
-        """Encode documents, as `encode`."""
-        return self.encode(inputs, *given, **settings)
+    def encode_document(self, inputs: Item | Sequence[Item], *args: Any, **settings: Any) -> Any:
+        """Encode documents with `encode`."""
+        return self.encode(inputs, *args, **settings)
 
     def similarity(self, a: Vectors, b: Vectors) -> Tensor:
-        """Cosines (n, m) of vectors (n, E) or (E,) and (m, E) or (E,)."""
-        return _unit(a) @ _unit(b).T
+        """Compute the cosines (n, m) of vectors (n, E) or (E,) and (m, E) or (E,)."""
+        return _l2_normalize(a) @ _l2_normalize(b).T
 
     def similarity_pairwise(self, a: Vectors, b: Vectors) -> Tensor:
-        """Cosines (n,) of the rows of vectors (n, E) or (E,) and (n, E) or (E,)."""
-        return (_unit(a) * _unit(b)).sum(dim=1)
+        """Compute the cosines (n,) of corresponding rows of vectors (n, E) or (E,) and (n, E) or (E,)."""
+        return (_l2_normalize(a) * _l2_normalize(b)).sum(dim=1)
 
     @property
     def similarity_fn_name(self) -> str:
-        """Name of the measure of `similarity`."""
+        """Name of the similarity function."""
         return "cosine"
 
     @property
@@ -133,7 +133,7 @@ class InternVideoEncoder:
         return ["video", "image", *(["text"] if "text" in self.model.capabilities else [])]
 
     def supports(self, modality: str | tuple[str, ...]) -> bool:
-        """Return whether it encodes a modality; combinations are not supported."""
+        """Return whether a modality is supported; combinations (tuples) are not."""
         return modality in self.modalities
 
     def get_embedding_dimension(self) -> int:
@@ -143,19 +143,19 @@ class InternVideoEncoder:
     get_sentence_embedding_dimension = get_embedding_dimension
 
 
-def _unit(vectors: Vectors) -> Tensor:
+def _l2_normalize(vectors: Vectors) -> Tensor:
     """L2-normalize vectors (n, E) or (E,), or a list of vectors -> (n, E)."""
     rows = torch.stack([*map(torch.as_tensor, vectors)]) if isinstance(vectors, list) else torch.as_tensor(vectors)
     return torch.nn.functional.normalize(rows.float().reshape(-1, rows.shape[-1]), dim=1)
 
 
 def is_video(text: str) -> bool:
-    """Return whether a string is the path of a video: an existing file, or a name with the suffix of one."""
+    """Return whether a string is the path of a video: an existing file, or a name with the suffix of a video."""
     if "\n" in text or "\0" in text or len(text) > 4096:
         return False
     if text.lower().endswith(tuple(VIDEO_EXTENSIONS)):
         return True
     try:
         return Path(text).is_file()
-    except OSError:  # longer than a file name can be
+    except OSError:  # longer than a file name may be
         return False

@@ -1,7 +1,7 @@
 """Export a model with torch.export (.pt2) or to ONNX, and compare the file with the model.
 
-The graph includes pixel normalization: it takes clips of the preprocessing, or token ids, and returns float32.
-Shapes: B batch, T frames, S side, L words, E width of the features, C classes.
+The graph includes pixel normalization: its input are clips of the preprocessing, or token ids; its output is float32.
+Shapes: B batch, T frames, S side, L tokens, E dimension of the features, C classes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from internvideo.weights.fetch import sha256_of
 
 Format = Literal["torch", "onnx"]
 What = Literal["video", "text", "classifier"]
-ENDINGS: dict[str, str] = {"torch": ".pt2", "onnx": ".onnx"}
+SUFFIXES: dict[str, str] = {"torch": ".pt2", "onnx": ".onnx"}
 SENTENCES = ("a person opens a door", "dog", "two people walk along a street at night while a red car turns left")
 """Texts on which an exported text graph is compared with the model."""
 
@@ -42,11 +42,11 @@ class ExportSettings:
     Attributes:
         format: "torch" (torch.export, .pt2) or "onnx".
         what: "video" (clips to features, not L2-normalized), "text" (ids to features), "classifier" (clips to logits).
-        batch: B of the file, None for any.
-        frames: T of the file: "auto" (dynamic if the model allows it), "dynamic" (or an error), or a number.
+        batch: fixed B of the graph, None for a dynamic one.
+        frames: T of the graph: "auto" (dynamic if the model allows it), "dynamic" (an error if not), or a number.
         opset: ONNX opset, None for the exporter's default.
         tolerance: maximum difference from the model, relative to the largest absolute value of its output.
-        int8: also write a version with 8-bit weights (ONNX).
+        int8: also write a file with 8-bit weights (ONNX).
     """
 
     format: Format = "onnx"
@@ -71,7 +71,7 @@ class ExportSettings:
 
 @dataclass(frozen=True)
 class Check:
-    """One comparison: input, maximum difference, largest absolute value of the model's output."""
+    """Comparison of one output: input, its shape, maximum absolute difference, largest absolute value of the model."""
 
     input: str
     shape: tuple[int, ...]
@@ -80,7 +80,7 @@ class Check:
 
     @property
     def relative(self) -> float:
-        """The relative difference; infinite for NaN."""
+        """Maximum difference divided by the largest absolute value; infinity for NaN."""
         ratio = self.error / max(self.largest, 1e-12)
         return ratio if ratio == ratio else float("inf")
 
@@ -90,9 +90,9 @@ class Export:
     """Exported files and their comparison with the model.
 
     Attributes:
-        path, metadata: the model and the JSON that describes it.
+        path, metadata: the model file and the JSON file that describes it.
         checks: all comparisons.
-        int8, cosine: the 8-bit version, and the minimum cosine of its outputs with the model's; None without it.
+        int8, cosine: the file with 8-bit weights, and the minimum cosine of its outputs and the model's; or None.
     """
 
     path: Path
@@ -107,7 +107,7 @@ class Export:
         return max(self.checks, key=lambda check: check.relative)
 
 
-Run = Callable[[Any, Tensor, int], Tensor]
+ExportedFunction = Callable[[Any, Tensor, int], Tensor]
 """(module, input, temporal stride) -> output."""
 
 
@@ -119,7 +119,7 @@ def _logits(encoder: VideoEncoder, clips: Tensor, temporal_stride: int) -> Tenso
     return encoder.logits(encoder.prepare(clips, temporal_stride))
 
 
-def _encoded_text(tower: Any, ids: Tensor, temporal_stride: int) -> Tensor:
+def _encode_text(tower: Any, ids: Tensor, temporal_stride: int) -> Tensor:
     return cast(Tensor, tower(ids))
 
 
@@ -133,14 +133,14 @@ class Graph(nn.Module):
     def __init__(self, model: VideoModel, what: What) -> None:
         super().__init__()
         towers = model.module.as_dual_encoder
-        able: dict[What, Run] = {"video": _features}
+        functions: dict[What, ExportedFunction] = {"video": _features}
         if towers is not None:
-            able["text"] = _encoded_text
+            functions["text"] = _encode_text
         if model.class_names and model.module.has_logits:
-            able["classifier"] = _logits
-        if what not in able:
-            raise RecipeError("what", f"model {model.name} has no {what}", ", ".join(able))
-        self.run, self.step = able[what], model.temporal_stride
+            functions["classifier"] = _logits
+        if what not in functions:
+            raise RecipeError("what", f"model {model.name} has no {what}", ", ".join(functions))
+        self.run, self.step = functions[what], model.temporal_stride
         if what == "text" and towers is not None:
             self.module: nn.Module = towers.text
             return
@@ -155,29 +155,39 @@ class Graph(nn.Module):
 
 @dataclass(frozen=True)
 class Plan:
-    """The graph's input: name, example (B >= 2 if B is dynamic), dynamic axes, samples for the comparison."""
+    """Input and output of the graph.
+
+    Attributes:
+        name, output: names of input and output. example: input for tracing, with B >= 2 if B is dynamic.
+        axes: dynamic axis of the input -> name. min_sizes: dynamic axis -> minimum size.
+        samples: (name, input) of each comparison.
+    """
 
     name: str
     output: str
     example: Tensor
     axes: dict[int, str]
-    smallest: dict[int, int]
+    min_sizes: dict[int, int]
     samples: tuple[tuple[str, Tensor], ...]
 
     @property
     def shape(self) -> list[int | str]:
-        """Sizes of the axes; names for dynamic ones."""
+        """Size of each axis of the input, the name for a dynamic one."""
         return [self.axes.get(axis, size) for axis, size in enumerate(self.example.shape)]
 
 
-def any_frames(encoder: VideoEncoder) -> int | None:
-    """Return the minimum number of frames of a model of variable clip length, None for a fixed length."""
-    open_length = [need for need in encoder.clip_needs if need.frames is None and need.max_frames is None]
-    fewest = max((need.min_frames for need in open_length), default=None)
-    return fewest if len(open_length) == len(encoder.clip_needs) else None
+def min_dynamic_frames(encoder: VideoEncoder) -> int | None:
+    """Return the minimum number of frames of a model with variable clip length, None for a fixed length."""
+    variable = [
+        requirement
+        for requirement in encoder.clip_needs
+        if requirement.frames is None and requirement.max_frames is None
+    ]
+    min_frames = max((requirement.min_frames for requirement in variable), default=None)
+    return min_frames if len(variable) == len(encoder.clip_needs) else None
 
 
-def _plan(model: VideoModel, settings: ExportSettings, video: VideoSource | None) -> Plan:
+def _make_plan(model: VideoModel, settings: ExportSettings, video: VideoSource | None) -> Plan:
     axes = {} if settings.batch else {0: "batch"}
     output = "logits" if settings.what == "classifier" else "features"
     if settings.what == "text":
@@ -185,11 +195,11 @@ def _plan(model: VideoModel, settings: ExportSettings, video: VideoSource | None
         counts = [settings.batch] if settings.batch else [1, 3, 2]
         samples = tuple(("sentences", ids[torch.arange(count) % len(ids)]) for count in counts)
         return Plan("ids", output, samples[-1][1], axes, {}, samples)
-    count, fewest = _frames(model, settings)
+    count, min_frames = _frames(model, settings)
     sizes = [(1, count), (3, count)]
-    if fewest:
+    if min_frames:
         axes[2] = "frames"
-        sizes = [(1, count), (2, max(fewest, count // 2)), (3, fewest), (1, count + 1)]
+        sizes = [(1, count), (2, max(min_frames, count // 2)), (3, min_frames), (1, count + 1)]
     generator, side = torch.Generator().manual_seed(0), model.preprocessing.size
 
     def random(batch: int, frames: int) -> Tensor:
@@ -200,33 +210,33 @@ def _plan(model: VideoModel, settings: ExportSettings, video: VideoSource | None
     if video is not None:
         clip = next(iter(model.read(video)))
         clips.append(("video", clip.expand(settings.batch or 1, -1, -1, -1, -1).contiguous()))
-    example = random(settings.batch or 2, max(count, fewest + 1))  # a size of one would be taken as fixed
-    return Plan("clips", output, example, axes, {2: fewest} if fewest else {}, tuple(clips))
+    example = random(settings.batch or 2, max(count, min_frames + 1))  # a size of one would be taken as fixed
+    return Plan("clips", output, example, axes, {2: min_frames} if min_frames else {}, tuple(clips))
 
 
 def _frames(model: VideoModel, settings: ExportSettings) -> tuple[int, int]:
     """Return T, and the minimum for a dynamic T (0 if T is fixed). Raises RecipeError: an unsupported T."""
-    frames, fewest, default = settings.frames, any_frames(model.module), model.preprocessing.frames
-    if fewest is None and frames not in ("auto", default):
+    frames, min_frames, default = settings.frames, min_dynamic_frames(model.module), model.preprocessing.frames
+    if min_frames is None and frames not in ("auto", default):
         raise RecipeError("frames", str(frames), str(default), f"model {model.name} takes clips of one length")
     if isinstance(frames, str):
-        return default, fewest or 0
-    if frames < (fewest or 1):
-        raise RecipeError("frames", str(frames), f"{fewest} or more")
+        return default, min_frames or 0
+    if frames < (min_frames or 1):
+        raise RecipeError("frames", str(frames), f"{min_frames} or more")
     return frames, 0
 
 
 def _program(graph: Graph, plan: Plan) -> torch.export.ExportedProgram:
-    open_axes = {axis: torch.export.Dim(name, min=plan.smallest.get(axis, 1)) for axis, name in plan.axes.items()}
+    dynamic_axes = {axis: torch.export.Dim(name, min=plan.min_sizes.get(axis, 1)) for axis, name in plan.axes.items()}
     try:
-        return torch.export.export(graph, (plan.example,), dynamic_shapes={"input": open_axes})
+        return torch.export.export(graph, (plan.example,), dynamic_shapes={"input": dynamic_axes})
     except (RuntimeError, ValueError) as error:
         found = f"cannot be exported: {str(error).splitlines()[0]}"
         raise RunError("export", found, "", "try fixed --batch and --frames") from error
 
 
 def compare(run: Callable[[Tensor], Tensor], plan: Plan, expected: list[Tensor]) -> tuple[Check, ...]:
-    """Compare the outputs of a saved file with the model's on every sample."""
+    """Compare the outputs of a saved file with those of the model on every sample."""
     checks = []
     for (kind, sample), output in zip(plan.samples, expected, strict=True):
         actual = run(sample)
@@ -246,8 +256,8 @@ def export(
 
     Args:
         model: in float32, on the CPU.
-        output: .pt2 or .onnx file; by default the model's name in the current folder. Weights above 2 GB are written to
-            a second file OUTPUT.data.
+        output: .pt2 or .onnx file; by default MODEL-WHAT in the current folder. Weights above 2 GB are written to a
+            second file OUTPUT.data.
         settings: see `ExportSettings`.
         video: a video to compare on, besides random clips.
 
@@ -261,12 +271,12 @@ def export(
         require("export", "format onnx")
     if model.precision != "float32" or model.device.type != "cpu":
         raise RecipeError("model", f"{model.precision} on {model.device}", "float32 on cpu")
-    final = Path(output or f"{model.name}-{settings.what}{ENDINGS[settings.format]}")
-    if final.suffix != ENDINGS[settings.format]:
-        raise RecipeError("output", str(final), f"a name that ends in {ENDINGS[settings.format]}")
+    final = Path(output or f"{model.name}-{settings.what}{SUFFIXES[settings.format]}")
+    if final.suffix != SUFFIXES[settings.format]:
+        raise RecipeError("output", str(final), f"a name that ends in {SUFFIXES[settings.format]}")
     graph = Graph(model, settings.what).eval()
     with torch.no_grad():
-        plan = _plan(model, settings, video)
+        plan = _make_plan(model, settings, video)
         program = _program(graph, plan)
         try:
             final.parent.mkdir(parents=True, exist_ok=True)
@@ -282,38 +292,40 @@ def _write(
     plan: Plan,
     program: torch.export.ExportedProgram,
     settings: ExportSettings,
-    built: Path,
+    temporary: Path,
     final: Path,
 ) -> Export:
-    """Write the files to a temporary folder, compare, then move them into place, the JSON last."""
+    """Write the files to a temporary folder, compare the outputs, then move the files to `final`, the JSON last."""
     run: Callable[[Tensor], Tensor]
     if settings.format == "torch":
-        torch.export.save(program, built)
-        run = torch.export.load(built).module()
+        torch.export.save(program, temporary)
+        run = torch.export.load(temporary).module()
     else:
-        onnx_file.write(program, built, plan.name, plan.output, plan.axes, settings.opset)
-        run = onnx_file.runner(built)
+        onnx_file.write(program, temporary, plan.name, plan.output, plan.axes, settings.opset)
+        run = onnx_file.create_session(temporary)
     expected = [graph(sample) for _, sample in plan.samples]
     checks = compare(run, plan, expected)
     worst = max(checks, key=lambda check: check.relative)
     if worst.relative > settings.tolerance:
         found = f"differs from the model by {worst.error:.3g} of {worst.largest:.3g} on {worst.input} {worst.shape}"
-        raise RunError(final, f"{found}; nothing was written", f"{settings.tolerance:g} of the largest number")
-    small, cosine = None, None
+        raise RunError(final, f"{found}; nothing was written", f"at most {settings.tolerance:g} of the largest value")
+    int8_path, cosine = None, None
     if settings.int8:
-        small = built.with_suffix(".int8.onnx")
-        onnx_file.quantise(built, small)
-        pairs = zip(map(onnx_file.runner(small), (sample for _, sample in plan.samples)), expected, strict=True)
-        cosine = min(float(nn.functional.cosine_similarity(a, b, dim=1).min()) for a, b in pairs)
-    files = sorted(built.parent.iterdir(), key=lambda file: file.suffix != ".data")
-    about = _describe(model, plan, settings, checks, cosine)
-    about["files"] = [{"name": f.name, "bytes": f.stat().st_size, "sha256": sha256_of(f)} for f in files]
+        int8_path = temporary.with_suffix(".int8.onnx")
+        onnx_file.quantize(temporary, int8_path)
+        output_pairs = zip(
+            map(onnx_file.create_session(int8_path), (sample for _, sample in plan.samples)), expected, strict=True
+        )
+        cosine = min(float(nn.functional.cosine_similarity(a, b, dim=1).min()) for a, b in output_pairs)
+    files = sorted(temporary.parent.iterdir(), key=lambda file: file.suffix != ".data")
+    description = _describe(model, plan, settings, checks, cosine)
+    description["files"] = [{"name": f.name, "bytes": f.stat().st_size, "sha256": sha256_of(f)} for f in files]
     for file in files:
         with atomic_path(final.parent / file.name) as temporary:
             shutil.move(file, temporary)
     metadata = final.with_name(final.name + ".json")
-    write_text(metadata, json.dumps(about, indent=2) + "\n")
-    return Export(final, metadata, checks, small and final.parent / small.name, cosine)
+    write_text(metadata, json.dumps(description, indent=2) + "\n")
+    return Export(final, metadata, checks, int8_path and final.parent / int8_path.name, cosine)
 
 
 def _describe(
@@ -328,7 +340,7 @@ def _describe(
         "what": settings.what,
         "input": {"name": plan.name, "type": str(plan.example.dtype).removeprefix("torch."), "shape": plan.shape},
         "output": {"name": plan.output, "type": "float32", "shape": shape, "normalised": False},
-        "smallest": {plan.axes[axis]: count for axis, count in plan.smallest.items()},
+        "smallest": {plan.axes[axis]: count for axis, count in plan.min_sizes.items()},
         "preprocessing": {"words": plan.example.shape[1]} if text else model.preprocessing.to_json(),
         "classes": list(model.class_names) if settings.what == "classifier" else [],
         "weights": model.metadata,
@@ -336,5 +348,8 @@ def _describe(
         "largest_difference": max(check.relative for check in checks),
         "checks": [asdict(check) for check in checks],
         "int8_cosine": cosine,
-        "made_with": {"torch": torch.__version__, **(onnx_file.versions() if settings.format == "onnx" else {})},
+        "made_with": {
+            "torch": torch.__version__,
+            **(onnx_file.package_versions() if settings.format == "onnx" else {}),
+        },
     }

@@ -1,4 +1,4 @@
-"""Get the video encoder, the published preprocessing and the overrides of a model of the table."""
+"""Return the video encoder, the published preprocessing and the overrides of a built model."""
 
 from __future__ import annotations
 

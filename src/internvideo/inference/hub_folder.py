@@ -1,7 +1,7 @@
 """Save and load a model as a folder for model hubs: config.json, model.safetensors, README.md (the model card).
 
-config.json has the SHA-256 of model.safetensors, and the metadata of the weights repeats the settings of config.json; a
-folder in which one of them was changed is refused. modules.json and config_sentence_transformers.json make the folder
+config.json has the SHA-256 of model.safetensors, and the metadata of the weights repeats the settings of config.json;
+if the two files do not match, the folder is refused. modules.json and config_sentence_transformers.json make the folder
 loadable by the sentence-transformers library (`inference.sentence_module`).
 """
 
@@ -37,8 +37,8 @@ SENTENCE_TRANSFORMERS = {
     "config_sentence_transformers.json": {"model_type": "SentenceTransformer", "similarity_fn_name": "cosine"},
 }
 """File name -> content for sentence-transformers."""
-KEY = "internvideo"
-"""Metadata key of the settings in the weights."""
+SETTINGS_KEY = "internvideo"
+"""Metadata key of the weights under which the settings are saved."""
 
 
 class Savable(Protocol):
@@ -56,7 +56,7 @@ class Savable(Protocol):
 
     @property
     def config(self) -> dict[str, object]:
-        """The settings from which it can be built again, as JSON values."""
+        """The settings from which the model can be built again, as JSON values."""
 
     @property
     def capabilities(self) -> frozenset[str]:
@@ -68,21 +68,23 @@ class Savable(Protocol):
 
 
 def save(model: Savable, folder: Path) -> Path:
-    """Write the files of a model; other files of the folder are kept.
+    """Write the files of a model; other files of the folder are not changed.
 
-    The files are written to a temporary folder first, so a full disk changes nothing. config.json is moved last,
-    because without it the folder is not read.
+    The files are written to a temporary folder first, so that a full disk changes nothing. config.json is moved last,
+    because a folder without it is not read.
 
     Raises:
         RunError: the folder cannot be written.
     """
     metadata = metadata_to_save(model)
     settings = {"format_version": FORMAT_VERSION, **model.config, "metadata": metadata}
-    with whole_folder(folder, (WEIGHTS, CARD, *SENTENCE_TRANSFORMERS, CONFIG)) as partial:
-        save_model(partial / WEIGHTS, model.module, {KEY: json.dumps(settings, sort_keys=True), "format": "pt"})
+    with atomic_folder(folder, (WEIGHTS, CARD, *SENTENCE_TRANSFORMERS, CONFIG)) as partial:
+        save_model(
+            partial / WEIGHTS, model.module, {SETTINGS_KEY: json.dumps(settings, sort_keys=True), "format": "pt"}
+        )
         digest = sha256_of(partial / WEIGHTS)
         files = {WEIGHTS: {"sha256": digest, "bytes": (partial / WEIGHTS).stat().st_size}}
-        write_text(partial / CARD, card(model, digest, metadata))
+        write_text(partial / CARD, model_card(model, digest, metadata))
         config = {"library_name": "internvideo", **settings, "files": files}
         for name, content in {**SENTENCE_TRANSFORMERS, CONFIG: config}.items():
             write_text(partial / name, json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
@@ -99,13 +101,13 @@ def metadata_to_save(model: Savable) -> dict[str, str]:
 
 
 @contextmanager
-def whole_folder(given: Path, names: Sequence[str]) -> Iterator[Path]:
-    """Yield a temporary folder whose files are moved to `given` at the end, in the order of `names`.
+def atomic_folder(target: Path, names: Sequence[str]) -> Iterator[Path]:
+    """Yield a temporary folder whose files are moved to `target` at the end, in the order of `names`.
 
     Raises:
         RunError: a full disk, or a folder that cannot be written; existing files are kept.
     """
-    folder = Path(os.path.realpath(given))  # beside it, also of "." and of a link to another disk
+    folder = Path(os.path.realpath(target))  # resolved, so that the temporary folder is on the same disk
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -116,57 +118,57 @@ def whole_folder(given: Path, names: Sequence[str]) -> Iterator[Path]:
         else:
             partial.rename(folder)
     except OSError as error:
-        raise unwritable(given, error, "free space or choose another folder") from error
+        raise unwritable(target, error, "free space or choose another folder") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def read(folder: Path) -> dict[str, Any]:
-    """Read a folder that `save` wrote: name, module and the other arguments of `VideoModel`.
+def load_folder(folder: Path) -> dict[str, Any]:
+    """Read a folder that `save` wrote; return the arguments of `VideoModel` but device and precision.
 
     Raises:
-        WeightsError: files that are missing, were changed, or are of a later version.
+        WeightsError: files are missing, were changed, or are of a later version.
     """
     config = read_config(folder)
     weights = folder / WEIGHTS
     if not weights.is_file():
         raise WeightsError(weights, "no such file", "the weights that config.json describes", "copy the whole folder")
-    recorded, actual = _recorded_hash(config), sha256_of(weights)
-    together = "the files as they were saved together"
-    if recorded != actual:
-        found = f"SHA-256 {actual[:16]}..., config.json says {recorded[:16] or 'nothing'}"
-        raise WeightsError(weights, found, together, "changed or damaged: copy the folder again")
+    saved, actual = _saved_sha256(config), sha256_of(weights)
+    expected = "the files as they were saved together"
+    if saved != actual:
+        found = f"SHA-256 {actual[:16]}..., config.json says {saved[:16] or 'nothing'}"
+        raise WeightsError(weights, found, expected, "changed or damaged: copy the folder again")
     state, metadata = read_model(weights)
     settings = {name: value for name, value in config.items() if name not in ("files", "library_name")}
-    if _settings_in(metadata, weights) != settings:
+    if _settings_of_weights(metadata, weights) != settings:
         found, hint = "differs from the settings inside model.safetensors", "changed by hand: save the model again"
-        raise WeightsError(folder / CONFIG, found, together, hint)
-    return _build(settings, state, folder, file_sha256=actual)
+        raise WeightsError(folder / CONFIG, found, expected, hint)
+    return _build_arguments(settings, state, folder, file_sha256=actual)
 
 
-def read_alone(path: Path) -> dict[str, Any]:
-    """Read the model.safetensors of such a folder without config.json, from the settings in its metadata; as `read`.
+def load_weights_file(path: Path) -> dict[str, Any]:
+    """Read model.safetensors without config.json, with the settings in its metadata; otherwise as `load_folder`.
 
     Raises:
-        WeightsError: there are none, or they are of a later version.
+        WeightsError: there are no settings, or they are of a later version.
     """
     state, metadata = read_model(path)
-    return _build(_settings_in(metadata, path), state, path)
+    return _build_arguments(_settings_of_weights(metadata, path), state, path)
 
 
-def _recorded_hash(config: Mapping[str, Any]) -> str:
+def _saved_sha256(config: Mapping[str, Any]) -> str:
     try:
         return str(config["files"][WEIGHTS]["sha256"])
     except (KeyError, TypeError):
         return ""
 
 
-def _settings_in(metadata: Mapping[str, str], where: Path) -> dict[str, Any]:
+def _settings_of_weights(metadata: Mapping[str, str], where: Path) -> dict[str, Any]:
     """Parse the settings in the metadata of weights. Raises WeightsError."""
     try:
-        settings = untrusted.parse_json(metadata[KEY])
+        settings = untrusted.parse_json(metadata[SETTINGS_KEY])
     except (KeyError, ValueError) as error:
-        raise WeightsError(where, "carries no settings", "model.safetensors of save_pretrained") from error
+        raise WeightsError(where, "has no settings in its metadata", "model.safetensors of save_pretrained") from error
     return settings if isinstance(settings, dict) else {}
 
 
@@ -188,7 +190,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _build(settings: Mapping[str, Any], state: dict[str, Any], where: Path, **about: str) -> dict[str, Any]:
+def _build_arguments(
+    settings: Mapping[str, Any], state: dict[str, Any], where: Path, **extra_metadata: str
+) -> dict[str, Any]:
     check_version(settings.get("format_version", settings.get("format")), where)
     name = settings.get("model")
     if not isinstance(name, str) or name not in MODELS:
@@ -196,7 +200,7 @@ def _build(settings: Mapping[str, Any], state: dict[str, Any], where: Path, **ab
     try:
         with skip_init(), within(state):
             module = create_model(name, present_settings(settings["overrides"]))
-        parts: dict[str, Any] = {
+        arguments: dict[str, Any] = {
             "name": name,
             "module": module,
             "preprocessing": Preprocessing.from_json(settings["preprocessing"]),
@@ -208,42 +212,47 @@ def _build(settings: Mapping[str, Any], state: dict[str, Any], where: Path, **ab
         raise WeightsError(where, f"settings that do not fit: {error}", hint="update internvideo") from error
     load_state(module, state, where=where)
     check_all_loaded(module, where)
-    parts["metadata"] |= {"source": str(where), "layout": "internvideo hub", **about}
-    return parts
+    arguments["metadata"] |= {"source": str(where), "layout": "internvideo hub", **extra_metadata}
+    return arguments
 
 
-def card(
+def model_card(
     model: Savable, file_sha256: str, metadata: Mapping[str, str], architecture: str = "", notes: Sequence[str] = ()
 ) -> str:
-    """Write the model card: description, usage, protocol, licence and hashes.
+    """Return the text of the model card: description, usage, protocol, license and hashes.
 
     Args:
-        architecture: transformers class that loads the folder, "" for our own layout. notes: notes on that layout.
+        model: the saved model. file_sha256: of model.safetensors. metadata: of `metadata_to_save`.
+        architecture: transformers class that loads the folder, "" for our own layout.
+        notes: differences of transformers' computation.
     """
-    licence = metadata.get("licence", "unknown")
-    rule = model.preprocessing
+    license_name = metadata.get("licence", "unknown")
+    preprocessing = model.preprocessing
     parameters = sum(parameter.numel() for parameter in model.module.parameters()) / 1e6
-    uses = {
+    examples = {
         "video": 'model.encode_video("clip.mp4")  # one L2-normalized vector',
         "text": 'model.similarity("clip.mp4", ["a dog runs", "a man cooks"])',
         "classify": 'model.classify("clip.mp4"' + (")" if model.class_names else ', ["running", "cooking"])'),
         "caption": 'model.caption("clip.mp4")',
     }
-    able = [line for what, line in uses.items() if what in model.capabilities]
-    names, more = ", ".join(model.class_names[:20]), len(model.class_names) - 20
-    shown = f"{names} and {more} more" if more > 0 else names
-    frames = f"{rule.frames} frames by the rule '{rule.sampler}'" + (f", stride {rule.stride}" if rule.stride else "")
-    if rule.single_frame:
+    usage_lines = [line for what, line in examples.items() if what in model.capabilities]
+    names, num_more = ", ".join(model.class_names[:20]), len(model.class_names) - 20
+    class_list = f"{names} and {num_more} more" if num_more > 0 else names
+    frames = f"{preprocessing.frames} frames by the rule '{preprocessing.sampler}'" + (
+        f", stride {preprocessing.stride}" if preprocessing.stride else ""
+    )
+    if preprocessing.single_frame:
         frames = "the middle frame"
-    about = MODELS[model.name].about
-    shape = "resized to a square" if not rule.keep_aspect else "scaled by the short side, center crop"
+    description = MODELS[model.name].about
+    size, backend = preprocessing.size, preprocessing.resize_backend
+    resize_note = "resized to a square" if not preprocessing.keep_aspect else "scaled by the short side, center crop"
     lines = [
-        *_front_matter(model, licence, architecture),
+        *_front_matter(model, license_name, architecture),
         "",
         f"# {metadata.get('title', model.name)}",
         "",
-        f"{about[:1].upper()}{about[1:]}: `{model.name}`, "
-        f"{parameters:.1f} M parameters{_changed(model)}. It can: {', '.join(sorted(model.capabilities))}.",
+        f"{description[:1].upper()}{description[1:]}: `{model.name}`, "
+        f"{parameters:.1f} M parameters{_size_note(model)}. It can: {', '.join(sorted(model.capabilities))}.",
         "",
         "## Use",
         "",
@@ -251,22 +260,23 @@ def card(
         "import internvideo",
         "",
         'model = internvideo.load("FOLDER_OR_hf://ORGANISATION/REPOSITORY")',
-        *able,
+        *usage_lines,
         "```",
         "",
-        *([f"transformers reads the folder too, as `{architecture}`. What differs there:"] if architecture else []),
+        *([f"transformers reads the folder too, as `{architecture}`. Differences:"] if architecture else []),
         *([f"- {note}" for note in notes or ("nothing",)] + [""] if architecture else []),
         "## Protocol",
         "",
         f"- frames: {frames}",
-        f"- pixels: {rule.size} x {rule.size}, {shape} (resize {rule.resize or rule.size}, {rule.resize_backend})",
+        f"- pixels: {size} x {size}, {resize_note} (resize {preprocessing.resize or size}, {backend})",
         f"- embedding: {model.embed_dim} numbers",
-        *([f"- classes: {shown}"] if shown else []),
+        *([f"- classes: {class_list}"] if class_list else []),
         "",
         "## Origin and licence",
         "",
-        f"- licence of the weights: {licence}" + (f" ({stated})" if (stated := metadata.get("licence_stated")) else ""),
-        *(f"- {key}: {value}" for key, value in sorted(metadata.items()) if key not in _OWN_LINES),
+        f"- licence of the weights: {license_name}"
+        + (f" ({stated})" if (stated := metadata.get("licence_stated")) else ""),
+        *(f"- {key}: {value}" for key, value in sorted(metadata.items()) if key not in _NOT_LISTED),
         "",
         "## Hashes",
         "",
@@ -276,24 +286,24 @@ def card(
     return "\n".join(lines) + "\n"
 
 
-def _front_matter(model: Savable, licence: str, architecture: str) -> list[str]:
-    """Return the YAML front matter that the hub shows and filters by."""
+def _front_matter(model: Savable, license_name: str, architecture: str) -> list[str]:
+    """Return the lines of the YAML front matter, by which the hub shows and filters models."""
     from huggingface_hub import ModelCardData
 
-    able = model.capabilities
-    task = "video-classification" if "classify" in able and model.class_names else "feature-extraction"
+    capabilities = model.capabilities
+    task = "video-classification" if "classify" in capabilities and model.class_names else "feature-extraction"
     libraries = ["transformers"] if architecture else ["sentence-transformers"]
     data = ModelCardData(
         library_name="transformers" if architecture else "internvideo",
-        license=_tag(licence),
-        pipeline_tag="video-text-to-text" if "caption" in able else task,
-        tags=["video", "internvideo", *libraries, *(["video-text-retrieval"] if "text" in able else [])],
+        license=_license_id(license_name),
+        pipeline_tag="video-text-to-text" if "caption" in capabilities else task,
+        tags=["video", "internvideo", *libraries, *(["video-text-retrieval"] if "text" in capabilities else [])],
     )
     return ["---", *data.to_yaml().splitlines(), "---"]
 
 
-def _changed(model: Savable) -> str:
-    """Describe the differences of a model's sizes from the published size of its name."""
+def _size_note(model: Savable) -> str:
+    """Return a note on how the sizes of a model differ from the published ones of that name, "" if they do not."""
     overrides = model.config["overrides"]
     assert isinstance(overrides, Mapping)
     names = ("width", "depth", "layers", "heads", "patch_size", "tubelet", "image_size", "frames")
@@ -303,15 +313,15 @@ def _changed(model: Savable) -> str:
     return f", but of another size: {', '.join(sizes)}" if sizes else ""
 
 
-_OWN_LINES = ("licence", "licence_stated", "title", "weights_sha256", "file_sha256")
+_NOT_LISTED = ("licence", "licence_stated", "title", "weights_sha256", "file_sha256")
 
 
-def _tag(licence: str) -> str:
-    """Return a licence as model hubs spell it, "other" for an unknown one."""
-    known = licence.lower().replace(" ", "-")
+def _license_id(license_name: str) -> str:
+    """Return the identifier of a license on model hubs, "other" for an unknown one."""
+    known = license_name.lower().replace(" ", "-")
     return known if known in ("apache-2.0", "mit", "cc-by-4.0", "cc-by-nc-4.0", "bsd-3-clause", "unknown") else "other"
 
 
 def model_hash(model: Savable) -> str:
-    """Return the SHA-256 of the model's weights, 64 hex digits."""
+    """Return the SHA-256 of the weights of a model, 64 hex digits."""
     return model.metadata.get("weights_sha256") or weights_hash(model.module)

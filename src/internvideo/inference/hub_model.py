@@ -1,4 +1,4 @@
-"""Save a model as a folder of a model hub, and upload it: methods of VideoModel"""
+"""Save a model as a folder for a model hub, and upload it: methods of VideoModel."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from internvideo.inference import hub_folder, transformers_folder
 from internvideo.weights.fetch import push
 
 Layout = Literal["internvideo", "transformers"]
-"""Of the files that `save_pretrained` writes."""
+"""Which library's files `save_pretrained` writes."""
 
 
 class HubModel:
@@ -21,12 +21,13 @@ class HubModel:
         """Write a folder with config.json, model.safetensors and a model card README.md.
 
         Args:
-            folder: created when absent; other files in it are kept.
-            layout: "internvideo", which `load` and sentence-transformers read, or "transformers", which that library
-                and `load` read: only VideoMAE and CLIP exist there.
+            folder: created if absent; other files in it are not changed.
+            layout: "internvideo", for `load` and sentence-transformers, or "transformers", for that library and `load`
+                (only VideoMAE and CLIP).
 
         Raises:
-            RunError: it cannot be written. RecipeError: an unknown layout, or a model that transformers does not have.
+            RunError: the folder cannot be written. RecipeError: an unknown layout, or a model that transformers does
+                not have.
         """
         if layout not in get_args(Layout):
             raise RecipeError("layout", repr(layout), ", ".join(get_args(Layout)))
@@ -43,14 +44,14 @@ class HubModel:
         revision: str | None = None,
         commit_message: str = "Upload the model with internvideo",
     ) -> str:
-        """Upload what `save_pretrained` writes to a repository of the Hugging Face hub, made when absent.
+        """Upload the files of `save_pretrained` to a repository of the Hugging Face hub, which is created if absent.
 
         Args:
-            repo_id: ORGANISATION/NAME. layout: of the files. private: of a new repository.
+            repo_id: ORGANISATION/NAME. layout: see `save_pretrained`. private: whether a new repository is private.
             token: by default that of `hf auth login`. revision: branch, by default main.
 
         Returns:
-            Address of the commit; `load("hf://ORGANISATION/NAME")` reads it back.
+            URL of the commit; `load("hf://ORGANISATION/NAME")` loads the model.
 
         Raises:
             RecipeError, RunError: as `save_pretrained`. WeightsError: the hub refused it.

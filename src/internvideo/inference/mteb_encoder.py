@@ -1,7 +1,7 @@
 """Adapter to mteb, the embedding benchmark: `mteb.evaluate(MTEBEncoder(load(...)), tasks)`.
 
-Videos are read from their files by this package's own reader and frame rule, so no second decoder is needed and the
-measured embeddings are those of `VideoModel.encode_video`.
+Videos are read by the reader and preprocessing of this package, so mteb needs no decoder and the measured embeddings
+are those of `VideoModel.encode_video`.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class MTEBEncoder:
     """An encoder in the sense of mteb (`mteb.models.EncoderProtocol`).
 
     Args:
-        model: with a text tower for tasks with texts. name: in mteb's results, ORGANISATION/NAME.
+        model: with a text tower for tasks with texts. name: ORGANISATION/NAME in the results of mteb.
 
-    A row with a text and a video has the mean of the two unit vectors.
+    The embedding of a row with text and video is the normalized mean of both L2-normalized vectors.
 
     Raises:
         ExtraError: mteb is not installed.
@@ -71,12 +71,12 @@ class MTEBEncoder:
         return np.stack(vectors) if vectors else np.zeros((0, self.model.embed_dim), dtype=np.float32)
 
     def _embed(self, row: Mapping[str, Any]) -> NDArray[np.float32]:
-        parts: list[Tensor] = []
+        vectors: list[Tensor] = []
         if row.get("text") is not None and "text" in self.model.capabilities:
-            parts.append(self.model.encode_text(str(row["text"]) if str(row["text"]).strip() else "."))
+            vectors.append(self.model.encode_text(str(row["text"]) if str(row["text"]).strip() else "."))
         if row.get("video") is not None:
-            parts.append(self.model.encode_video([video_source(row["video"])]))
-        mean = torch.cat(parts).mean(dim=0, keepdim=True)
+            vectors.append(self.model.encode_video([video_source(row["video"])]))
+        mean = torch.cat(vectors).mean(dim=0, keepdim=True)
         vector: NDArray[np.float32] = torch.nn.functional.normalize(mean, dim=1)[0].numpy()
         return vector
 
@@ -94,16 +94,16 @@ class MTEBEncoder:
 
 
 def _rows(inputs: Any, folder: Path) -> Iterator[dict[str, Any]]:
-    """Iterate over a data loader's rows with videos as paths; embedded files are written to `folder`."""
+    """Yield the rows of a data loader with videos as paths; videos stored as bytes are written to `folder`."""
     data = inputs.dataset
     if "video" in getattr(data, "features", {}):
         from datasets import Video
 
         data = data.cast_column("video", Video(decode=False))
-    for number, row in enumerate(data):
+    for index, row in enumerate(data):
         video = row.get("video")
         if isinstance(video, Mapping) and video.get("bytes") is not None:
-            path = folder / f"{number}-{hashlib.sha256(video['bytes']).hexdigest()[:8]}.mp4"
+            path = folder / f"{index}-{hashlib.sha256(video['bytes']).hexdigest()[:8]}.mp4"
             path.write_bytes(video["bytes"])
             row = {**row, "video": path}
         elif isinstance(video, Mapping) and video.get("path"):

@@ -19,18 +19,18 @@ from torch import Tensor
 from internvideo.errors import RecipeError
 from internvideo.extras import EXTRAS
 
-LARGEST = 2**31 - 2**20
-"""Largest total weight size in one protobuf file in bytes, with room for the graph."""
+MAX_PROTOBUF_BYTES = 2**31 - 2**20
+"""Maximum total size of the weights in one protobuf file (2 GiB), minus 1 MiB for the graph."""
 
 
-def versions() -> dict[str, str]:
-    """Return package -> version."""
+def package_versions() -> dict[str, str]:
+    """Return {package: version} of the extra."""
     return {name: version(name) for name in EXTRAS["export"].modules}
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the exporters' own warnings; the results are compared afterwards."""
+def _silence_exporters() -> Iterator[None]:
+    """Silence the warnings of the exporters; `export` compares the outputs afterwards."""
     loggers = [logging.getLogger(name) for name in ("", "torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     try:
@@ -52,14 +52,14 @@ def write(
     axes: Mapping[int, str],
     opset: int | None = None,
 ) -> None:
-    """Write a program with one input and one output; weights above `LARGEST` bytes go to PATH.data.
+    """Write a program with one input and one output; weights above `MAX_PROTOBUF_BYTES` bytes go to PATH.data.
 
     Raises:
         RecipeError: the exporter does not support the opset, or the opset lacks an operation.
     """
-    with _quiet():
+    with _silence_exporters():
         try:
-            made = torch.onnx.export(
+            onnx_program = torch.onnx.export(
                 program,
                 input_names=[input_name],
                 output_names=[output_name],
@@ -69,19 +69,19 @@ def write(
                 verbose=False,
             )
         except Exception as error:  # the exporter raises many types of exceptions
-            where = "format onnx" if opset is None else f"opset {opset}"
-            raise RecipeError(where, first_line(error), "", "try another --opset") from error
-        assert made is not None
-        got = made.model.opset_imports[""]
-        if opset not in (None, got):  # it silently falls back to its lowest opset
-            raise RecipeError("opset", str(opset), "", f"the exporter made {got}")
-        _name_axes(made.model.graph, axes)
+            setting = "format onnx" if opset is None else f"opset {opset}"
+            raise RecipeError(setting, first_line(error), "", "try another --opset") from error
+        assert onnx_program is not None
+        actual_opset = onnx_program.model.opset_imports[""]
+        if opset not in (None, actual_opset):  # it silently falls back to its lowest opset
+            raise RecipeError("opset", str(opset), "", f"the exporter wrote {actual_opset}")
+        _name_axes(onnx_program.model.graph, axes)
         size = sum(tensor.numel() * tensor.element_size() for tensor in program.state_dict.values())
-        made.save(path, external_data=size > LARGEST)
+        onnx_program.save(path, external_data=size > MAX_PROTOBUF_BYTES)
 
 
 def _name_axes(graph: Any, axes: Mapping[int, str]) -> None:
-    """Name the dynamic axes of the input wherever they occur; torch 2.6 names them after the example's sizes."""
+    """Rename the dynamic axes of the input in all values of the graph; torch 2.6 names them after example sizes."""
     shape = graph.inputs[0].shape
     names = {shape[axis].value: name for axis, name in axes.items()}
     values = [*graph.inputs, *graph.outputs, *(value for node in graph for value in node.outputs)]
@@ -92,12 +92,12 @@ def _name_axes(graph: Any, axes: Mapping[int, str]) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """Shorten another library's error message to one line; the exception's type if it has no message."""
+    """Return the first line of an error message, or the type of the exception if it has no message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
-def runner(path: Path) -> Callable[[Tensor], Tensor]:
-    """Open the file in ONNX Runtime on the CPU, as a function of one tensor, with as many threads as torch.
+def create_session(path: Path) -> Callable[[Tensor], Tensor]:
+    """Return a function of one tensor that runs the file in ONNX Runtime on the CPU, with as many threads as torch.
 
     Raises:
         RecipeError: this version of ONNX Runtime cannot open it.
@@ -116,12 +116,12 @@ def runner(path: Path) -> Callable[[Tensor], Tensor]:
     return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
 
 
-def quantise(source: Path, target: Path) -> None:
+def quantize(source: Path, target: Path) -> None:
     """Quantize the weights of all matrix products to 8 bits, one scale per column, and activations dynamically."""
-    with _quiet():
+    with _silence_exporters():
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
-        big = source.with_name(source.name + ".data").exists()
+        has_external_data = source.with_name(source.name + ".data").exists()
         # The default also quantizes convolutions, embeddings and opset 23's Attention, which ONNX Runtime then rejects.
         quantize_dynamic(
             source,
@@ -129,5 +129,5 @@ def quantise(source: Path, target: Path) -> None:
             op_types_to_quantize=["MatMul", "Gemm"],
             weight_type=QuantType.QInt8,
             per_channel=True,
-            use_external_data_format=big,
+            use_external_data_format=has_external_data,
         )

@@ -1,8 +1,8 @@
 """Module for the sentence-transformers library (6.0 or later), with which it loads our folders.
 
-`SentenceTransformer(FOLDER, trust_remote_code=True)` loads folders of `save_pretrained`; the library requires this
-consent before importing another package. `SentenceTransformer(modules=[VideoModule(model)])` needs none.
-This file does not import the library: it calls the methods below.
+`SentenceTransformer(FOLDER, trust_remote_code=True)` loads folders of `save_pretrained`; the library requires the
+argument before it imports another package. `SentenceTransformer(modules=[VideoModule(model)])` does not need it.
+This file does not import the library, which calls the methods below.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class VideoModule(nn.Module):
     """Map videos and texts to embeddings, with the interface of a sentence-transformers module.
 
     Args:
-        model: with a text tower, or without one for videos only.
+        model: with a text tower to encode texts too.
 
     A video is a path, frames (T, H, W, 3) or (T, 3, H, W) uint8, a list of images, or {"array": frames}.
     """
@@ -88,8 +88,8 @@ class VideoModule(nn.Module):
     ) -> VideoModule:
         """Read a local folder, or a repository of the hub. Raises WeightsError as `internvideo.load`."""
         local = Path(model_name_or_path, subfolder)
-        at = f"@{revision}" if revision else ""
-        return cls(load(local if local.exists() else f"hf://{model_name_or_path}{at}", device="cpu"))
+        suffix = f"@{revision}" if revision else ""
+        return cls(load(local if local.exists() else f"hf://{model_name_or_path}{suffix}", device="cpu"))
 
 
 def video_source(item: Any) -> VideoSource:

@@ -1,7 +1,7 @@
 """Open weights of any kind as a trained model with a recipe, the input of `evaluate` and `mix`.
 
 Weights of a run contain their recipe. For others (folders of `save_pretrained`, published, converted and transformers'
-weights) a recipe for evaluation with the model's preprocessing is made.
+weights) an evaluation recipe is built from the preprocessing of the model.
 """
 
 from __future__ import annotations
@@ -35,43 +35,47 @@ def open_trained(source: str | Path, *, device: str = "auto") -> Trained:
         if "recipe" in metadata and "classes" in metadata:
             return load_trained(file, CATALOG, device=device)
     model = load(source, device=device)
-    return Trained(model.module, test_recipe(model, source), model.class_names, clips=model.preprocessing)
+    return Trained(model.module, make_test_recipe(model, source), model.class_names, clips=model.preprocessing)
 
 
-def test_recipe(model: VideoModel, where: object) -> EvaluationRecipe:
-    """Make a recipe for evaluation of the model's stage, with the model's preprocessing.
+def make_test_recipe(model: VideoModel, where: object) -> EvaluationRecipe:
+    """Build an evaluation recipe of a stage that trains such models, with the preprocessing of the model.
 
     Raises:
         WeightsError: no stage trains such a model.
     """
     stages = [stage for stage in CATALOG.stages.values() if issubclass(stage.data, SampledData)]
-    fitting = [stage for stage in stages if isinstance(model.module, stage.models)]
-    if not fitting:
+    matching = [stage for stage in stages if isinstance(model.module, stage.models)]
+    if not matching:
         raise WeightsError(where, f"holds a {type(model.module).__name__}", "a model that a stage trains on clips")
-    stage, rule = fitting[0], model.preprocessing
-    stride = model.temporal_stride if model.temporal_stride > 1 else rule.temporal_stride
+    stage, preprocessing = matching[0], model.preprocessing
+    stride = model.temporal_stride if model.temporal_stride > 1 else preprocessing.temporal_stride
     settings = {"temporal_stride": stride} if stride > 1 and "temporal_stride" in stage.settings.model_fields else {}
-    tree = {
+    settings_tree = {
         "about": f"test clips of {where}",
         "stage": stage.name,
         "model": {"name": model.name, "overrides": model.config["overrides"]},
         "settings": settings,
-        "data": _data(stage, rule),
+        "data": _data(stage, preprocessing),
     }
-    return build_recipe(tree, where, CATALOG)
+    return build_recipe(settings_tree, where, CATALOG)
 
 
-def _data(stage: StageSpec, rule: Preprocessing) -> dict[str, Any]:
-    kind: Any = stage.data.model_fields["augment"].annotation
-    assert issubclass(kind, EvalAugment)
-    augment: dict[str, Any] = {"size": rule.size, "test_resize": rule.resize}
-    augment |= {"resize_backend": rule.resize_backend, "keep_aspect": rule.keep_aspect}
-    if issubclass(kind, ClipAugment):
+def _data(stage: StageSpec, preprocessing: Preprocessing) -> dict[str, Any]:
+    augment_type: Any = stage.data.model_fields["augment"].annotation
+    assert issubclass(augment_type, EvalAugment)
+    augment: dict[str, Any] = {"size": preprocessing.size, "test_resize": preprocessing.resize}
+    augment |= {"resize_backend": preprocessing.resize_backend, "keep_aspect": preprocessing.keep_aspect}
+    if issubclass(augment_type, ClipAugment):
         augment["use_eval_transform"] = True
-    elif issubclass(kind, TrainAugment):
+    elif issubclass(augment_type, TrainAugment):
         augment["crop"] = "center"
     return {
-        "sampling": {"kind": rule.sampler, "frames": rule.sampled_frames or rule.frames, "stride": rule.stride},
+        "sampling": {
+            "kind": preprocessing.sampler,
+            "frames": preprocessing.sampled_frames or preprocessing.frames,
+            "stride": preprocessing.stride,
+        },
         "augment": augment,
-        "loader": {"batch_size": 1, "short_side": rule.short_side, "single_frame": rule.single_frame},
+        "loader": {"batch_size": 1, "short_side": preprocessing.short_side, "single_frame": preprocessing.single_frame},
     }

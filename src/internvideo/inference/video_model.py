@@ -35,19 +35,19 @@ Item = TypeVar("Item")
 
 TEXT_BATCH_SIZE = 256
 CLIP_VOCAB_SIZE = 49408
-"""Size of CLIP's vocabulary, which the tokenizer has."""
+"""Size of CLIP's vocabulary, which our tokenizer uses."""
 
 
 class VideoModel(HubModel):
-    """A model in evaluation mode with its own preprocessing. `internvideo.load` makes them.
+    """A model in evaluation mode with its preprocessing; created by `internvideo.load`.
 
     Args:
-        name: key of MODELS. module: of that name, built by `create_model`.
+        name: key of MODELS. module: built by `create_model(name)`.
         preprocessing: from videos to clips; by default the published one of the model.
-        class_names: names of the classifier's classes; by default their indices.
+        class_names: names of the classes of the classifier; by default their indices.
         metadata: provenance of the weights.
         device: of the module. precision: compute dtype; outputs are float32.
-        temporal_stride: an interaction's multimodal encoder takes every `temporal_stride`-th frame of a clip.
+        temporal_stride: for a `CrossModel`: its multimodal encoder uses every `temporal_stride`-th frame of a clip.
 
     Attributes:
         name, module, preprocessing, class_names, metadata, device, precision, temporal_stride: as above; `class_names`
@@ -70,28 +70,28 @@ class VideoModel(HubModel):
         temporal_stride: int = 1,
     ) -> None:
         encoder = video_encoder(module, name)
-        count = encoder.num_classes
-        names = tuple(class_names) or tuple(str(index) for index in range(count))
-        if len(names) != count and count:
-            raise RecipeError(f"model {name}", f"{len(names)} class names for {count} classes", str(count))
+        num_classes = encoder.num_classes
+        names = tuple(class_names) or tuple(str(index) for index in range(num_classes))
+        if len(names) != num_classes and num_classes:
+            raise RecipeError(f"model {name}", f"{len(names)} class names for {num_classes} classes", str(num_classes))
         if precision not in get_args(Precision):
             raise RecipeError("precision", repr(precision), ", ".join(get_args(Precision)))
         self.name, self.temporal_stride, self.precision = name, temporal_stride, precision
         self.preprocessing = published_preprocessing(encoder) if preprocessing is None else preprocessing
-        self.class_names = names if count else ()
+        self.class_names = names if num_classes else ()
         self.metadata = dict(metadata or {})
         self.device = torch.device(device)
         self.module: VideoEncoder = _to_device_and_dtype(encoder, self.device, precision)
         self._dual_encoder = self.module.as_dual_encoder
         text = self._dual_encoder.config.text if self._dual_encoder else None
         self._tokenizer = Tokenizer(context_length=text.context) if text else None
-        self._prompted: tuple[tuple[tuple[str, ...], tuple[str, ...]], np.ndarray[Any, Any]] | None = None
+        self._prompt_cache: tuple[tuple[tuple[str, ...], tuple[str, ...]], np.ndarray[Any, Any]] | None = None
 
     def __repr__(self) -> str:
-        facts = f"capabilities={sorted(self.capabilities)}, embed_dim={self.embed_dim}, device={str(self.device)!r}"
-        return f"VideoModel({self.name!r}, {facts})"
+        fields = f"capabilities={sorted(self.capabilities)}, embed_dim={self.embed_dim}, device={str(self.device)!r}"
+        return f"VideoModel({self.name!r}, {fields})"
 
-    # ------------------------------------------------------------------------------------------------ what it is
+    # ------------------------------------------------------------------------------------------------ properties
 
     @property
     def capabilities(self) -> frozenset[str]:
@@ -107,7 +107,7 @@ class VideoModel(HubModel):
 
     @property
     def embed_dim(self) -> int:
-        """E, the dimension of a video's embedding."""
+        """E, the dimension of the embeddings."""
         return self.module.embed_dim
 
     @property
@@ -117,14 +117,14 @@ class VideoModel(HubModel):
 
     @property
     def config(self) -> dict[str, object]:
-        """Everything but the weights, as JSON values: `from_pretrained` builds the model from it."""
-        step: dict[str, object] = {"frame_step": self.temporal_stride} if self.temporal_stride != 1 else {}
+        """All settings as JSON values, from which `from_pretrained` builds the model before it loads the weights."""
+        stride: dict[str, object] = {"frame_step": self.temporal_stride} if self.temporal_stride != 1 else {}
         return {
             "model": self.name,
             "overrides": overrides_of(self.name, self.module),
             "preprocessing": self.preprocessing.to_json(),
             "classes": list(self.class_names),
-            **step,
+            **stride,
         }
 
     def _unsupported(self, what: str, *, hint: str = "") -> RecipeError:
@@ -139,7 +139,7 @@ class VideoModel(HubModel):
             raise self._unsupported("read texts", hint="take a model with a text tower, for example internvideo-mm-l14")
         vocabulary = self._dual_encoder.config.text.vocabulary
         if vocabulary < CLIP_VOCAB_SIZE:
-            hint = f"its {vocabulary} tokens are not CLIP's {CLIP_VOCAB_SIZE}: give it token ids"
+            hint = f"its vocabulary has {vocabulary} tokens, CLIP's {CLIP_VOCAB_SIZE}: encode token ids instead"
             raise self._unsupported("read texts", hint=hint)
         return self._dual_encoder, self._tokenizer
 
@@ -147,7 +147,7 @@ class VideoModel(HubModel):
 
     @contextmanager
     def _inference_mode(self) -> Iterator[None]:
-        """Switch to evaluation mode without gradients; outputs are ordinary tensors that can be trained on."""
+        """Switch to evaluation mode without gradients; unlike in `torch.inference_mode`, outputs can be trained on."""
         self.module.eval()
         with torch.no_grad():
             yield
@@ -199,7 +199,7 @@ class VideoModel(HubModel):
     def _batches(
         self, videos: VideoSource | Sequence[VideoSource], num_clips: int, batch_size: int
     ) -> Iterator[tuple[Tensor, list[int]]]:
-        """Yield batches of clips with the index of each clip's video."""
+        """Yield (clips, index of the video of each clip) in batches."""
         if batch_size < 1:
             raise RecipeError("batch_size", str(batch_size), "1 or more")
         self.preprocessing.frame_sampler(num_clips)  # raises for a wrong number before decoding
@@ -230,7 +230,7 @@ class VideoModel(HubModel):
         return _l2_normalize(torch.cat(parts) if parts else torch.empty(0, self.embed_dim), normalize)
 
     def encode_text(self, texts: str | Sequence[str], *, normalize: bool = True) -> Tensor:
-        """Encode texts to embeddings in the videos' space; long texts are truncated to the context length.
+        """Encode texts to embeddings in the space of the videos; long texts are truncated to the context length.
 
         Returns:
             (n, E) float32 on the CPU; (0, E) for none.
@@ -238,14 +238,14 @@ class VideoModel(HubModel):
         Raises:
             RecipeError: the model has no text tower. TextError: not a string, or a blank one.
         """
-        towers, tokenizer = self._text()
+        dual_encoder, tokenizer = self._text()
         lines = [texts] if isinstance(texts, str) else list(texts)
         for index, line in enumerate(lines):
             if not isinstance(line, str) or not line.strip():
                 raise TextError(f"text {index}", "blank" if isinstance(line, str) else f"a {type(line).__name__}")
         with self._inference_mode():
             ids = (tokenizer.encode(group).to(self.device) for group in _batched(lines, TEXT_BATCH_SIZE))
-            parts = [towers.encode_text(tokens).float().cpu() for tokens in ids]
+            parts = [dual_encoder.encode_text(tokens).float().cpu() for tokens in ids]
         return _l2_normalize(torch.cat(parts) if parts else torch.empty(0, self.embed_dim), normalize)
 
     def similarity(
@@ -269,25 +269,25 @@ class VideoModel(HubModel):
 
         Args:
             videos: as in `encode_video`.
-            labels: for models with a text tower, at least two; a classifier has its own classes.
+            labels: at least two texts, for models with a text tower; None for a classifier, which has its own classes.
             templates: sentences with one "{}"; their softmax outputs are averaged (multi-modalities-downstream).
             num_clips: clips at different times of each video; their softmax outputs are averaged.
             batch_size: clips per batch.
 
         Raises:
-            RecipeError: labels missing, doubled or given to a classifier, or more clips than the frame rule has.
+            RecipeError: labels missing, repeated or given to a classifier, or more clips than the sampler supports.
             VideoError: a video that cannot be read.
         """
         names = self.label_names(labels)
         sources = as_list(videos)
         if not sources:
             return []
-        rows, owners = [], []
-        for clips, numbers in self._batches(sources, num_clips, batch_size):
+        rows, video_index = [], []
+        for clips, video_indices in self._batches(sources, num_clips, batch_size):
             rows.append(self.probabilities(clips, labels, templates=templates))
-            owners.extend(numbers)
-        merged = merge_rows(np.concatenate(rows), np.asarray(owners, dtype=np.int64), len(sources))
-        return [{names[i]: float(row[i]) for i in np.argsort(-row, kind="stable")} for row in merged]
+            video_index.extend(video_indices)
+        per_video = merge_rows(np.concatenate(rows), np.asarray(video_index, dtype=np.int64), len(sources))
+        return [{names[i]: float(row[i]) for i in np.argsort(-row, kind="stable")} for row in per_video]
 
     def probabilities(
         self, clips: Tensor, labels: Sequence[str] | None = None, *, templates: Sequence[str] = ACTION_TEMPLATES
@@ -296,11 +296,11 @@ class VideoModel(HubModel):
         names = self.label_names(labels)
         if self._dual_encoder is None:
             return softmax(self.logits(clips).numpy().astype(np.float64))
-        text = self._prompts(names, tuple(templates))
+        text = self._encode_prompts(names, tuple(templates))
         return zero_shot_probabilities(self.encode_clips(clips).numpy(), text, self.scale)
 
     def label_names(self, labels: Sequence[str] | None) -> tuple[str, ...]:
-        """Return the labels that `classify` chooses from. Raises RecipeError as it does."""
+        """Return the labels from which `classify` chooses. Raises RecipeError as `classify`."""
         if self._dual_encoder is None:
             if not self.class_names or not self.module.has_logits:
                 raise self._unsupported("classify", hint="train a classifier on its embeddings")
@@ -310,25 +310,25 @@ class VideoModel(HubModel):
             return self.class_names
         if labels is None or isinstance(labels, str) or len(labels) < 2:
             found = "none" if labels is None else repr(labels)
-            raise RecipeError("labels", found, "a list of at least 2 texts: this model classifies by texts alone")
+            raise RecipeError("labels", found, "a list of at least 2 texts: this model classifies only by texts")
         names = tuple(labels)
-        if wrong := [name for name in names if not isinstance(name, str) or not name.strip()]:
-            raise RecipeError("labels", repr(wrong[0]), "texts")
+        if invalid := [name for name in names if not isinstance(name, str) or not name.strip()]:
+            raise RecipeError("labels", repr(invalid[0]), "texts")
         if len(set(names)) != len(names):
-            double = next(name for name in names if names.count(name) > 1)
-            raise RecipeError("labels", f"'{double}' twice", "each label once")
+            duplicate = next(name for name in names if names.count(name) > 1)
+            raise RecipeError("labels", f"'{duplicate}' twice", "each label once")
         return names
 
-    def _prompts(self, labels: tuple[str, ...], templates: tuple[str, ...]) -> np.ndarray[Any, Any]:
-        """Encode prompts (P, C, E); the last result is cached, because streams repeat the same labels."""
-        if self._prompted is None or self._prompted[0] != (labels, templates):
+    def _encode_prompts(self, labels: tuple[str, ...], templates: tuple[str, ...]) -> np.ndarray[Any, Any]:
+        """Encode prompts (P, C, E); the last result is cached, because streams repeat their labels."""
+        if self._prompt_cache is None or self._prompt_cache[0] != (labels, templates):
             try:
                 texts = fill(templates, labels)
             except ValueError as error:
                 raise RecipeError("templates", str(error)) from error
             features = self.encode_text(texts).numpy().reshape(len(templates), len(labels), -1)
-            self._prompted = ((labels, templates), features)
-        return self._prompted[1]
+            self._prompt_cache = ((labels, templates), features)
+        return self._prompt_cache[1]
 
     def caption(
         self,
@@ -355,7 +355,7 @@ class VideoModel(HubModel):
     def caption_generator(
         self, *, num_beams: int = 1, top_p: float = 0.0, seed: int = 0, max_length: int = 0
     ) -> CaptionGenerator:
-        """Return the function that captions clips on this model's device, as `caption` does. Raises RecipeError."""
+        """Return a generator of captions of clips on the device of this model, as in `caption`. Raises RecipeError."""
         if not self.module.can_caption:
             hint = "take a model with a caption decoder, internvideo-mm-l14-caption"
             raise self._unsupported("write captions", hint=hint)
@@ -367,22 +367,22 @@ class VideoModel(HubModel):
         cls, folder: str | Path, *, device: str = "auto", precision: Precision = "float32"
     ) -> VideoModel:
         """Load a folder that `save_pretrained` wrote. Raises WeightsError if it was changed since."""
-        return VideoModel(**hub_folder.read(Path(folder)), device=choose_device(device), precision=precision)
+        return VideoModel(**hub_folder.load_folder(Path(folder)), device=choose_device(device), precision=precision)
 
 
 def _to_device_and_dtype(module: VideoEncoder, device: torch.device, precision: Precision) -> VideoEncoder:
     """Move a module to a device and dtype; pixel normalization stays in float32."""
-    exact = {part: (part.mean, part.std) for part in module.modules() if isinstance(part, Normalize)}
+    float32_buffers = {part: (part.mean, part.std) for part in module.modules() if isinstance(part, Normalize)}
     module = module.to(device=device, dtype=getattr(torch, precision)).eval()
-    for part, (mean, std) in exact.items():
+    for part, (mean, std) in float32_buffers.items():
         part.mean, part.std = mean.to(device), std.to(device)
     return module
 
 
 def _batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
     """Yield lists of `size` items; the last may be shorter."""
-    rest = iter(items)
-    while group := list(islice(rest, size)):
+    iterator = iter(items)
+    while group := list(islice(iterator, size)):
         yield group
 
 

@@ -1,7 +1,7 @@
 """Percentile bootstrap over samples, seeded and vectorized.
 
-A statistic is a function of weights: counts (b, n) of each sample in a resample -> (b,) or (b, k) values, so that a
-block of resamples is one matrix product instead of a Python loop. NumPy only.
+A statistic is a function of weights (b, n), the count of each sample in b resamples, that returns (b,) or (b, k):
+a block of resamples is one matrix product instead of a Python loop. NumPy only.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Ints = NDArray[np.int64]
 Statistic = Callable[[Floats], Floats]
 
 DRAWS, LEVEL, SEED = 1000, 0.95, 0
-_BLOCK_ENTRIES = 4_000_000  # weights held at a time: 32 MB
+_BLOCK_ENTRIES = 4_000_000  # weights computed at a time: 32 MB
 
 
 def resample_counts(num_units: int, num_resamples: int, rng: np.random.Generator) -> Ints:
@@ -40,9 +40,9 @@ def interval(
 
     Args:
         statistic: weights (b, n) float64 -> (b,) or (b, k). num_samples: n.
-        groups: (n,) any labels; a group is resampled as a whole (captions of one video are not independent).
-        draws: number of resamples. seed: of the resamples; two statistics of the same samples use the same ones.
-        level: coverage, 0.95 gives the 2.5 % and 97.5 % points.
+        groups: (n,) any labels; the samples of a group are resampled together (captions of one video are dependent).
+        draws: number of resamples. seed: of the resamples; with equal seeds two statistics use equal resamples.
+        level: confidence level; 0.95 gives the 2.5 % and 97.5 % points.
 
     Returns:
         (2,) or (2, k): low and high.
@@ -52,14 +52,14 @@ def interval(
     """
     if num_samples < 1 or draws < 1 or not 0 < level < 1:
         raise ValueError(f"{num_samples} samples, {draws} draws, level {level}: need at least 1, 1 and 0 < level < 1")
-    member = None if groups is None else np.unique(groups, return_inverse=True)[1]
-    num_units = num_samples if member is None else int(member.max()) + 1
+    group_index = None if groups is None else np.unique(groups, return_inverse=True)[1]
+    num_units = num_samples if group_index is None else int(group_index.max()) + 1
     rng = np.random.default_rng(seed)
     block = max(1, _BLOCK_ENTRIES // max(num_samples, num_units))
     values = []
     for start in range(0, draws, block):
         counts = resample_counts(num_units, min(block, draws - start), rng)
-        weights = counts if member is None else counts[:, member]
+        weights = counts if group_index is None else counts[:, group_index]
         values.append(statistic(weights.astype(np.float64)))
     tail = (1 - level) / 2
     result: Floats = np.quantile(np.concatenate(values), [tail, 1 - tail], axis=0)
@@ -67,7 +67,7 @@ def interval(
 
 
 def mean(values: NDArray[Any]) -> Statistic:
-    """Return the mean of values (n,) or of each column of (n, k) as a statistic."""
+    """Return the statistic that is the mean of values (n,), or of each column of (n, k)."""
     columns = np.asarray(values, dtype=np.float64)
 
     def statistic(weights: Floats) -> Floats:
@@ -79,16 +79,16 @@ def mean(values: NDArray[Any]) -> Statistic:
 
 
 def median(values: NDArray[Any]) -> Statistic:
-    """Return the median of values (n,) as a statistic: the mean of the two middle ones for an even count."""
+    """Return the statistic that is the median of values (n,); of an even number the mean of the two middle ones."""
     order = np.argsort(values, kind="stable")
     ordered = np.asarray(values, dtype=np.float64)[order]
 
     def statistic(weights: Floats) -> Floats:
-        below = np.cumsum(weights[:, order], axis=1)
-        total = below[:, -1:]
-        # The element at 0-based position p is the first whose cumulated count exceeds p.
-        low = (below > (total - 1) // 2).argmax(axis=1)
-        high = (below > total // 2).argmax(axis=1)
+        cumulative = np.cumsum(weights[:, order], axis=1)
+        total = cumulative[:, -1:]
+        # The element at 0-based position p is the first whose cumulative count exceeds p.
+        low = (cumulative > (total - 1) // 2).argmax(axis=1)
+        high = (cumulative > total // 2).argmax(axis=1)
         result: Floats = (ordered[low] + ordered[high]) / 2
         return result
 
@@ -96,10 +96,10 @@ def median(values: NDArray[Any]) -> Statistic:
 
 
 def class_mean(hits: NDArray[Any], labels: Ints) -> Statistic:
-    """Return the mean over the classes present of their fraction of hits as a statistic; hits and labels are (n,)."""
-    member = np.unique(labels, return_inverse=True)[1]
-    one_hot = np.zeros((len(labels), int(member.max()) + 1))
-    one_hot[np.arange(len(labels)), member] = 1
+    """Return the statistic that is the mean accuracy of the classes in a resample; hits and labels are (n,)."""
+    group_index = np.unique(labels, return_inverse=True)[1]
+    one_hot = np.zeros((len(labels), int(group_index.max()) + 1))
+    one_hot[np.arange(len(labels)), group_index] = 1
     class_hits = one_hot * np.asarray(hits, dtype=np.float64)[:, None]
 
     def statistic(weights: Floats) -> Floats:

@@ -17,7 +17,7 @@ Ints = NDArray[np.int64]
 TEMPERATURE_RANGE = (0.02, 50.0)
 """Search range of the temperature."""
 
-_GOLDEN = (5**0.5 - 1) / 2
+_GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 
 def expected_calibration_error(probabilities: Floats, labels: Ints, num_bins: int = 15) -> float:
@@ -38,8 +38,8 @@ def expected_calibration_error(probabilities: Floats, labels: Ints, num_bins: in
 def fit_temperature(logits: Floats, labels: Ints) -> float:
     """Fit T by minimizing the cross-entropy of logits / T.
 
-    As in Platt scaling the target of the true class is 1 - 1 / (N + 2), the rest is shared by the others; otherwise T
-    would tend to 0 for N samples without an error.
+    As in Platt scaling the target of the true class is 1 - 1 / (N + 2); the other classes share 1 / (N + 2). With hard
+    targets T would tend to 0 if all N samples are classified correctly.
 
     The cross-entropy is convex in 1 / T, hence unimodal in log T: a golden-section search finds the minimum.
 
@@ -48,11 +48,11 @@ def fit_temperature(logits: Floats, labels: Ints) -> float:
     """
     if len(labels) == 0 or logits.shape[:1] != labels.shape or not np.isfinite(logits).all():
         raise ValueError(f"logits {logits.shape} must be finite and fit labels {labels.shape}")
-    # Soft targets are linear in the cross-entropy: their mean logit joins that of the true class.
+    # The cross-entropy with soft targets is log-sum-exp minus the logit that is expected under the targets.
     smoothing = 1 / (len(labels) + 2)
-    others = smoothing / (logits.shape[1] - 1)
-    true = np.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
-    expected = float(((1 - smoothing - others) * true + others * logits.sum(axis=1)).mean())
+    other_target = smoothing / (logits.shape[1] - 1)
+    true_logits = np.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+    expected = float(((1 - smoothing - other_target) * true_logits + other_target * logits.sum(axis=1)).mean())
 
     def loss_at(log_temperature: float) -> float:
         scaled = logits / np.exp(log_temperature)
@@ -61,15 +61,15 @@ def fit_temperature(logits: Floats, labels: Ints) -> float:
         return float(log_sum_exp.mean() - expected / np.exp(log_temperature))
 
     low, high = np.log(TEMPERATURE_RANGE)
-    inner = [high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)]
+    inner = [high - _GOLDEN_RATIO * (high - low), low + _GOLDEN_RATIO * (high - low)]
     loss = [loss_at(log_temperature) for log_temperature in inner]
     while high - low > 1e-4:
         if loss[0] <= loss[1]:
             high, inner[1], loss[1] = inner[1], inner[0], loss[0]
-            inner[0] = high - _GOLDEN * (high - low)
+            inner[0] = high - _GOLDEN_RATIO * (high - low)
             loss[0] = loss_at(inner[0])
         else:
             low, inner[0], loss[0] = inner[0], inner[1], loss[1]
-            inner[1] = low + _GOLDEN * (high - low)
+            inner[1] = low + _GOLDEN_RATIO * (high - low)
             loss[1] = loss_at(inner[1])
     return float(np.exp((low + high) / 2))

@@ -46,18 +46,18 @@ def _check_scores(scores: Floats, labels: Ints) -> None:
 
 
 def label_ranks(scores: Floats, labels: Ints) -> Ints:
-    """Return the rank (0 best) of the labeled class of every sample, (N,).
+    """Return the rank (0 is best) of the labeled class of every sample, (N,).
 
-    Classes that tie with the labeled one rank before it: constant scores never give a hit.
+    Classes with the same score as the labeled one rank before it, so that constant scores give no hit.
     """
     _check_scores(scores, labels)
-    own = np.take_along_axis(scores, labels[:, None], axis=1)
-    ranks: Ints = np.count_nonzero(scores >= own, axis=1).astype(np.int64) - 1
+    true_scores = np.take_along_axis(scores, labels[:, None], axis=1)
+    ranks: Ints = np.count_nonzero(scores >= true_scores, axis=1).astype(np.int64) - 1
     return ranks
 
 
 def top_k_hits(scores: Floats, labels: Ints, k: int) -> Bools:
-    """Return (N,) whether the labeled class is among the k best."""
+    """Return (N,) bool, whether the labeled class is among the k classes of highest score."""
     if k < 1:
         raise ValueError(f"k is {k}, it must be at least 1")
     hits: Bools = label_ranks(scores, labels) < k
@@ -74,13 +74,13 @@ def mean_class_accuracy(predictions: Ints, labels: Ints, *, match_official_evalu
     """
     if len(labels) == 0 or predictions.shape != labels.shape:
         raise ValueError(f"predictions {predictions.shape} and labels {labels.shape} must agree and not be empty")
-    classes = int(max(predictions.max(), labels.max())) + 1
-    total = np.bincount(labels, minlength=classes)
-    correct = np.bincount(labels[predictions == labels], minlength=classes)
-    counted = total > 0
+    num_classes = int(max(predictions.max(), labels.max())) + 1
+    total = np.bincount(labels, minlength=num_classes)
+    correct = np.bincount(labels[predictions == labels], minlength=num_classes)
+    is_averaged = total > 0
     if match_official_evaluator:
-        counted |= np.bincount(predictions, minlength=classes) > 0
-    return float((correct[counted] / np.maximum(total[counted], 1)).mean())
+        is_averaged |= np.bincount(predictions, minlength=num_classes) > 0
+    return float((correct[is_averaged] / np.maximum(total[is_averaged], 1)).mean())
 
 
 def confusion_matrix(predictions: Ints, labels: Ints, num_classes: int) -> Ints:
@@ -95,8 +95,8 @@ def merge_rows(values: Floats, sample: Ints, num_samples: int, weight: Floats | 
 
     Args:
         values: (R, ...) one row per view.
-        sample: (R,) index of the sample of each row, in any order, each sample at least once. num_samples: N.
-        weight: (R,) above 0; equal weights when not given.
+        sample: (R,) index of the sample of each row, in any order; each sample has at least one row. num_samples: N.
+        weight: (R,) above 0; None for equal weights.
 
     Returns:
         (N, ...) float64.
@@ -115,7 +115,7 @@ def merge_rows(values: Floats, sample: Ints, num_samples: int, weight: Floats | 
 
 
 def merge_views(logits: Floats, sample: Ints, num_samples: int, weight: Floats | None = None) -> Floats:
-    """Average the softmax of each video's views, (N, C) float64, as published; arguments as `merge_rows`."""
+    """Average the softmax of the views of each video, (N, C) float64; arguments as `merge_rows`."""
     return merge_rows(softmax(logits.astype(np.float64)), sample, num_samples, weight)
 
 
@@ -148,7 +148,7 @@ def zero_shot_ensemble(models: Sequence[tuple[Floats, Floats, float]]) -> Floats
 
 
 def cross_entropy(logits: Floats, labels: Ints) -> float:
-    """Compute the mean cross-entropy over the samples whose label is not -100."""
+    """Compute the mean cross-entropy over the samples whose label is not IGNORE_INDEX."""
     known = labels != IGNORE_INDEX
     known_logits = logits[known].astype(np.float64)
     peak = known_logits.max(axis=1)

@@ -29,9 +29,6 @@ class Boxes(Columns):
 
     Attributes:
         frame: (N,) index of the image. label: (N,) class index. box: (N, 4). score: (N,), zeros for ground truth.
-
-    Raises:
-        ValueError: columns of different lengths, or values that are not finite.
     """
 
     WIDTHS = {"box": 4}  # noqa: RUF012  # a ClassVar of the base
@@ -46,26 +43,26 @@ def box_iou(boxes: Floats, truths: Floats, *, pixels: bool = False) -> Floats:
 
     Args:
         boxes, truths: corners.
-        pixels: a box ends behind its last pixel: sides are x2 - x1 + 1 (Ego4D anticipation).
+        pixels: x2 and y2 are the last pixels of a box, so its width is x2 - x1 + 1 (Ego4D anticipation).
     """
-    more = 1.0 if pixels else 0.0
+    extra = 1.0 if pixels else 0.0
     low = np.maximum(boxes[:, None, :2], truths[None, :, :2])
     high = np.minimum(boxes[:, None, 2:], truths[None, :, 2:])
-    inside = np.maximum(high - low + more, 0.0).prod(axis=2)
-    areas = [(corners[:, 2:] - corners[:, :2] + more).prod(axis=1) for corners in (boxes, truths)]
-    whole = areas[0][:, None] + areas[1][None] - inside
-    result: Floats = np.divide(inside, whole, out=np.zeros_like(inside), where=whole > 0)
+    intersection = np.maximum(high - low + extra, 0.0).prod(axis=2)
+    areas = [(corners[:, 2:] - corners[:, :2] + extra).prod(axis=1) for corners in (boxes, truths)]
+    union = areas[0][:, None] + areas[1][None] - intersection
+    result: Floats = np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
     return result
 
 
 def frame_average_precision(truth: Boxes, predicted: Boxes, threshold: float = 0.5) -> dict[int, float]:
-    """Compute the AVA frame AP of every class that has ground truth, PASCAL matching; mAP is the mean of the values.
+    """Compute the AVA frame AP of every class that has ground truth (PASCAL matching); mAP is the mean of the values.
 
-    A prediction is compared only with the ground truth of highest IoU: a second hit is a false positive.
-    Predicted boxes without extent are dropped.
+    A prediction is compared only with the ground truth of highest IoU: a second hit on it is a false positive.
+    Predicted boxes of zero width or height are dropped.
 
     Args:
-        truth, predicted: one row per box and class. threshold: IoU, ">=".
+        truth, predicted: one row per box and class. threshold: a hit has IoU >= threshold.
 
     Returns:
         class index -> AP in 0..1; 0 for a class without predictions.
@@ -76,30 +73,30 @@ def frame_average_precision(truth: Boxes, predicted: Boxes, threshold: float = 0
     if not len(truth):
         raise ValueError("no ground truth: a mAP of nothing is undefined")
     return {
-        int(own.label[0]): float(interpolated_average_precision(hits, len(own))) if len(found) else 0.0
-        for own, found, hits in _hits_by_class(truth, predicted, threshold)
+        int(truths.label[0]): float(interpolated_average_precision(hits, len(truths))) if len(predictions) else 0.0
+        for truths, predictions, hits in _hits_by_class(truth, predicted, threshold)
     }
 
 
 def _hits_by_class(truth: Boxes, predicted: Boxes, threshold: float) -> Iterator[tuple[Boxes, Boxes, Bools]]:
-    """Yield, per class of the ground truth, its truths, its predictions best first, and their hits (N,)."""
-    extended: Bools = np.all(predicted.box[:, 2:] > predicted.box[:, :2], axis=1)
-    predicted = predicted.take(extended)
+    """Yield (truths, predictions best first, hits (N,)) of each class of the ground truth."""
+    has_area: Bools = np.all(predicted.box[:, 2:] > predicted.box[:, :2], axis=1)
+    predicted = predicted.take(has_area)
     for label in np.unique(truth.label):
-        own, found = truth.take(truth.label == label), predicted.take(predicted.label == label)
-        found = found.take(np.argsort(-found.score, kind="stable"))
-        boxes = {int(own.frame[rows[0]]): own.box[rows] for rows in groups(own.frame)}
-        hits = np.zeros(len(found), dtype=bool)
-        for rows in groups(found.frame):
-            known = boxes.get(int(found.frame[rows[0]]))
-            if known is None:
+        truths, predictions = truth.take(truth.label == label), predicted.take(predicted.label == label)
+        predictions = predictions.take(np.argsort(-predictions.score, kind="stable"))
+        boxes = {int(truths.frame[rows[0]]): truths.box[rows] for rows in groups(truths.frame)}
+        hits = np.zeros(len(predictions), dtype=bool)
+        for rows in groups(predictions.frame):
+            true_boxes = boxes.get(int(predictions.frame[rows[0]]))
+            if true_boxes is None:
                 continue
-            overlap = box_iou(found.box[rows], known)
+            overlap = box_iou(predictions.box[rows], true_boxes)
             best = overlap.argmax(axis=1)
-            good = overlap[np.arange(len(rows)), best] >= threshold
-            first = np.unique(best[good], return_index=True)[1]  # the first hit on a ground truth is the true one
-            hits[rows[good][first]] = True
-        yield own, found, hits
+            is_match = overlap[np.arange(len(rows)), best] >= threshold
+            first = np.unique(best[is_match], return_index=True)[1]  # further matches of a truth are false positives
+            hits[rows[is_match][first]] = True
+        yield truths, predictions, hits
 
 
 def frame_map_statistic(
@@ -108,29 +105,31 @@ def frame_map_statistic(
     """Return the mAP of resampled videos as a statistic for `bootstrap.interval`; matching is done once.
 
     Args:
-        truth, predicted, threshold: as in `frame_average_precision`. video: (F,) index of each frame's video, of V.
+        truth, predicted, threshold: as in `frame_average_precision`. video: (F,) index of the video of each frame.
 
     Returns:
-        weights (b, V), count of each video -> (b,): mAP of the classes present.
+        function of weights (b, V), the count of each video in a resample -> (b,): mAP of the classes in the resample.
     """
     classes = _hits_by_class(truth, predicted, threshold)
-    return _mean_precision([(video[own.frame], video[found.frame], hits) for own, found, hits in classes])
+    return _map_statistic([(video[truths.frame], video[boxes.frame], hits) for truths, boxes, hits in classes])
 
 
-def _mean_precision(parts: Sequence[tuple[Ints, Ints, Bools]]) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
+def _map_statistic(
+    per_class: Sequence[tuple[Ints, Ints, Bools]],
+) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
     """Return the mAP of resampled videos as a statistic.
 
-    `parts` has, for each class, the videos of its truths, those of its predictions, best first, and their hits.
+    `per_class`: videos of the truths, videos of the predictions (best first) and hits, of each class.
     """
 
     def statistic(weights: NDArray[np.float64]) -> NDArray[np.float64]:
         total, num_present = np.zeros(len(weights)), np.zeros(len(weights))
-        for true, found, hits in parts:
-            truth_weight = weights @ np.bincount(true, minlength=weights.shape[1])
+        for truth_video, predicted_video, hits in per_class:
+            truth_weight = weights @ np.bincount(truth_video, minlength=weights.shape[1])
             num_present += truth_weight > 0
             if not hits.any():
                 continue
-            for row, weight in enumerate(weights[:, found]):  # one resample at a time: there may be millions of boxes
+            for row, weight in enumerate(weights[:, predicted_video]):  # one resample at a time limits the memory
                 hit_weight = weight * hits
                 precision = hit_weight.cumsum() / np.maximum(weight.cumsum(), 1e-12)
                 envelope = np.maximum.accumulate(precision[::-1])[::-1]
@@ -143,7 +142,7 @@ def _mean_precision(parts: Sequence[tuple[Ints, Ints, Bools]]) -> Callable[[NDAr
 
 @dataclass(frozen=True)
 class StaObjects:
-    """Objects of one image that will be touched: box (N, 4) pixels; noun, verb, seconds to contact (N,)."""
+    """Objects of one image that will be touched: box (N, 4) in pixels; noun, verb and seconds to contact (N,)."""
 
     box: Floats
     noun: Ints
@@ -165,13 +164,13 @@ def anticipation_average_precision(
 
     Args:
         frames: ground truth, predictions and their scores (N,) of every image.
-        verb, seconds: whether verb and time to contact must be right as well as box and noun.
-        top: of each image the (top - 1) x G best-scored false positives are not counted; None counts all.
-        iou: ">". tolerance: of the time to contact, seconds, "<=".
-        skip_empty: leave out images without predictions together with their ground truth, as published.
+        verb, seconds: whether verb and time to contact must be correct as well as box and noun.
+        top: of each image the (top - 1) x G best-scored false positives are ignored; None ignores none.
+        iou: a hit has IoU > iou. tolerance: and an error of the time to contact <= tolerance, seconds.
+        skip_empty: ignore the ground truth of images without predictions, as the published evaluator does.
 
     Returns:
-        noun -> AP in 0..1, or None for a noun that is predicted and never true.
+        noun -> AP in 0..1, or None for a predicted noun without ground truth.
     """
     rule = {"verb": verb, "seconds": seconds, "iou": iou, "tolerance": tolerance}
     result: dict[int, float | None] = {}
@@ -187,34 +186,35 @@ def anticipation_statistic(
     """Return the top-5 mAP over the nouns with ground truth, of resampled groups of images, as a statistic.
 
     Args:
-        frames, verb, seconds: as in `anticipation_average_precision`. group: (F,) index of each image's group, of V.
+        frames, verb, seconds: as in `anticipation_average_precision`. group: (F,) index of the group of each image.
 
     Returns:
-        weights (b, V) -> (b,).
+        function of weights (b, V), the count of each group in a resample -> (b,).
     """
     nouns = _by_noun(frames, 5, True, {"verb": verb, "seconds": seconds, "iou": 0.5, "tolerance": 0.25})
-    return _mean_precision([(group[true], group[found], hits) for true, found, hits in nouns.values() if len(true)])
+    per_noun = [(group[truths], group[images], hits) for truths, images, hits in nouns.values() if len(truths)]
+    return _map_statistic(per_noun)
 
 
 def _by_noun(
     frames: Sequence[tuple[StaObjects, StaObjects, Floats]], top: int | None, skip_empty: bool, rule: Mapping[str, Any]
 ) -> dict[int, tuple[Ints, Ints, Bools]]:
-    """Return, per noun, the images of its truths, those of its counted predictions, best first, and their hits.
+    """Return {noun: (images of the truths, images of the counted predictions best first, hits)}.
 
-    `rule` has the keyword arguments of `_match_anticipated`.
+    `rule`: the keyword arguments of `_match_anticipated`.
     """
-    none: Ints = np.empty(0, dtype=np.int64)
-    truths, rows = [(none, none)], [(none.astype(float), none.astype(bool), none, none)]
-    for number, (truth, found, scores) in enumerate(frames):
+    empty: Ints = np.empty(0, dtype=np.int64)
+    truths, rows = [(empty, empty)], [(empty.astype(float), empty.astype(bool), empty, empty)]
+    for image_index, (truth, predicted, scores) in enumerate(frames):
         if not len(scores) and skip_empty:
             continue
-        truths.append((truth.noun, np.full(len(truth.noun), number)))
+        truths.append((truth.noun, np.full(len(truth.noun), image_index)))
         order = np.argsort(-scores, kind="stable")
-        hits = _match_anticipated(truth, found, order, **rule)
+        hits = _match_anticipated(truth, predicted, order, **rule)
         num_ignored = (top - 1) * len(truth.noun) if top else 0
-        counted = hits | ((~hits).cumsum() > num_ignored)
-        row = order[counted]
-        rows.append((scores[row], hits[counted], found.noun[row], np.full(len(row), number)))
+        is_counted = hits | ((~hits).cumsum() > num_ignored)
+        row = order[is_counted]
+        rows.append((scores[row], hits[is_counted], predicted.noun[row], np.full(len(row), image_index)))
     true, true_image = (np.concatenate(column) for column in zip(*truths, strict=True))
     score, hit, noun, image = (np.concatenate(column) for column in zip(*rows, strict=True))
     best = np.argsort(-score, kind="stable")
@@ -226,15 +226,15 @@ def _by_noun(
 
 
 def _match_anticipated(
-    truth: StaObjects, found: StaObjects, order: Ints, *, verb: bool, seconds: bool, iou: float, tolerance: float
+    truth: StaObjects, predicted: StaObjects, order: Ints, *, verb: bool, seconds: bool, iou: float, tolerance: float
 ) -> Bools:
-    """Match predictions, in the order given, to the best unmatched ground truth that fits; return the hits (N,)."""
-    overlap = box_iou(found.box, truth.box, pixels=True)
-    fits = (overlap > iou) & (found.noun[:, None] == truth.noun[None])
+    """Match predictions, in this order, to the unmatched fitting ground truth of highest IoU; return the hits (N,)."""
+    overlap = box_iou(predicted.box, truth.box, pixels=True)
+    fits = (overlap > iou) & (predicted.noun[:, None] == truth.noun[None])
     if verb:
-        fits &= found.verb[:, None] == truth.verb[None]
+        fits &= predicted.verb[:, None] == truth.verb[None]
     if seconds:
-        fits &= np.abs(found.seconds[:, None] - truth.seconds[None]) <= tolerance
+        fits &= np.abs(predicted.seconds[:, None] - truth.seconds[None]) <= tolerance
     unmatched, hits = np.ones(len(truth.noun), dtype=bool), np.zeros(len(order), dtype=bool)
     for position in np.flatnonzero(fits.any(axis=1)[order]):
         row = order[position]
@@ -257,21 +257,21 @@ def coco_average_precision(
     """Compute the COCO metrics of one class: (AP, maximum recall) for every IoU threshold, each (I,) in 0..1.
 
     Args:
-        truth, predicted: labels are not read; no crowd boxes.
-        truth_areas: (G,) of the annotated shapes; box areas when None.
-        area: only ground truth of that size counts; a prediction of another size counts only if it is a hit.
-        max_detections: predictions per image, best first.
-        thresholds: IoU, ">=".
+        truth, predicted: labels are not read; crowd boxes are not supported.
+        truth_areas: (G,) areas of the annotated shapes; None for box areas.
+        area: only ground truth of this size counts; a prediction of another size counts only if it is a hit.
+        max_detections: number of predictions per image that are used, best first.
+        thresholds: a hit has IoU >= threshold.
 
     Returns:
-        NaN where no ground truth has that size.
+        NaN if no ground truth has this size.
     """
     sizes = (truth.box[:, 2:] - truth.box[:, :2]).prod(axis=1) if truth_areas is None else truth_areas
     low, high = COCO_AREAS[area]
     counts = (sizes >= low) & (sizes <= high)
     if not counts.any():
-        nothing = np.full(len(thresholds), np.nan)
-        return nothing, nothing
+        undefined = np.full(len(thresholds), np.nan)
+        return undefined, undefined
     hit, miss, _ = _coco_rows(truth, predicted, counts, (low, high), max_detections, thresholds)
     if not hit.shape[1]:
         return np.zeros(len(thresholds)), np.zeros(len(thresholds))
@@ -282,23 +282,23 @@ def coco_statistic(truth: Boxes, predicted: Boxes, group: Ints) -> Callable[[NDA
     """Return AP, AP50 and AP75 of resampled groups of images as a statistic for `bootstrap.interval`.
 
     Args:
-        truth, predicted: as in `coco_average_precision`. group: (F,) index of each image's group, of V.
+        truth, predicted: as in `coco_average_precision`. group: (F,) index of the group of each image.
 
     Returns:
-        weights (b, V) -> (b, 3); 0 where no ground truth is sampled.
+        function of weights (b, V), the count of each group in a resample -> (b, 3); 0 without ground truth.
     """
     counts = np.ones(len(truth), dtype=bool)
     hit, miss, frame = _coco_rows(truth, predicted, counts, COCO_AREAS["all"], 100, COCO_THRESHOLDS)
-    owner, own = group[frame], group[truth.frame]
+    predicted_group, truth_group = group[frame], group[truth.frame]
 
     def statistic(weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        found = np.zeros((len(weights), 3))
+        values = np.zeros((len(weights), 3))
         for row, weight in enumerate(weights):
-            total = weight[own].sum()
+            total = weight[truth_group].sum()
             if hit.shape[1] and total:
-                precision = _coco_curve(hit * weight[owner], miss * weight[owner], total)[0]
-                found[row] = precision.mean(), precision[0], precision[5]
-        return found
+                precision = _coco_curve(hit * weight[predicted_group], miss * weight[predicted_group], total)[0]
+                values[row] = precision.mean(), precision[0], precision[5]
+        return values
 
     return statistic
 
@@ -311,44 +311,44 @@ def _coco_rows(
     max_detections: int,
     thresholds: Sequence[float],
 ) -> tuple[Bools, Bools, Ints]:
-    """Return hits and misses of all predictions, best first, at every threshold (I, N), and their images (N,)."""
-    levels, (low, high) = np.asarray(thresholds)[:, None], limits
-    owned = {int(truth.frame[rows[0]]): rows for rows in groups(truth.frame)}
+    """Return hits and misses (I, N) of all predictions, best first, at every threshold, and their images (N,)."""
+    iou_thresholds, (low, high) = np.asarray(thresholds)[:, None], limits
+    truth_rows = {int(truth.frame[rows[0]]): rows for rows in groups(truth.frame)}
     scores, hits, ignored, frames = [], [], [], []
     for rows in groups(predicted.frame):
         rows = rows[np.argsort(-predicted.score[rows], kind="stable")][:max_detections]
         boxes = predicted.box[rows]
-        own = owned.get(int(predicted.frame[rows[0]]), np.zeros(0, dtype=np.int64))
-        own = own[np.argsort(~counts[own], kind="stable")]  # ground truth that counts is matched first
-        matched = _coco_matches(box_iou(boxes, truth.box[own]), counts[own], levels[:, 0])
-        found = matched >= 0
-        aside = found & ~counts[own][matched] if len(own) else np.zeros_like(found)
-        extent = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+        candidates = truth_rows.get(int(predicted.frame[rows[0]]), np.zeros(0, dtype=np.int64))
+        candidates = candidates[np.argsort(~counts[candidates], kind="stable")]  # truth that counts is matched first
+        matched = _coco_matches(box_iou(boxes, truth.box[candidates]), counts[candidates], iou_thresholds[:, 0])
+        is_matched = matched >= 0
+        to_ignored = is_matched & ~counts[candidates][matched] if len(candidates) else np.zeros_like(is_matched)
+        box_area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
         scores.append(predicted.score[rows])
         frames.append(predicted.frame[rows])
-        hits.append(found & ~aside)
-        ignored.append(aside | (~found & ((extent < low) | (extent > high))))
+        hits.append(is_matched & ~to_ignored)
+        ignored.append(to_ignored | (~is_matched & ((box_area < low) | (box_area > high))))
     if not scores:
-        nothing = np.zeros((len(levels), 0), dtype=bool)
-        return nothing, nothing, np.zeros(0, dtype=np.int64)
+        empty = np.zeros((len(iou_thresholds), 0), dtype=bool)
+        return empty, empty, np.zeros(0, dtype=np.int64)
     order = np.argsort(-np.concatenate(scores), kind="stable")
-    hit, aside = (np.concatenate(parts, axis=1)[:, order] for parts in (hits, ignored))
-    return hit, ~hit & ~aside, np.concatenate(frames)[order]
+    hit, is_ignored = (np.concatenate(columns, axis=1)[:, order] for columns in (hits, ignored))
+    return hit, ~hit & ~is_ignored, np.concatenate(frames)[order]
 
 
 def _coco_matches(overlap: Floats, counts: Bools, thresholds: Floats) -> Ints:
-    """Return the matched ground truth (or -1) of every prediction, best first: (I, N); counted truths go first."""
+    """Return the index of the ground truth matched to each prediction, -1 for none, (I, N); counted truths first."""
     matched = np.full((len(thresholds), len(overlap)), -1, dtype=np.int64)
     if not overlap.shape[1]:
         return matched
     for level, threshold in enumerate(thresholds):
         unmatched = np.ones(overlap.shape[1], dtype=bool)
         for row, values in enumerate(overlap):
-            for part in (counts, ~counts):
-                candidates = unmatched & part & (values >= min(threshold, 1 - 1e-10))
+            for subset in (counts, ~counts):
+                candidates = unmatched & subset & (values >= min(threshold, 1 - 1e-10))
                 if candidates.any():
                     masked = np.where(candidates, values, -1.0)
-                    best = len(masked) - 1 - int(masked[::-1].argmax())  # of equals the last, as published
+                    best = len(masked) - 1 - int(masked[::-1].argmax())  # the last of equal ones, as in pycocotools
                     matched[level, row] = best
                     unmatched[best] = False
                     break
@@ -356,13 +356,13 @@ def _coco_matches(overlap: Floats, counts: Bools, thresholds: Floats) -> Ints:
 
 
 def _coco_curve(hits: NDArray[Any], misses: NDArray[Any], total: float) -> tuple[Floats, Floats]:
-    true, false = hits.cumsum(axis=1), misses.cumsum(axis=1)
-    recall = true / total
-    precision = true / np.maximum(true + false, np.spacing(1))
+    true_positives, false_positives = hits.cumsum(axis=1), misses.cumsum(axis=1)
+    recall = true_positives / total
+    precision = true_positives / np.maximum(true_positives + false_positives, np.spacing(1))
     envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
     area = np.zeros(len(hits))
     for level in range(len(hits)):
         position = np.searchsorted(recall[level], _RECALLS, side="left")
-        inside = position < recall.shape[1]
-        area[level] = envelope[level, position[inside]].sum() / len(_RECALLS)
+        reached = position < recall.shape[1]
+        area[level] = envelope[level, position[reached]].sum() / len(_RECALLS)
     return area, recall[:, -1]

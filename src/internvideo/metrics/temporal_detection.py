@@ -1,4 +1,4 @@
-"""Metrics of temporal localization: tIoU, mAP, recall at k x, grounded spans (eval_detection.py, arXiv 2211.09529).
+"""Metrics of temporal localization: tIoU, mAP, recall@kx, grounded spans (eval_detection.py, arXiv 2211.09529).
 
 NumPy only. Times are seconds. Legend: N predictions, G ground truths, I tIoU thresholds, C classes, K values of k.
 """
@@ -17,11 +17,14 @@ Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 SAME_SEGMENT = 1e-3
-"""Ground truths of a class whose ends differ by at most this (seconds) are duplicates."""
+"""Ground truths of a class are duplicates if starts and ends differ by at most so many seconds."""
 
 
 class Columns:
-    """Base of frozen dataclasses of finite columns (N,), or (N, k) with k of `WIDTHS`."""
+    """Struct of arrays: base of frozen dataclasses of equally long columns (N,), or (N, k) with k in `WIDTHS`.
+
+    Raises ValueError for columns of different lengths, NaN or infinity.
+    """
 
     WIDTHS: ClassVar[dict[str, int]] = {}
 
@@ -54,9 +57,6 @@ class Detections(Columns):
         label: (N,) class index.
         span: (N, 2) start and end, seconds.
         score: (N,) higher is more confident; zeros for ground truth.
-
-    Raises:
-        ValueError: columns of different lengths, or values that are not finite.
     """
 
     WIDTHS = {"span": 2}  # noqa: RUF012  # a ClassVar of the base
@@ -81,7 +81,7 @@ def tiou(spans: Floats, truths: Floats, *, union: Literal["true", "hull"] = "tru
 
     Args:
         spans, truths: starts and ends.
-        union: "hull" divides by the distance between the outermost ends, as the Ego4D evaluators do.
+        union: "hull" divides by the length of the convex hull of both segments, as the Ego4D evaluators do.
     """
     left = np.maximum(spans[:, None, 0], truths[None, :, 0])
     right = np.minimum(spans[:, None, 1], truths[None, :, 1])
@@ -97,19 +97,19 @@ def tiou(spans: Floats, truths: Floats, *, union: Literal["true", "hull"] = "tru
 
 def deduplicate(truth: Detections, tolerance: float = SAME_SEGMENT) -> Detections:
     """Remove duplicate ground truth: keep the first of equal segments (video, class, both ends within `tolerance`)."""
-    kept_rows: list[int] = []
+    unique_rows: list[int] = []
     for rows in groups(truth.video, truth.label):
         group_rows: list[int] = []
         for row in rows:
-            known = truth.span[group_rows]
-            if not len(known) or not (np.abs(known - truth.span[row]) <= tolerance).all(axis=1).any():
+            earlier = truth.span[group_rows]
+            if not len(earlier) or not (np.abs(earlier - truth.span[row]) <= tolerance).all(axis=1).any():
                 group_rows.append(int(row))
-        kept_rows += group_rows
-    return truth.take(np.asarray(sorted(kept_rows), dtype=np.int64))
+        unique_rows += group_rows
+    return truth.take(np.asarray(sorted(unique_rows), dtype=np.int64))
 
 
 def groups(*columns: Ints) -> Iterator[Ints]:
-    """Yield the row indices of every group of equal values, in file order within a group."""
+    """Yield the row indices of each group of rows with equal values in all columns, in file order within a group."""
     if not len(columns[0]):
         return
     order = np.lexsort(columns)  # stable
@@ -117,11 +117,14 @@ def groups(*columns: Ints) -> Iterator[Ints]:
     yield from np.split(order, np.flatnonzero(changes) + 1)
 
 
-def _hits(overlap: Floats, thresholds: Floats) -> Bools:
-    """Match predictions (N, best first) to ground truths (G) greedily; return (I, N) hits for every threshold.
+def _match_greedily(overlap: Floats, thresholds: Floats) -> Bools:
+    """Match predictions to ground truths greedily; return (I, N) bool, whether each prediction is a hit.
 
-    A prediction is matched to the unmatched ground truth of highest overlap, possibly its second best; of equal
-    overlaps the last in file order (activitynet/ActivityNet, Evaluation/eval_detection.py: `argsort()[::-1]`).
+    A prediction is matched to the ground truth of highest overlap among those not matched yet; of equal overlaps to the
+    last in file order (activitynet/ActivityNet, Evaluation/eval_detection.py: `argsort()[::-1]`).
+
+    Args:
+        overlap: (N, G) tIoU of predictions, best first, and ground truths. thresholds: (I,).
     """
     hits = np.zeros((len(thresholds), len(overlap)), dtype=bool)
     unmatched = np.ones((len(thresholds), overlap.shape[1]), dtype=bool)
@@ -147,7 +150,7 @@ def interpolated_average_precision(hits: Bools, num_truths: int) -> Floats:
     true_positives = hits.cumsum(axis=-1)
     precision = true_positives / np.arange(1, hits.shape[-1] + 1)
     envelope = np.maximum.accumulate(precision[..., ::-1], axis=-1)[..., ::-1]
-    result: Floats = (envelope * hits).sum(axis=-1) / num_truths  # recall grows by 1 / truths at every hit, else stays
+    result: Floats = (envelope * hits).sum(axis=-1) / num_truths  # recall increases by 1 / num_truths at each hit
     return result
 
 
@@ -157,10 +160,11 @@ def average_precision(
     """Compute the AP of every class that has ground truth.
 
     Args:
-        truth: duplicates are dropped; scores are not used. predicted: other classes and videos may occur.
-        thresholds: tIoU, ">=".
-        match_official_evaluator: reproduce a bug of the published evaluator, which renumbers the classes of the ground
-            truth but not a predicted class without any: the latter counts as the class that got its number.
+        truth: duplicates are removed; scores are not used. predicted: may have further classes and videos.
+        thresholds: of tIoU; a hit has tIoU >= threshold.
+        match_official_evaluator: reproduce a bug of the published evaluator, which renumbers the classes that have
+            ground truth to 0..C-1: a predicted class index without ground truth keeps its index, and so is scored as
+            whichever class was renumbered to that index.
 
     Returns:
         (I, C) in 0..1, and the C class indices. A class without predictions has 0.
@@ -170,9 +174,9 @@ def average_precision(
     """
     if not len(truth):
         raise ValueError("no ground truth: a mAP of nothing is undefined")
-    parts = list(_by_class(truth, predicted, thresholds, match_official_evaluator))
-    result = np.zeros((len(thresholds), len(parts)))
-    for column, (class_truth, class_predictions, hits) in enumerate(parts):
+    per_class = list(_by_class(truth, predicted, thresholds, match_official_evaluator))
+    result = np.zeros((len(thresholds), len(per_class)))
+    for column, (class_truth, class_predictions, hits) in enumerate(per_class):
         if len(class_predictions):
             result[:, column] = interpolated_average_precision(hits, len(class_truth))
     return result, np.unique(truth.label)
@@ -181,21 +185,21 @@ def average_precision(
 def _by_class(
     truth: Detections, predicted: Detections, thresholds: Sequence[float], match_official_evaluator: bool = False
 ) -> Iterator[tuple[Detections, Detections, Bools]]:
-    """Yield, per class of the ground truth, its truths, its predictions best first, and their hits (I, N)."""
+    """Yield (truths, predictions best first, hits (I, N)) of each class of the ground truth."""
     truth, predicted = deduplicate(truth), predicted.best_first()
-    levels = np.asarray(thresholds, dtype=np.float64)
+    tiou_thresholds = np.asarray(thresholds, dtype=np.float64)
     classes = np.unique(truth.label)
     for column, label in enumerate(classes):
         selected = predicted.label == label
         if match_official_evaluator and column not in classes:
             selected |= predicted.label == column
         class_truth, class_predictions = truth.take(truth.label == label), predicted.take(selected)
-        hits = np.zeros((len(levels), len(class_predictions)), dtype=bool)
+        hits = np.zeros((len(tiou_thresholds), len(class_predictions)), dtype=bool)
         spans = {int(class_truth.video[rows[0]]): class_truth.span[rows] for rows in groups(class_truth.video)}
         for rows in groups(class_predictions.video):
             truth_spans = spans.get(int(class_predictions.video[rows[0]]))
             if truth_spans is not None:
-                hits[:, rows] = _hits(tiou(class_predictions.span[rows], truth_spans), levels)
+                hits[:, rows] = _match_greedily(tiou(class_predictions.span[rows], truth_spans), tiou_thresholds)
         yield class_truth, class_predictions, hits
 
 
@@ -205,20 +209,21 @@ def map_statistic(
     """Return the mAP of resampled videos as a statistic for `bootstrap.interval`; matching is done once.
 
     Args:
-        truth, predicted, thresholds: as in `average_precision`. num_videos: V; all indices are below it.
+        truth, predicted, thresholds: as in `average_precision`. num_videos: V, above all indices of videos.
 
     Returns:
-        weights (b, V), count of each video -> (b, I + 1): mAP of the classes present at every tIoU, and its mean.
+        function of weights (b, V), the count of each video in a resample -> (b, I + 1): mAP over the classes in the
+        resample at each threshold, and their mean.
     """
-    parts = [
-        (np.bincount(own.video, minlength=num_videos).astype(np.float64), found.video, hits)
-        for own, found, hits in _by_class(truth, predicted, thresholds)
+    per_class = [
+        (np.bincount(truths.video, minlength=num_videos).astype(np.float64), predictions.video, hits)
+        for truths, predictions, hits in _by_class(truth, predicted, thresholds)
     ]
 
     def statistic(weights: NDArray[np.float64]) -> NDArray[np.float64]:
         total = np.zeros((len(weights), len(thresholds)))
         num_present = np.zeros(len(weights))
-        for truths, video, hits in parts:
+        for truths, video, hits in per_class:
             truth_weight = weights @ truths
             num_present += truth_weight > 0
             if not len(video):
@@ -251,14 +256,14 @@ def recall_at_multiples(
 
     Args:
         truth, predicted, thresholds: as in `average_precision`.
-        multiples: the k's.
-        average: over classes of their recalls, or over all instances (Ego4D moments).
-        strict: ">" in place of ">=" (Ego4D). union: see `tiou`.
+        multiples: values of k.
+        average: "classes": mean of the recalls of the classes; "instances": recall of all instances (Ego4D moments).
+        strict: a hit has tIoU > threshold instead of >= (Ego4D). union: see `tiou`.
     """
     truth, predicted = deduplicate(truth), predicted.best_first()
-    levels = np.asarray(thresholds, dtype=np.float64)[:, None]
+    tiou_thresholds = np.asarray(thresholds, dtype=np.float64)[:, None]
     classes = np.unique(truth.label)
-    num_hits = np.zeros((len(classes), len(levels), len(multiples)))
+    num_hits = np.zeros((len(classes), len(tiou_thresholds), len(multiples)))
     predicted_spans = {
         (int(predicted.video[rows[0]]), int(predicted.label[rows[0]])): predicted.span[rows]
         for rows in groups(predicted.video, predicted.label)
@@ -271,7 +276,7 @@ def recall_at_multiples(
         overlap = tiou(spans, truth.span[rows], union=union)
         for column, k in enumerate(multiples):
             best = overlap[: k * len(rows)].max(axis=0)
-            is_hit = best > levels if strict else best >= levels
+            is_hit = best > tiou_thresholds if strict else best >= tiou_thresholds
             num_hits[np.searchsorted(classes, label), :, column] += is_hit.sum(axis=1)
     counts = np.asarray([(truth.label == label).sum() for label in classes])
     result: Floats
@@ -285,13 +290,20 @@ def recall_at_multiples(
 def grounded_hits(
     truths: Floats, predicted: Sequence[Floats], thresholds: Sequence[float], ks: Sequence[int]
 ) -> tuple[Bools, list[Floats]]:
-    """Ego4D language queries, recall@k at tIoU is the mean of: (Q, I, K), and the tIoU (N,) of every query's spans."""
+    """Return whether each query is answered, as the Ego4D NLQ evaluator counts: tIoU (hull union) > threshold.
+
+    Args:
+        truths: (Q, 2). predicted: (N, 2) spans of each query, best first. thresholds: of tIoU. ks: values of k.
+
+    Returns:
+        hits (Q, I, K), whose mean over the queries is recall@k, and the tIoU (N,) of the spans of each query.
+    """
     hits = np.zeros((len(truths), len(thresholds), len(ks)), dtype=bool)
     overlaps: list[Floats] = []
-    levels = np.asarray(thresholds, dtype=np.float64)
+    tiou_thresholds = np.asarray(thresholds, dtype=np.float64)
     for query, (truth, spans) in enumerate(zip(truths, predicted, strict=True)):
         overlap = tiou(np.asarray(spans, dtype=np.float64).reshape(-1, 2), truth[None], union="hull")[:, 0]
         overlaps.append(overlap)
         for column, k in enumerate(ks):
-            hits[query, :, column] = overlap[:k].max() > levels
+            hits[query, :, column] = overlap[:k].max() > tiou_thresholds
     return hits, overlaps

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from internvideo.plots import charts as figures
+from internvideo.plots import charts
 from internvideo.plots.charts import Bounds, Frames
 from internvideo.storage import write_text
 
@@ -39,7 +39,7 @@ _ACCURACIES = ("top1", "top1_time_directed")
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of the paper, the measurement, and whether it held (None: not measured, or undecided)."""
+    """A claim of the paper, the measurement, and whether it confirms the claim (None: not measured, or undecided)."""
 
     text: str
     measured: str
@@ -79,7 +79,7 @@ class ReverseClip:
 
 
 @dataclass(frozen=True)
-class Measure:
+class MetricValue:
     """One metric in 0..1 of the video-language model, its 95 % interval, and the chance level."""
 
     about: str
@@ -89,8 +89,8 @@ class Measure:
 
 
 @dataclass(frozen=True)
-class Written:
-    """A generated caption: frames (T, H, W, 3) uint8, its words and whether each is correct, a reference caption."""
+class GeneratedCaption:
+    """A generated caption: frames (T, H, W, 3) uint8, (word, whether it is correct) ..., a reference caption."""
 
     frames: Frames
     words: Sequence[tuple[str, bool]]
@@ -116,7 +116,7 @@ class Reconstruction:
 
 
 @dataclass(frozen=True)
-class Found:
+class RetrievedClip:
     """A retrieved clip: frames (T, H, W, 3) uint8, whether it is the correct one, and its similarity."""
 
     frames: Frames
@@ -126,11 +126,11 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Retrieval:
-    """A query text and the clips found, best first."""
+class RetrievalExample:
+    """A query text and the retrieved clips, best first."""
 
     query: str
-    found: Sequence[Found]
+    found: Sequence[RetrievedClip]
 
 
 @dataclass(frozen=True)
@@ -159,21 +159,21 @@ class NextStep:
 
 @dataclass(frozen=True)
 class ReportData:
-    """The content of a report. Parts that were not measured are None or empty, and left out of the page.
+    """The content of a report. What was not measured is None or empty, and omitted from the page.
 
     Attributes:
         title: heading. introduction: one or two sentences below it.
         claims: claims of the paper with their measurements.
         ablation: one row for each name in `ABLATION`, in that order.
-        zero_shot, reverse_clip: None when not measured.
-        seconds: duration of the run. peak_memory_mb: peak of resident memory, or of device memory if that is larger.
+        zero_shot, reverse_clip: None if not measured.
+        seconds: duration of the run. peak_memory_mb: peak of resident or device memory, whichever is larger, in MiB.
         losses: stage name -> curve.
         reconstructions, retrievals, confusion, gates: content of the plots.
         protocol: how the metrics were measured, as JSON values.
         coverage: {"asked", "read", "unreadable"} of the held-out clips.
         next_steps: suggestions.
         measures, written: of the video-language model. seconds_by_step: duration of each step.
-        more: further JSON values, for report.json only.
+        more: further JSON values, only for report.json.
     """
 
     title: str
@@ -186,14 +186,14 @@ class ReportData:
     reverse_clip: ReverseClip | None = None
     losses: Mapping[str, LossCurve] = field(default_factory=dict)
     reconstructions: Sequence[Reconstruction] = ()
-    retrievals: Sequence[Retrieval] = ()
+    retrievals: Sequence[RetrievalExample] = ()
     confusion: Confusion | None = None
     gates: Gates | None = None
     protocol: Mapping[str, Any] = field(default_factory=dict)
     coverage: Mapping[str, Any] | None = None
     next_steps: Sequence[NextStep] = ()
-    measures: Sequence[Measure] = ()
-    written: Sequence[Written] = ()
+    measures: Sequence[MetricValue] = ()
+    written: Sequence[GeneratedCaption] = ()
     seconds_by_step: Mapping[str, float] = field(default_factory=dict)
     more: Mapping[str, Any] = field(default_factory=dict)
 
@@ -273,29 +273,29 @@ def render(data: ReportData) -> str:
         duration=str(timedelta(seconds=round(data.seconds))),
         charts=_charts(data),
         reconstructions=[
-            (part.caption, figures.reconstruction_strip(part.masked, part.reconstruction, part.original))
+            (part.caption, charts.reconstruction_strip(part.masked, part.reconstruction, part.original))
             for part in data.reconstructions
         ],
-        written=[(one, figures.filmstrip(one.frames, max_frames=6)) for one in data.written],
+        written=[(one, charts.filmstrip(one.frames, max_frames=6)) for one in data.written],
         retrievals=[
-            (row.query, [(found, figures.filmstrip(found.frames, max_frames=4)) for found in row.found])
+            (row.query, [(found, charts.filmstrip(found.frames, max_frames=4)) for found in row.found])
             for row in data.retrievals
         ],
     )
 
 
 def _charts(data: ReportData) -> dict[str, Markup]:
-    """Render the SVG charts for which there is data; they are our own, so they are not escaped."""
+    """Render the SVG charts for which there is data, marked as safe so that jinja2 does not escape them."""
     from markupsafe import Markup
 
-    charts = {"ablation": _ablation_chart(data.ablation)}
+    svgs = {"ablation": _ablation_chart(data.ablation)}
     if losses := {name: (c.steps, c.losses) for name, c in data.losses.items() if len(c.steps)}:
-        charts["losses"] = figures.loss_curves(losses)
+        svgs["losses"] = charts.loss_curves(losses)
     if data.confusion is not None and data.confusion.matrix.any():
-        charts["confusion"] = figures.confusion_matrix(data.confusion.matrix, data.confusion.classes)
+        svgs["confusion"] = charts.confusion_matrix(data.confusion.matrix, data.confusion.classes)
     if data.gates is not None and data.gates.values and len(data.gates.steps):
-        charts["gates"] = figures.gates(data.gates.steps, data.gates.values)
-    return {name: Markup(svg) for name, svg in charts.items()}
+        svgs["gates"] = charts.gates(data.gates.steps, data.gates.values)
+    return {name: Markup(svg) for name, svg in svgs.items()}
 
 
 def _ablation_chart(rows: Sequence[AblationRow]) -> str:
@@ -304,7 +304,7 @@ def _ablation_chart(rows: Sequence[AblationRow]) -> str:
     if any(row.top1_time_directed is not None for row in rows):
         series["time-directed classes"] = [row.top1_time_directed for row in rows]
         intervals["time-directed classes"] = [row.interval_time_directed for row in rows]
-    return figures.ablation_bars([ABLATION[row.name] for row in rows], series, intervals, rows[0].top1)
+    return charts.ablation_bars([ABLATION[row.name] for row in rows], series, intervals, rows[0].top1)
 
 
 def _percent(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""Colors and style of the pages' charts, and figures without a window."""
+"""Colors and style of charts in HTML pages; matplotlib figures without a window; writing plots to files."""
 
 from __future__ import annotations
 
@@ -37,25 +37,25 @@ STYLE: Any = {
 }
 
 
-def drawing_style(settings: Any = STYLE) -> AbstractContextManager[None]:
-    """Return the context of the pages' style. Raises ExtraError: matplotlib, imported here because slow, is missing."""
-    require("plots", "pictures")
+def plot_style(settings: Any = STYLE) -> AbstractContextManager[None]:
+    """Return the matplotlib context of a style. Raises ExtraError: matplotlib (imported here: slow) is missing."""
+    require("plots", "plots")
     import matplotlib as mpl
 
     return mpl.rc_context(settings)
 
 
 def new_figure(size: tuple[float, float]) -> Figure:
-    """Make a figure of `size` inches without a window."""
+    """Create a matplotlib figure of `size` (width, height) in inches without a window."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=size, layout="constrained")
 
 
-def write_picture(path: Path, draw: Callable[[], str]) -> None:
-    """Write the text that `draw` returns; without matplotlib, log a warning instead."""
+def write_plot(path: Path, plot: Callable[[], str]) -> None:
+    """Write the text that `plot` returns; without matplotlib, log a warning instead."""
     try:
-        text = draw()
+        text = plot()
     except ExtraError as error:
         LOGGER.warning(f"{path.name} is not written: {error}")
     else:

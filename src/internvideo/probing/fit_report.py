@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from internvideo.metrics import bootstrap
 from internvideo.metrics.calibration import expected_calibration_error
 from internvideo.metrics.classification import confusion_matrix, mean_class_accuracy, softmax
-from internvideo.plots.style import write_picture
+from internvideo.plots.style import write_plot
 from internvideo.probing.fit_learn import LabeledFeatures, OutOfFoldPredictions, UnknownCheck
 from internvideo.storage import write_text
 from internvideo.tasks.table import MetricValues, Result
@@ -100,6 +100,6 @@ def write_fit_report(folder: Path, result: Result, more: Mapping[str, Any], clas
         matrix = charts.confusion_matrix(np.asarray(more["confusion"]), classes)
         return f'<?xml version="1.0" encoding="UTF-8"?>\n{matrix}'
 
-    write_picture(folder / "confusion.svg", plot)
+    write_plot(folder / "confusion.svg", plot)
     text = json.dumps({**result, **more}, indent=2, ensure_ascii=False, allow_nan=False)
     write_text(folder / "report.json", text + "\n")

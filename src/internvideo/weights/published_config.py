@@ -385,10 +385,10 @@ def with_open_clip_config(layout: Layout, config: Mapping[str, Any], where: obje
     activation = "quick_gelu" if model.get("quick_gelu") else "gelu"
     settings: dict[str, object] = {"heads": heads, "activation": activation}
     pixels = config.get("preprocess_cfg") or {}
-    for ours in ("mean", "std"):
-        values = pixels.get(ours)
+    for name in ("mean", "std"):
+        values = pixels.get(name)
         if isinstance(values, list) and len(values) == 3 and all(type(value) in (int, float) for value in values):
-            settings[ours] = tuple(map(float, values))
+            settings[name] = tuple(map(float, values))
     settings["text"] = {"heads": text_settings, "activation": activation}
     ignored = set(model) - {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"}
     return Parsed(_complete(layout, settings), ignored=tuple(sorted(ignored)))

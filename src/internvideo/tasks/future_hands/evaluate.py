@@ -11,7 +11,7 @@ from internvideo.data.loader import EvalLoader, LoaderSettings
 from internvideo.data.manifest import Manifest
 from internvideo.errors import RecipeError, VideoError
 from internvideo.plots import charts as figures
-from internvideo.plots.style import write_picture
+from internvideo.plots.style import write_plot
 from internvideo.storage import write_text
 from internvideo.tasks.clip_evaluation import clip_source, finish, split_rows
 from internvideo.tasks.future_hands import predict as future_hands
@@ -47,12 +47,12 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: ClipOptio
         write_text(folder / "submission.json", future_hands.submission(table))
         pictures = panels(table, rows)
         if pictures:
-            write_picture(folder / "hands.svg", lambda: figures.frames_with_ways(pictures))
+            write_plot(folder / "hands.svg", lambda: figures.frames_with_paths(pictures))
 
     return finish(future_hands.NAME, future_hands.score, inputs, output, predict, draw)
 
 
-def panels(table: Predictions, rows: Manifest) -> list[figures.WaysFrame]:
+def panels(table: Predictions, rows: Manifest) -> list[figures.FrameWithPaths]:
     """Return last observed frames, sampled uniformly from the split, with true and predicted paths of the hands."""
     row_of_id = {row.id: row for row in rows.rows}
     frames = []
@@ -71,5 +71,5 @@ def panels(table: Predictions, rows: Manifest) -> list[figures.WaysFrame]:
             for hand_index, hand in enumerate(("left", "right"))
             if (visible := (truth[:, hand_index] != 0).any(axis=-1)).any()
         ]
-        frames.append(figures.WaysFrame(picture, paths, row.id))
+        frames.append(figures.FrameWithPaths(picture, paths, row.id))
     return frames

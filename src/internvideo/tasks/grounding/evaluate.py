@@ -12,7 +12,7 @@ from internvideo import distributed
 from internvideo.data.vocabulary import Vocabulary
 from internvideo.distributed import choose_device
 from internvideo.plots import charts as figures
-from internvideo.plots.style import write_picture
+from internvideo.plots.style import write_plot
 from internvideo.storage import write_text
 from internvideo.tasks.grounding import predict as grounding
 from internvideo.tasks.grounding.build import QueryData
@@ -60,7 +60,7 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: Grounding
     table.save(target)
     # Before the metrics, which raise an error for a test set without answers.
     write_text(output / "nlq.json", json.dumps(grounding.submission(table)) + "\n")
-    write_picture(output / "timelines.html", lambda: page(timelines(table)))
+    write_plot(output / "timelines.html", lambda: page(timelines(table)))
     result = grounding.score(table)
     save_result(result, target.with_suffix(".json"))
     print_result(result)

@@ -12,7 +12,7 @@ from internvideo import distributed
 from internvideo.data.loader import LoaderSettings
 from internvideo.data.vocabulary import Vocabulary
 from internvideo.distributed import choose_device
-from internvideo.plots.style import write_picture
+from internvideo.plots.style import write_plot
 from internvideo.tasks.navigation import predict as navigation
 from internvideo.tasks.navigation.build import EpisodeData, fingerprint, open_for
 from internvideo.tasks.navigation.model import Navigator
@@ -66,7 +66,7 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: EvaluateO
     result = navigation.score(table)
     save_result(result, table.save(target).with_suffix(".json"))
     if isinstance(world, World):
-        write_picture(output / "walks.svg", lambda: draw(table, episodes, world))
+        write_plot(output / "walks.svg", lambda: draw(table, episodes, world))
     print_result(result)
     return result
 

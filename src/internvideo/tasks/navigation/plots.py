@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from internvideo.plots.charts import svg
-from internvideo.plots.style import BLUE, GREEN, INK, ORANGE, drawing_style, new_figure
+from internvideo.plots.style import BLUE, GREEN, INK, ORANGE, new_figure, plot_style
 from internvideo.tasks.navigation.world.protocol import Episode
 from internvideo.tasks.navigation.world.scene import COLOURS, FLOORS, ROUND, SHAPES, Scene, walls_of
 from internvideo.tasks.navigation.world.world import World
@@ -43,7 +43,7 @@ def plans(shown: Sequence[Plan]) -> str:
         raise ValueError("no plan to show")
     columns = min(2, len(shown))
     rows = -(-len(shown) // columns)
-    with drawing_style():
+    with plot_style():
         figure = new_figure((4.6 * columns, 4.0 * rows))
         axes = figure.subplots(rows, columns, squeeze=False).ravel()
         for axis, plan in zip(axes, shown, strict=False):

@@ -11,7 +11,7 @@ from internvideo.data.sample import Sample
 from internvideo.datasets.class_names import only_count
 from internvideo.errors import RecipeError
 from internvideo.extras import require
-from internvideo.plots.style import write_picture
+from internvideo.plots.style import write_plot
 from internvideo.tasks.class_rows import under_classes
 from internvideo.tasks.clip_evaluation import clip_source, finish, split_rows
 from internvideo.tasks.open_set import metrics as metrics_of_open_set
@@ -95,5 +95,5 @@ def draw(table: Predictions, output: Path) -> None:
         uncertainty = table[f"uncertainty:{name}"]
         histograms[name] = (uncertainty[~unknown], uncertainty[unknown], open_set.threshold(table, name))
         curves[name] = metrics_of_open_set.risk_coverage(uncertainty, table[f"predicted:{name}"] == table["labels"])
-    write_picture(output / "uncertainty.svg", lambda: uncertainty_histograms(histograms))
-    write_picture(output / "risk_coverage.svg", lambda: risk_coverage(curves))
+    write_plot(output / "uncertainty.svg", lambda: uncertainty_histograms(histograms))
+    write_plot(output / "risk_coverage.svg", lambda: risk_coverage(curves))

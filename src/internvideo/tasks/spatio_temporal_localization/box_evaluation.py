@@ -14,7 +14,7 @@ from internvideo.data.loader import LoaderSettings
 from internvideo.data.manifest import Manifest
 from internvideo.errors import ManifestError, VideoError
 from internvideo.plots import charts as figures
-from internvideo.plots.style import write_picture
+from internvideo.plots.style import write_plot
 from internvideo.tasks.protocol import weights_hash
 from internvideo.tasks.spatio_temporal_localization import object_boxes
 from internvideo.tasks.spatio_temporal_localization.data import ClipForm, KeyFrameViews
@@ -98,4 +98,4 @@ def draw(
         labeled = [(corners, [line]) for corners, line in zip(boxes.tolist(), lines, strict=False)]
         panels.append(figures.BoxedFrame(picture, labeled, [], f"{frame.row.id}: {truth(frame)}"))
     if panels:
-        write_picture(target, lambda: figures.frames_with_boxes(panels))
+        write_plot(target, lambda: figures.frames_with_boxes(panels))

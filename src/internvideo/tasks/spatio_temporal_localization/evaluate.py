@@ -17,7 +17,7 @@ from internvideo.datasets.reading import read_text
 from internvideo.distributed import choose_device
 from internvideo.errors import ManifestError, VideoError
 from internvideo.plots import charts as figures
-from internvideo.plots.style import write_picture
+from internvideo.plots.style import write_plot
 from internvideo.storage import write_text
 from internvideo.tasks.class_rows import under_classes
 from internvideo.tasks.clip_evaluation import split_rows
@@ -159,4 +159,4 @@ def draw(table: Predictions, manifest: Manifest, tested: list[KeyFrame], target:
         truth = [", ".join(classes[label] for label in labels) for labels in frame.labels]
         panels.append(figures.BoxedFrame(picture, boxes, truth, f"{frame.video}, {frame.time:g} s"))
     if panels:
-        write_picture(target, lambda: figures.frames_with_boxes(panels))
+        write_plot(target, lambda: figures.frames_with_boxes(panels))

@@ -15,7 +15,7 @@ from internvideo.distributed import choose_device
 from internvideo.errors import ManifestError, RunError, WeightsError
 from internvideo.metrics.temporal_detection import Detections
 from internvideo.plots import charts as figures
-from internvideo.plots.style import write_picture
+from internvideo.plots.style import write_plot
 from internvideo.storage import write_text
 from internvideo.tasks.table import Predictions, Result, check_overwrite, print_result, save_result
 from internvideo.tasks.task import EvaluateOptions
@@ -135,7 +135,7 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: Detection
 
     def report() -> None:
         save_result(result, target.with_suffix(".json"))
-        write_picture(output / "timelines.html", lambda: page(timelines(table, localization.found_of(table))))
+        write_plot(output / "timelines.html", lambda: page(timelines(table, localization.found_of(table))))
         print_result(result)
 
     distributed.on_rank_zero(report)
