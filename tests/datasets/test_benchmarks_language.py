@@ -19,7 +19,7 @@ def test_an_entry_is_walked_from_annotations_to_figures(name: str, tmp_path: Pat
 
 
 def test_every_entry_of_the_paper_is_walked() -> None:
-    counted = {name for name, entry in BENCHMARKS.items() if entry.number}
+    counted = {name for name, entry in BENCHMARKS.items() if entry.paper_number}
     assert len(counted) == 39
     assert counted <= set(WALKED)
 
@@ -34,11 +34,11 @@ def table() -> str:
     heads = ("", "name", "task", "data set", "reader", "recipe", "evaluate", "metric: figures", "the paper's figure")
     lines = [heads, ("---",) * len(heads)]
     for name, entry in BENCHMARKS.items():
-        if entry.number:
+        if entry.paper_number:
             reader = f"{entry.read.__module__.rpartition('.')[2]}.{entry.read.__name__}"
             figures = ", ".join(f"`{figure}`" for figure in entry.measure.metrics)
             lines.append((
-                str(entry.number), f"`{name}`", entry.task, entry.title, f"`{reader}`", f"`benchmarks/{name}`",
+                str(entry.paper_number), f"`{name}`", entry.task, entry.title, f"`{reader}`", f"`benchmarks/{name}`",
                 f"`{entry.measure.evaluation}`", f"{entry.metric}: {figures}", entry.paper,
             ))  # fmt: skip
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

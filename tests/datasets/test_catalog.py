@@ -13,7 +13,7 @@ from internvideo.data.sample import QA, Sample
 from internvideo.data.sampling import DensePretrain, Sparse
 from internvideo.datasets import hybrid
 from internvideo.datasets.annotations import Annotations
-from internvideo.datasets.catalog import BENCHMARKS, MEASURES, Benchmark, Unit, benchmark
+from internvideo.datasets.catalog import BENCHMARKS, METRICS_OF_TASK, Benchmark, Unit, benchmark
 from internvideo.datasets.reading import AnnotationSource
 from internvideo.errors import ManifestError
 from internvideo.pipeline import listing
@@ -21,11 +21,11 @@ from internvideo.tasks import TASKS
 
 
 def test_numbers_stand_once_and_tasks_exist() -> None:
-    numbers = Counter(entry.number for entry in BENCHMARKS.values() if entry.number)
+    numbers = Counter(entry.paper_number for entry in BENCHMARKS.values() if entry.paper_number)
     assert set(numbers.values()) == {1}
     assert list(numbers) == list(range(1, 40))
-    assert {entry.task for entry in BENCHMARKS.values()} <= set(MEASURES)
-    assert all(entry.paper for entry in BENCHMARKS.values() if entry.number)
+    assert {entry.task for entry in BENCHMARKS.values()} <= set(METRICS_OF_TASK)
+    assert all(entry.paper for entry in BENCHMARKS.values() if entry.paper_number)
     assert {entry.measure.evaluation for entry in BENCHMARKS.values()} - {""} <= {task.name for task in TASKS}
     assert all(entry.measure.metrics for entry in BENCHMARKS.values() if entry.measure.evaluation)
 
@@ -66,10 +66,10 @@ def test_unknown_name() -> None:
 
 
 def test_films_are_cut_into_clips_of_300_frames() -> None:
-    spans = list(hybrid.cut_film(30.0))
+    spans = list(hybrid.movie_spans(30.0))
     assert len(spans) * 235 == 21_150  # the paper's 21k
     assert (spans[0], spans[-1]) == ((900.0, 910.0), (1790.0, 1800.0))
-    slow = list(hybrid.cut_film(24.0))
+    slow = list(hybrid.movie_spans(24.0))
     assert (len(slow), slow[0]) == (72, (900.0, 912.5))
     assert slow[-1][1] == pytest.approx(1800.0)
 

@@ -37,9 +37,9 @@ KNOWN = ("abseiling", "Petting animal (not cat)", "air drumming", "cooking sausa
 
 def test_names_are_found_as_they_are_or_by_letters_and_digits() -> None:
     match = match_classes(["cooking sausages", "petting animal, not cat"], KNOWN, where="m")
-    assert (match.rows, match.known) == ((3, 1), 4)
+    assert (match.rows, match.num_known) == ((3, 1), 4)
     assert match.respelled == (("petting animal, not cat", "Petting animal (not cat)"),)
-    assert match.about == (
+    assert match.description == (
         "2 of 4 classes by name, 1 spelled differently ('petting animal, not cat' is 'Petting animal (not cat)')"
     )
     assert match_classes(["a b", "a-b"], ["a-b", "a b"], where="m").rows == (1, 0), "the exact name goes first"
@@ -59,8 +59,8 @@ def test_a_map_file_says_what_names_do_not(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(MAPS[name].encode())
     match = match_classes(["abseiling", "grilling"], KNOWN, where="m", class_map=tmp_path / name)
     assert match.rows == (0, 3)
-    assert match.mapped == (2 if name == "list.json" else 1)
-    assert match.map_sha256[:16] in match.about
+    assert match.num_mapped == (2 if name == "list.json" else 1)
+    assert match.map_sha256[:16] in match.description
 
 
 @pytest.mark.parity

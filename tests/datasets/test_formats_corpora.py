@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from internvideo.datasets.corpora import read_howto100m, read_webvid, seconds_of
+from internvideo.datasets.corpora import parse_duration, read_howto100m, read_webvid
 from internvideo.datasets.reading import AnnotationSource
 from internvideo.errors import ManifestError
 
@@ -48,10 +48,10 @@ def test_webvid(tmp_path: Path) -> None:
 
 
 def test_durations() -> None:
-    assert seconds_of("PT01H02M03.5S") == 3723.5
-    assert seconds_of("PT9S") == 9
+    assert parse_duration("PT01H02M03.5S") == 3723.5
+    assert parse_duration("PT9S") == 9
     with pytest.raises(ValueError, match="duration"):
-        seconds_of("9 s")
+        parse_duration("9 s")
 
 
 @pytest.mark.parametrize(

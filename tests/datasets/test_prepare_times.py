@@ -10,7 +10,7 @@ import pytest
 
 from internvideo.data.decoding.clip_decoder import ManifestClipDecoder
 from internvideo.data.manifest import Sample, read_manifest
-from internvideo.datasets.annotation_times import compare, shifted
+from internvideo.datasets.annotation_times import compare, shift_times
 from internvideo.datasets.prepare import Prepared, prepare
 from internvideo.errors import ManifestError, VideoError
 from internvideo.tasks.spatio_temporal_localization.box_transforms import BoxedTransform
@@ -92,8 +92,8 @@ def test_spans_and_segments_count_too() -> None:
     ]
     seconds = {"a": 60.0, "b": 60.0, "c": 60.0}
     late = compare(rows, seconds)
-    assert ([name for name, _, _ in late.rows], late.compared, late.offset) == (["a", "b"], 2, 600.0)
-    moved = [shifted(row, 600.0) for row in rows[:3]]
+    assert ([name for name, _, _ in late.rows], late.num_compared, late.offset) == (["a", "b"], 2, 600.0)
+    moved = [shift_times(row, 600.0) for row in rows[:3]]
     assert moved[0] is not None
     assert moved[1] is not None
     assert (moved[0].span, moved[0].segments) == ((5.0, 40.0), ())

@@ -15,16 +15,16 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 from internvideo.data.sample import Sample, Segment
 from internvideo.datasets.annotations import Annotations, ClassList, InvalidRows, read_names
 from internvideo.datasets.reading import (
-    SHORTEST_SECONDS,
+    MIN_SEGMENT_SECONDS,
     AnnotationSource,
+    JsonLocation,
     Name,
     Record,
     SplitName,
-    Spot,
-    checked,
     csv_records,
     numbered_lines,
     read_json,
+    validate_record,
 )
 from internvideo.errors import ManifestError
 
@@ -35,7 +35,7 @@ THUMOS_CLASSES = (
 )  # fmt: skip
 """In the order of the label ids. CliffDiving is part of Diving: its segments have both labels (ActionFormer)."""
 AMBIGUOUS = "ambiguous"
-"""Label of THUMOS14 segments that are not evaluated."""
+"""Label of THUMOS14 segments that the evaluation ignores."""
 _RAW = re.compile(r"(?:raw_class_file_)?(?P<label>[A-Za-z]+)_(?P<split>val|test)\.txt$", re.IGNORECASE)
 
 
@@ -75,23 +75,25 @@ class _HacsClip(Record):
 
 def read_activitynet(source: AnnotationSource) -> Annotations:
     """Read ActivityNet 1.3, 200 classes. Raises ManifestError."""
-    path = source.maybe(r"activity_?net[^/]*\.json$") or source.one(r"\.json$", "activity_net.v1-3.min.json")
+    path = source.find_optional(r"activity_?net[^/]*\.json$") or source.find_one(
+        r"\.json$", "activity_net.v1-3.min.json"
+    )
     return read_segments(path, count=200)
 
 
 def read_hacs_segments(source: AnnotationSource) -> Annotations:
     """Read HACS Segments 1.1.1, 200 classes. Raises ManifestError."""
-    return read_segments(source.one(r"segments[^/]*\.json$", "HACS_segments_v1.1.1.json"), count=200)
+    return read_segments(source.find_one(r"segments[^/]*\.json$", "HACS_segments_v1.1.1.json"), count=200)
 
 
 def read_hacs(source: AnnotationSource) -> Annotations:
-    """Read HACS for recognition: HACS Segments (a class per video), else HACS Clips. Raises ManifestError."""
+    """Read HACS for recognition: HACS Segments (one class per video) if present, else HACS Clips. ManifestError."""
     return read_hacs_segments(source) if source.find(r"segments[^/]*\.json$") else read_hacs_clips(source)
 
 
 def read_fineaction(source: AnnotationSource) -> Annotations:
     """Read FineAction, 106 classes. Raises ManifestError."""
-    return read_segments(source.one(r"\.json$", "annotations_gt.json"), count=106)
+    return read_segments(source.find_one(r"\.json$", "annotations_gt.json"), count=106)
 
 
 def read_thumos14(source: AnnotationSource) -> Annotations:
@@ -99,7 +101,7 @@ def read_thumos14(source: AnnotationSource) -> Annotations:
 
     Raises ManifestError: no annotation file, or a malformed row.
     """
-    path = source.maybe(r"thumos[^/]*\.json$")
+    path = source.find_optional(r"thumos[^/]*\.json$")
     return read_segments(path, THUMOS_CLASSES) if path else _raw_thumos(source)
 
 
@@ -118,7 +120,7 @@ def read_segments(path: Path, names: tuple[str, ...] = (), count: int = 0) -> An
     known = ClassList(names or _taxonomy(content, count) or _by_label_id(content, annotations), count)
     counts, invalid = {"short": 0, "late": 0, "classes": 0, "ambiguous": 0}, InvalidRows("segments")
     for video, entry in content.database.items():
-        where = Spot(path, ("database", video))
+        where = JsonLocation(path, ("database", video))
         valid = []
         for number, part in enumerate(entry.annotations):
             if names and part.label.casefold() == AMBIGUOUS:
@@ -126,7 +128,7 @@ def read_segments(path: Path, names: tuple[str, ...] = (), count: int = 0) -> An
             elif not invalid.skip(*_reversed(part.segment, where.at("annotations", number, "segment"))):
                 valid.append(part)
         num_ordered = len(valid)
-        valid = [part for part in valid if part.segment[1] - part.segment[0] >= SHORTEST_SECONDS]
+        valid = [part for part in valid if part.segment[1] - part.segment[0] >= MIN_SEGMENT_SECONDS]
         counts["short"] += num_ordered - len(valid)
         counts["late"] += sum(part.segment[1] > (entry.duration or float("inf")) + 1 for part in valid)
         segments = tuple(_segment(*part.segment, known.index_of(part.label, where)) for part in valid)
@@ -140,7 +142,7 @@ def read_segments(path: Path, names: tuple[str, ...] = (), count: int = 0) -> An
     known.finish(annotations)
     invalid.finish(annotations)
     annotations.note(counts["ambiguous"], "ambiguous segments skipped: they are not evaluated")
-    annotations.note(counts["short"], f"segments shorter than {SHORTEST_SECONDS} s left out")
+    annotations.note(counts["short"], f"segments shorter than {MIN_SEGMENT_SECONDS} s left out")
     annotations.note(counts["late"], "segments end more than 1 s after their video (kept)")
     annotations.note(counts["classes"], "videos have several classes; their label is the one of the largest duration")
     return annotations
@@ -150,7 +152,7 @@ def _segment(start: float, end: float, label: int) -> Segment:
     return Segment(start=start, end=end, label=label)
 
 
-def _reversed(segment: tuple[float, float], where: Spot | str) -> tuple[bool, Spot | str, str, str]:
+def _reversed(segment: tuple[float, float], where: JsonLocation | str) -> tuple[bool, JsonLocation | str, str, str]:
     """Return the arguments of `InvalidRows.skip`: invalid if a segment ends before it starts, or starts before 0."""
     start, end = segment
     return end < start or start < 0, where, f"[{start:g}, {end:g}]", "0 <= start <= end"
@@ -205,17 +207,17 @@ def _raw_thumos(source: AnnotationSource) -> Annotations:
             cells = line.split()
             if len(cells) != 3:
                 raise ManifestError(f"{where} segment", f"{len(cells)} cells", "'video start end'")
-            row = checked(_RawSegment, {"video": cells[0], "segment": cells[1:]}, where)
+            row = validate_record(_RawSegment, {"video": cells[0], "segment": cells[1:]}, where)
             if invalid.skip(*_reversed(row.segment, f"{where} segment")):
                 continue
-            if row.segment[1] - row.segment[0] < SHORTEST_SECONDS:
+            if row.segment[1] - row.segment[0] < MIN_SEGMENT_SECONDS:
                 short += 1
             else:
                 segments[match["split"].lower(), row.video].append(_segment(*row.segment, label))
     invalid.finish(annotations)
-    annotations.note(short, f"segments shorter than {SHORTEST_SECONDS} s left out")
-    for (split, video), parts in sorted(segments.items()):
-        ordered = tuple(sorted(parts, key=lambda part: (part.start, part.end)))
+    annotations.note(short, f"segments shorter than {MIN_SEGMENT_SECONDS} s left out")
+    for (split, video), unordered in sorted(segments.items()):
+        ordered = tuple(sorted(unordered, key=lambda segment: (segment.start, segment.end)))
         sample = Sample(id=video, path=f"{video}.mp4", label=main_class(ordered), segments=ordered, split=split)
         annotations.add(split, sample, str(source.path), video)
     return annotations
@@ -228,8 +230,8 @@ def read_hacs_clips(source: AnnotationSource) -> Annotations:
     test clips have no label.
     Raises ManifestError: no such file, a malformed row, a duplicate clip, an unknown class.
     """
-    path = source.one(r"clips[^/]*\.csv$", "HACS_clips_v1.1.csv")
-    names_file = source.maybe(r"classes\.txt$")
+    path = source.find_one(r"clips[^/]*\.csv$", "HACS_clips_v1.1.csv")
+    names_file = source.find_optional(r"classes\.txt$")
     annotations, known = Annotations(), ClassList(read_names(names_file) if names_file else ())
     invalid = InvalidRows("clips")
     for where, row in csv_records(path, _HacsClip):

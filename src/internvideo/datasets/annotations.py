@@ -12,7 +12,8 @@ from internvideo.data.sample import Sample, did_you_mean
 from internvideo.datasets.reading import numbered_lines, read_json
 from internvideo.errors import ManifestError
 
-SHOWN = 3
+NUM_EXAMPLES = 3
+"""Invalid rows that a report quotes."""
 
 
 @dataclass
@@ -23,8 +24,8 @@ class Annotations:
         classes: names in order; a row's labels are indices into them.
         splits: name of a manifest ("train", "val", "test", "train1", ...) -> its rows.
         notes: rows that were left out or look wrong, one sentence per kind.
-        names: a row's path -> file names that its video may have, best first; a name without folder or extension
-            matches any. A path without an entry is its own name.
+        names: path of a row -> file names that its video may have, the best first; a name without folder or extension
+            matches files in any folder or with any extension. A path without an entry is the only name.
         vocabularies: other lists of names (answers, verbs), each written to NAME.txt.
         frame_rate: frames per second, for data sets published as folders of frames; None for video files.
         lists: tables that are written to NAME.tsv beside the manifests, such as the clips that a merge dropped.
@@ -66,10 +67,10 @@ class Annotations:
 
 
 class InvalidRows:
-    """Count rows that cannot be right, such as segments that end before they start; report the first ones.
+    """Count invalid rows, such as segments that end before they start, and report the first ones.
 
-    Published loaders skip such rows too. If more than half of the rows are invalid, the file has another format than
-    expected, and the first invalid row is raised as an error.
+    Published loaders skip such rows too. If more than half of the rows are invalid, the file probably has another
+    format, and `finish` raises the error of the first invalid row.
 
     Args:
         what: noun for the rows in the report, such as "segments".
@@ -80,10 +81,10 @@ class InvalidRows:
         self._first: list[ManifestError] = []
 
     def skip(self, invalid: bool, where: object, found: str, expected: str) -> bool:
-        """Count a row, read from `where`, and return whether it must be skipped, that is `invalid`."""
+        """Count a row, read from `where`; return `invalid`, whether the caller must skip it."""
         self.rows += 1
         self.count += invalid
-        if invalid and len(self._first) < SHOWN:
+        if invalid and len(self._first) < NUM_EXAMPLES:
             self._first.append(ManifestError(where, found, expected))
         return invalid
 
@@ -106,7 +107,7 @@ class ClassList:
 
     def __init__(self, names: Sequence[str] = (), count: int = 0) -> None:
         self.fixed, self.count = bool(names), count or len(names)
-        self.index = {name: number for number, name in enumerate(names)}
+        self.index = {name: index for index, name in enumerate(names)}
 
     def index_of(self, name: str, where: object, *, field: str = "label") -> int:
         """Return the index of a name; provisional until `finish` if names are collected.
@@ -122,17 +123,17 @@ class ClassList:
             self.index[name] = len(self.index)
         return self.index[name]
 
-    def check_index(self, number: int, where: object) -> int:
+    def check_index(self, index: int, where: object) -> int:
         """Return a class index (from 0) after checking its range. Raises ManifestError: there is no such class."""
-        if number < 0 or (self.count and number >= self.count):
-            raise ManifestError(f"{where} label", f"unknown class {number}", f"0 to {self.count - 1}")
-        return number
+        if index < 0 or (self.count and index >= self.count):
+            raise ManifestError(f"{where} label", f"unknown class {index}", f"0 to {self.count - 1}")
+        return index
 
     def finish(self, annotations: Annotations) -> None:
         """Store the names in the annotations; collected names are sorted and the labels of the rows remapped."""
         names = list(self.index) if self.fixed else sorted(self.index)
         if not self.fixed and names != list(self.index):
-            new_index = {self.index[name]: number for number, name in enumerate(names)}
+            new_index = {self.index[name]: index for index, name in enumerate(names)}
             for rows in annotations.splits.values():
                 rows[:] = [row.with_class_indices(new_index) for row in rows]
         annotations.classes = tuple(names)
@@ -163,6 +164,6 @@ def corners_of(box: tuple[float, float, float, float], size: tuple[float, float]
     return x / size[0], y / size[1], (x + width) / size[0], (y + height) / size[1]
 
 
-def numbers_as_names(count: int) -> tuple[str, ...]:
-    """Return the names "0", "1", ... for classes of which only the indices are known."""
-    return tuple(str(number) for number in range(count))
+def index_names(count: int) -> tuple[str, ...]:
+    """Return the names "0", "1", ... for classes without names."""
+    return tuple(str(index) for index in range(count))

@@ -18,14 +18,14 @@ from internvideo.data.sample import Box, Fraction, Sample
 from internvideo.datasets.annotations import Annotations, InvalidRows, corners_of
 from internvideo.datasets.reading import (
     AnnotationSource,
+    JsonLocation,
     Name,
     Record,
-    Spot,
     csv_records,
     json_records,
     read_json,
     read_text,
-    split_of,
+    split_in_name,
 )
 from internvideo.errors import ManifestError
 
@@ -207,7 +207,7 @@ def _add(
     path: Path, annotations: Annotations, frames: dict[tuple[str, float], _Frame], excluded: set[tuple[str, float]],
     origin: str,
 ) -> None:  # fmt: skip
-    left_out, split = 0, split_of(path) or ""
+    left_out, split = 0, split_in_name(path) or ""
     for (video, time), frame in frames.items():
         if (video, float(int(time))) in excluded and origin != "kinetics":
             left_out += 1
@@ -230,11 +230,13 @@ def _read_coco(path: Path, annotations: Annotations, excluded: set[tuple[str, fl
     images: dict[str, _Image] = {}
     for number, image in enumerate(content.images):
         if str(image.id) in images:
-            raise ManifestError(Spot(path, ("images", number, "id")), f"'{image.id}' a second time", "each image once")
+            raise ManifestError(
+                JsonLocation(path, ("images", number, "id")), f"'{image.id}' a second time", "each image once"
+            )
         images[str(image.id)] = image
     frames = {(image.movie, image.timestamp): _Frame(f"{path} images") for image in images.values()}
     for number, person in enumerate(content.annotations):
-        where = Spot(path, ("annotations", number))
+        where = JsonLocation(path, ("annotations", number))
         if str(person.image_id) not in images:
             raise ManifestError(where.at("image_id"), f"no image '{person.image_id}'", "one of images")
         image, where = images[str(person.image_id)], where.at("bbox")

@@ -18,15 +18,15 @@ from internvideo.data.sample import Sample, Sentence
 from internvideo.datasets.annotations import Annotations
 from internvideo.datasets.reading import (
     AnnotationSource,
+    JsonLocation,
     Name,
     Record,
     SplitName,
-    Spot,
     csv_records,
     json_records,
     numbered_lines,
     read_json,
-    split_of,
+    split_in_name,
 )
 from internvideo.errors import ManifestError
 
@@ -120,12 +120,12 @@ def read_msrvtt(source: AnnotationSource) -> Annotations:
     Raises ManifestError: no csv file, a malformed row, a video without captions, a duplicate video.
     """
     annotations = Annotations()
-    train, test = source.maybe(r"train[^/]*9k[^/]*\.csv$"), source.maybe(r"jsfusion[^/]*\.csv$")
+    train, test = source.find_optional(r"train[^/]*9k[^/]*\.csv$"), source.find_optional(r"jsfusion[^/]*\.csv$")
     if train is None and test is None:
         expected = "MSRVTT_train.9k.csv, MSRVTT_JSFUSION_test.csv"
         raise ManifestError(source.path, "no annotation file of MSR-VTT 1k-A", expected)
     if train is not None:
-        captions = _msrvtt_captions(read_json(source.one(r"msrvtt_data\.json$", "MSRVTT_data.json"), _MsrVtt))
+        captions = _msrvtt_captions(read_json(source.find_one(r"msrvtt_data\.json$", "MSRVTT_data.json"), _MsrVtt))
         for where, row in csv_records(train, _VideoId):
             if row.video_id not in captions:
                 found = f"no sentence for '{row.video_id}'"
@@ -142,11 +142,11 @@ def read_msrvtt_full(source: AnnotationSource) -> Annotations:
 
     Raises ManifestError: no such file, a malformed entry, a video without captions, a duplicate video.
     """
-    path = source.one(r"(msrvtt_data|videodatainfo)[^/]*\.json$", "MSRVTT_data.json")
+    path = source.find_one(r"(msrvtt_data|videodatainfo)[^/]*\.json$", "MSRVTT_data.json")
     content, annotations = read_json(path, _MsrVtt), Annotations()
     captions = _msrvtt_captions(content)
     for number, video in enumerate(content.videos):
-        where = Spot(path, ("videos", number, "video_id"))
+        where = JsonLocation(path, ("videos", number, "video_id"))
         if video.video_id not in captions:
             raise ManifestError(where, f"no sentence for '{video.video_id}'", "at least one")
         annotations.add(video.split, _row(video.video_id, captions[video.video_id], video.split), where, video.video_id)
@@ -172,7 +172,7 @@ def read_msvd(source: AnnotationSource) -> Annotations:
         raise ManifestError(source.path, "no annotation file of MSVD", "train_list.txt, val_list.txt, test_list.txt")
     captions, annotations, alternative_names = _msvd_captions(source), Annotations(), mapping(source)
     for path in lists:
-        split = split_of(path) or ""
+        split = split_in_name(path) or ""
         for video, where in _ids(path).items():
             if video not in captions:
                 raise ManifestError(f"{where} id", f"no captions for '{video}'", "videos of raw-captions.pkl")
@@ -184,19 +184,19 @@ def read_msvd(source: AnnotationSource) -> Annotations:
 
 def _msvd_captions(source: AnnotationSource) -> dict[str, list[list[str]]]:
     expected = dict[str, list[list[str]]]
-    path = source.maybe(r"raw-captions\.pkl$")
+    path = source.find_optional(r"raw-captions\.pkl$")
     if path is not None and source.unpickle is not None:
         try:
             return TypeAdapter(expected).validate_python(source.unpickle(path))
         except ValidationError as error:
             location = ".".join(map(str, error.errors()[0]["loc"]))
             raise ManifestError(f"{path} {location}".rstrip(), "no list of words", "video -> lists of words") from None
-    return read_json(source.one(r"raw-captions[^/]*\.json$", "raw-captions.pkl or raw-captions.json"), expected)
+    return read_json(source.find_one(r"raw-captions[^/]*\.json$", "raw-captions.pkl or raw-captions.json"), expected)
 
 
 def mapping(source: AnnotationSource) -> dict[str, str]:
     """Read `ID vidN` lines of `*youtube_mapping.txt` as id -> name; {} without the file. Raises ManifestError."""
-    path, names = source.maybe(r"youtube_mapping\.txt$"), dict[str, str]()
+    path, names = source.find_optional(r"youtube_mapping\.txt$"), dict[str, str]()
     for where, line in () if path is None else numbered_lines(path):
         cells = line.split()
         if len(cells) != 2 or cells[0] in names:
@@ -235,11 +235,11 @@ def read_activitynet_captions(source: AnnotationSource) -> Annotations:
     """
     annotations, reversed_times = Annotations(), 0
     for split, pattern in (("train", r"/train\.json$"), ("val", r"/val_1\.json$")):
-        path = source.maybe(pattern)
+        path = source.find_optional(pattern)
         if path is None:
             continue
         for video, entry in read_json(path, dict[Name, _Paragraph]).items():
-            where = Spot(path, (video, "sentences"))
+            where = JsonLocation(path, (video, "sentences"))
             if len(entry.sentences) != len(entry.timestamps):
                 found = f"{len(entry.sentences)} sentences for {len(entry.timestamps)} times"
                 raise ManifestError(where, found, "one for each")
@@ -249,7 +249,7 @@ def read_activitynet_captions(source: AnnotationSource) -> Annotations:
                 raise ManifestError(where, "no sentence that is not blank", "at least one")
             sample = _row(video, (paragraph,), split, attributes={"duration": f"{entry.duration:g}"})
             annotations.add(split, sample, where, video, video.removeprefix("v_"))
-        ids = source.maybe(rf"/{split}_ids\.json$")
+        ids = source.find_optional(rf"/{split}_ids\.json$")
         lacking = set(read_json(ids, list[str])) - {row.id for row in annotations.splits.get(split, ())} if ids else ()
         annotations.note(len(lacking), f"videos of {split}_ids.json have no sentences")
     annotations.note(reversed_times, "times end before they start (retrieval by paragraph does not use them)")
@@ -265,13 +265,13 @@ def read_didemo(source: AnnotationSource) -> Annotations:
     """
     annotations = Annotations()
     for path in source.find(r"(train|val|test)_data\.json$"):
-        split = split_of(Path(path.name.removesuffix("_data.json"))) or ""
+        split = split_in_name(Path(path.name.removesuffix("_data.json"))) or ""
         sentences: dict[str, list[str]] = {}
         first_lines: dict[str, str] = {}
         for where, moment in json_records(path, _Moment):
             sentences.setdefault(moment.video, []).append(moment.description.strip())
             first_lines.setdefault(moment.video, where)
-        listed = source.maybe(rf"/{split}_list\.txt$")
+        listed = source.find_optional(rf"/{split}_list\.txt$")
         for video, where in (_ids(listed) if listed else first_lines).items():
             if video not in sentences:
                 raise ManifestError(f"{where} id", f"no sentence for '{video}'", f"videos of {path.name}")
@@ -289,7 +289,7 @@ def read_vatex(source: AnnotationSource) -> Annotations:
     """
     annotations = Annotations()
     patterns = (("train", r"training[^/]*\.json$"), ("val", r"validation[^/]*\.json$"))
-    for split, path in ((split, source.maybe(pattern)) for split, pattern in patterns):
+    for split, path in ((split, source.find_optional(pattern)) for split, pattern in patterns):
         if path is None:
             continue
         rows = {}
@@ -297,7 +297,9 @@ def read_vatex(source: AnnotationSource) -> Annotations:
             if entry.video in rows:
                 raise ManifestError(f"{where} videoID", f"'{entry.video}' a second time", "each video once")
             rows[entry.video] = (where, entry.english)
-        lists = {name: source.maybe(rf"/{name}_list\.txt$") for name in (("test", "val") if split == "val" else ())}
+        lists = {
+            name: source.find_optional(rf"/{name}_list\.txt$") for name in (("test", "val") if split == "val" else ())
+        }
         split_ids = {name: _ids(listed) for name, listed in lists.items() if listed is not None}
         listed_ids = {video for part in split_ids.values() for video in part}
         if split not in split_ids:

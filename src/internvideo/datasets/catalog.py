@@ -38,28 +38,28 @@ Unit = Literal["clips", "videos", "questions", "Kinetics clips"]
 
 
 @dataclass(frozen=True)
-class Measure:
-    """The task of `internvideo evaluate` for a benchmark, and which of its metrics are the benchmark's."""
+class Metrics:
+    """The task of `internvideo evaluate` for a benchmark, and the metrics of it that the benchmark reports."""
 
     evaluation: str = ""
     metrics: tuple[str, ...] = ()
 
 
-MEASURES: dict[str, Measure] = {
-    "recognition": Measure("recognition", ("top1",)),
-    "temporal localization": Measure("temporal_localization", ("mean_mAP",)),
-    "spatio-temporal localization": Measure("spatio_temporal_localization", ("frame_mAP@0.5",)),
-    "retrieval": Measure("retrieval", ("t2v_r1", "v2t_r1")),
-    "question answering": Measure("question_answering", ("accuracy",)),
-    "navigation": Measure("navigation", ("NE_m", "PL_m", "SR", "nDTW", "SPL")),
-    "zero-shot recognition": Measure("zero_shot", ("top1",)),
-    "zero-shot retrieval": Measure("retrieval", ("t2v_r1", "v2t_r1")),
-    "zero-shot multiple choice": Measure("multiple_choice", ("accuracy",)),
-    "open set": Measure("open_set", ("evidential.auroc_binary", "evidential.top1")),
-    "Ego4D": Measure(),
-    "pretraining": Measure(),
+METRICS_OF_TASK: dict[str, Metrics] = {
+    "recognition": Metrics("recognition", ("top1",)),
+    "temporal localization": Metrics("temporal_localization", ("mean_mAP",)),
+    "spatio-temporal localization": Metrics("spatio_temporal_localization", ("frame_mAP@0.5",)),
+    "retrieval": Metrics("retrieval", ("t2v_r1", "v2t_r1")),
+    "question answering": Metrics("question_answering", ("accuracy",)),
+    "navigation": Metrics("navigation", ("NE_m", "PL_m", "SR", "nDTW", "SPL")),
+    "zero-shot recognition": Metrics("zero_shot", ("top1",)),
+    "zero-shot retrieval": Metrics("retrieval", ("t2v_r1", "v2t_r1")),
+    "zero-shot multiple choice": Metrics("multiple_choice", ("accuracy",)),
+    "open set": Metrics("open_set", ("evidential.auroc_binary", "evidential.top1")),
+    "Ego4D": Metrics(),
+    "pretraining": Metrics(),
 }
-"""Task of a benchmark -> how it is measured, unless `Benchmark.measured` is set (as for Ego4D)."""
+"""Task of a benchmark -> its metrics, unless `Benchmark.scored_by` is set (as for Ego4D)."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,11 @@ class Benchmark:
         task: a key of MEASURES.
         read: the reader of its annotation files.
         metric: the reported metric. paper: the paper's result, "" if it has none.
-        number: from 1 to 39 for the paper's benchmarks, 0 for other data sets.
+        paper_number: 1 to 39 for the benchmarks of the paper, 0 for other data sets.
         sizes: split -> official size in `unit`. tolerance: relative difference of a size that is not reported.
         unit: what a size counts: rows, distinct videos, questions.
         num_classes: number of classes, 0 without classes.
-        measured: how it is measured, if not as MEASURES[task].
+        scored_by: task and metrics, if not METRICS_OF_TASK[task].
     """
 
     title: str
@@ -83,17 +83,17 @@ class Benchmark:
     read: AnnotationParser
     metric: str
     paper: str = ""
-    number: int = 0
+    paper_number: int = 0
     sizes: Mapping[str, int] = field(default_factory=dict)
     unit: Unit = "clips"
     tolerance: float = 0.0
     num_classes: int = 0
-    measured: Measure | None = None
+    scored_by: Metrics | None = None
 
     @property
-    def measure(self) -> Measure:
+    def measure(self) -> Metrics:
         """How it is measured; `evaluation` is "" for pretraining data."""
-        return self.measured or MEASURES[self.task]
+        return self.scored_by or METRICS_OF_TASK[self.task]
 
     def count(self, rows: Sequence[Sample]) -> int:
         """Count rows in the benchmark's unit."""
@@ -272,29 +272,29 @@ BENCHMARKS: dict[str, Benchmark] = {
     "ucf101_mit": Benchmark(
         "UCF101, unknown Moments in Time 2", "open set", clip_sets.read_open_moments, "AUC", "91.85", 34,
         {"train": 9_537, "test": 3_783, "unknown": 30_500}, num_classes=101,
-        measured=Measure("open_set", ("evidential.auroc_binary",)),
+        scored_by=Metrics("open_set", ("evidential.auroc_binary",)),
     ),
     "ego4d_mq": Benchmark(
         "Ego4D moments", "Ego4D", ego4d.read_moments, "average mAP, R@1x at .5", "fig. 1", 35, num_classes=110,
-        measured=Measure("temporal_localization", ("mean_mAP", "recall_1x")),
+        scored_by=Metrics("temporal_localization", ("mean_mAP", "recall_1x")),
     ),
     "ego4d_nlq": Benchmark(
         "Ego4D language queries", "Ego4D", ego4d.read_queries, "R@1, R@5 at IoU .3, .5", "fig. 1", 36,
         _sizes(11_300, 3_900, 4_000), tolerance=0.05,
-        measured=Measure("grounding", tuple(f"R{count}@{overlap}" for count in (1, 5) for overlap in (0.3, 0.5))),
+        scored_by=Metrics("grounding", tuple(f"R{count}@{overlap}" for count in (1, 5) for overlap in (0.3, 0.5))),
     ),
     "ego4d_sta": Benchmark(
         "Ego4D short-term anticipation", "Ego4D", ego4d.read_anticipation, "top-5 mAP", "fig. 1", 37,
         _sizes(27_800, 17_200, 19_900), tolerance=0.02, num_classes=87,
-        measured=Measure("anticipation", tuple(f"top5_mAP_{of}" for of in ("noun", "noun_verb", "noun_time", "all"))),
+        scored_by=Metrics("anticipation", tuple(f"top5_mAP_{of}" for of in ("noun", "noun_verb", "noun_time", "all"))),
     ),
     "ego4d_fhp": Benchmark(
         "Ego4D future hands", "Ego4D", ego4d.read_hands, "displacement in pixels", "fig. 1", 38,
-        measured=Measure("future_hands", tuple(f"{h}_{w}_px" for w in ("mean", "contact") for h in ("left", "right"))),
+        scored_by=Metrics("future_hands", tuple(f"{h}_{w}_px" for w in ("mean", "contact") for h in ("left", "right"))),
     ),
     "ego4d_scod": Benchmark(
         "Ego4D state-change objects", "Ego4D", ego4d_objects.read_state_change, "COCO AP", "fig. 1", 39, num_classes=1,
-        measured=Measure("state_change", ("AP", "AP50", "AP75")),
+        scored_by=Metrics("state_change", ("AP", "AP50", "AP75")),
     ),
     "zero_shot_k400": Benchmark(
         "Kinetics-400 test list", "zero-shot recognition", kinetics.read_zero_shot, "top-1", "64.25",
@@ -303,7 +303,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "kinetics710": Benchmark(
         "Kinetics-710", "pretraining", kinetics.read_710, "top-1",
         sizes={"train": 658_000, "val": 67_000}, tolerance=0.02, num_classes=710,
-        measured=MEASURES["recognition"],
+        scored_by=METRICS_OF_TASK["recognition"],
     ),
     "unlabeled_hybrid": Benchmark(
         "UnlabeledHybrid", "pretraining", hybrid.read_hybrid, "", sizes={"train": 1_348_000}, tolerance=0.02,
@@ -322,7 +322,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "tgif_choice": Benchmark(
         "TGIF-QA action, transition", "question answering", questions.read_tgif_choice, "accuracy of 5",
-        measured=MEASURES["zero-shot multiple choice"],
+        scored_by=METRICS_OF_TASK["zero-shot multiple choice"],
     ),
     "hacs_clips": Benchmark("HACS Clips 1.1", "recognition", activitynet.read_hacs_clips, "top-1", num_classes=200),
 }  # fmt: skip

@@ -1,7 +1,7 @@
 """Match the classes of a data set to those of a model, such as Kinetics-400 to Kinetics-710 (run_class_finetuning.py).
 
-A class matches the identical name, else the only name with the same letters and digits (the rule by which Kinetics-710
-was merged), else the entry of a map file. Nothing is guessed: every class must match, each to a different one.
+A class in the map file matches its entry. Any other class matches the identical name, or else the only name with the
+same letters and digits (as in the merging of Kinetics-710). All classes must match, each a different one.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from internvideo.data.sample import did_you_mean
 from internvideo.datasets.reading import numbered_lines
 from internvideo.errors import ManifestError
 
-SHOWN = 5
-Named = str | int
+NUM_EXAMPLES = 5
+NameOrIndex = str | int
 
 
 @dataclass(frozen=True)
@@ -26,26 +26,26 @@ class ClassMatch:
     """The result of `match_classes`.
 
     Attributes:
-        rows: index into the known classes, one per wanted class, all different.
-        known: number of known classes.
-        respelled: (wanted, known) names that match by letters and digits only.
-        mapped: number of classes matched by the map file. map_sha256: hash of that file, "" without one.
+        rows: for each wanted class the index of a known class, all different.
+        num_known: number of known classes.
+        respelled: (wanted, known) names that are equal only in letters and digits.
+        num_mapped: number of classes matched by the map file. map_sha256: hash of that file, "" without one.
     """
 
     rows: tuple[int, ...]
-    known: int
+    num_known: int
     respelled: tuple[tuple[str, str], ...] = ()
-    mapped: int = 0
+    num_mapped: int = 0
     map_sha256: str = ""
 
     @property
-    def about(self) -> str:
+    def description(self) -> str:
         """One line that describes the match."""
-        parts = [f"{len(self.rows)} of {self.known} classes by name"]
-        parts += [f"{self.mapped} of them by the map file {self.map_sha256[:16]}"] if self.map_sha256 else []
+        parts = [f"{len(self.rows)} of {self.num_known} classes by name"]
+        parts += [f"{self.num_mapped} of them by the map file {self.map_sha256[:16]}"] if self.map_sha256 else []
         if self.respelled:
-            shown = ", ".join(f"'{wanted}' is '{known}'" for wanted, known in self.respelled[:SHOWN])
-            more = f" and {len(self.respelled) - SHOWN} more" if len(self.respelled) > SHOWN else ""
+            shown = ", ".join(f"'{wanted}' is '{known}'" for wanted, known in self.respelled[:NUM_EXAMPLES])
+            more = f" and {len(self.respelled) - NUM_EXAMPLES} more" if len(self.respelled) > NUM_EXAMPLES else ""
             parts.append(f"{len(self.respelled)} spelled differently ({shown}{more})")
         return ", ".join(parts)
 
@@ -55,7 +55,7 @@ def same_name(name: str) -> str:
     return re.sub(r"[\W_]+", " ", name.lower()).strip()
 
 
-def only_count(names: Sequence[str]) -> bool:
+def are_indices(names: Sequence[str]) -> bool:
     """Return whether the class names are only "0", "1", "2", ..., as for data sets whose labels are numbers."""
     return list(names) == [str(index) for index in range(len(names))]
 
@@ -92,8 +92,8 @@ def match_classes(
         else:
             unmatched.append(name)
     if unmatched:
-        shown = ", ".join(f"'{name}'{did_you_mean(name, known)}" for name in unmatched[:SHOWN])
-        more = f" and {len(unmatched) - SHOWN} more" if len(unmatched) > SHOWN else ""
+        shown = ", ".join(f"'{name}'{did_you_mean(name, known)}" for name in unmatched[:NUM_EXAMPLES])
+        more = f" and {len(unmatched) - NUM_EXAMPLES} more" if len(unmatched) > NUM_EXAMPLES else ""
         found = f"{len(unmatched)} of {len(wanted)} classes are not among the model's {len(known)}: {shown}{more}"
         raise ManifestError(where, found, "", "give a class map that names them")
     _check_different(wanted, known, rows, where)
@@ -113,17 +113,17 @@ def _read_map(path: Path, wanted: Sequence[str], known: Sequence[str]) -> dict[i
     """Read a class map as index into `wanted` -> index into `known`."""
     pairs = _json_pairs(path) if path.suffix == ".json" else _text_pairs(path)
     mapped: dict[int, int] = {}
-    for where, one, other in pairs:
-        if path.suffix == ".json" and isinstance(one, str) and one not in wanted and one.isdecimal():
-            one = int(one)  # keys of JSON are strings
-        index = _index(one, wanted, f"{where} class", "of the manifest")
+    for where, class_, known_class in pairs:
+        if path.suffix == ".json" and isinstance(class_, str) and class_ not in wanted and class_.isdecimal():
+            class_ = int(class_)  # keys of JSON are strings
+        index = _index_of(class_, wanted, f"{where} class", "of the manifest")
         if index in mapped:
-            raise ManifestError(f"{where} class", f"'{one}' a second time", "each class once")
-        mapped[index] = _index(other, known, f"{where} known class", "of the model")
+            raise ManifestError(f"{where} class", f"'{class_}' a second time", "each class once")
+        mapped[index] = _index_of(known_class, known, f"{where} known class", "of the model")
     return mapped
 
 
-def _json_pairs(path: Path) -> list[tuple[str, Named, Named]]:
+def _json_pairs(path: Path) -> list[tuple[str, NameOrIndex, NameOrIndex]]:
     try:
         tree = untrusted.read_json(path)
     except (OSError, ValueError) as error:
@@ -132,14 +132,14 @@ def _json_pairs(path: Path) -> list[tuple[str, Named, Named]]:
         tree = dict(enumerate(tree))
     if not isinstance(tree, dict) or not tree:
         raise ManifestError(path, "holds no class map", "{class: known class} or a list of known classes")
-    for one, other in tree.items():
-        if isinstance(other, bool) or not isinstance(other, str | int):
-            raise ManifestError(f"{path} '{one}'", f"found {other!r}", "a class name or its index")
-    return [(f"{path} '{one}'", one, other) for one, other in tree.items()]
+    for class_, known_class in tree.items():
+        if isinstance(known_class, bool) or not isinstance(known_class, str | int):
+            raise ManifestError(f"{path} '{class_}'", f"found {known_class!r}", "a class name or its index")
+    return [(f"{path} '{class_}'", class_, known_class) for class_, known_class in tree.items()]
 
 
-def _text_pairs(path: Path) -> list[tuple[str, Named, Named]]:
-    pairs: list[tuple[str, Named, Named]] = []
+def _text_pairs(path: Path) -> list[tuple[str, NameOrIndex, NameOrIndex]]:
+    pairs: list[tuple[str, NameOrIndex, NameOrIndex]] = []
     for where, text in numbered_lines(path):
         parts = text.split("\t")
         if len(parts) != 2:
@@ -148,12 +148,14 @@ def _text_pairs(path: Path) -> list[tuple[str, Named, Named]]:
     return pairs
 
 
-def _index(name: Named, names: Sequence[str], where: str, of: str) -> int:
+def _index_of(name: NameOrIndex, names: Sequence[str], where: str, whose: str) -> int:
     """Return the index of a class given by name or by index. Raises ManifestError: there is no such class."""
     if isinstance(name, int):
         if 0 <= name < len(names):
             return name
-        raise ManifestError(where, f"class {name}", f"0 to {len(names) - 1}, the classes {of}")
+        raise ManifestError(where, f"class {name}", f"0 to {len(names) - 1}, the classes {whose}")
     if name in names:
         return names.index(name)
-    raise ManifestError(where, f"unknown class '{name}'{did_you_mean(name, names)}", f"the {len(names)} classes {of}")
+    raise ManifestError(
+        where, f"unknown class '{name}'{did_you_mean(name, names)}", f"the {len(names)} classes {whose}"
+    )

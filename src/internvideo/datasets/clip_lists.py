@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from internvideo.data.sample import Sample
-from internvideo.datasets.annotations import Annotations, ClassList, numbers_as_names, read_names
-from internvideo.datasets.reading import AnnotationSource, numbered_lines, split_of
+from internvideo.datasets.annotations import Annotations, ClassList, index_names, read_names
+from internvideo.datasets.reading import AnnotationSource, numbered_lines, split_in_name
 from internvideo.errors import ManifestError
 
 _LINE = re.compile(r"(?P<path>.+?)(?:\s*,\s*|\s+)(?P<label>[+-]?\w+)$")
@@ -26,29 +26,31 @@ def list_lines(path: Path, classes: ClassList) -> Iterable[tuple[str, str, int]]
         yield where, match["path"].strip("\"'"), classes.check_index(int(match["label"]), where)
 
 
-def read_lists(source: AnnotationSource, files: Iterable[Path], count: int, *, one: str | None = None) -> Annotations:
-    """Read one list per split; the file's name contains the split.
+def read_lists(
+    source: AnnotationSource, files: Iterable[Path], num_classes: int, *, default_split: str | None = None
+) -> Annotations:
+    """Read one list per split; the name of a list contains the split.
 
     Args:
-        source: is searched for a file of class names.
-        files: the lists. count: number of classes. one: the split of a list whose name contains none.
+        source: searched for a file of class names.
+        files: the lists. num_classes: number of classes. default_split: split of a list whose name contains none.
 
     Raises ManifestError: a malformed line, an unknown class, a duplicate path in a split, a list without a split.
     """
-    names = names_beside(source)
-    classes, annotations, labels = ClassList(names, max(count, len(names))), Annotations(), {-1}
+    names = read_label_map_names(source)
+    classes, annotations, labels = ClassList(names, max(num_classes, len(names))), Annotations(), {-1}
     for path in files:
-        split = split_of(path) or one
+        split = split_in_name(path) or default_split
         if split is None:
             raise ManifestError(path, "the name of the list contains no split", "train, val or test in the name")
         for where, video, label in list_lines(path, classes):
             labels.add(label)
             annotations.add(split, Sample(id=video, path=video, label=label, split=split), where, video)
-    annotations.classes = names if len(names) > max(labels) else numbers_as_names(max(count, max(labels) + 1))
+    annotations.classes = names if len(names) > max(labels) else index_names(max(num_classes, max(labels) + 1))
     return annotations
 
 
-def names_beside(source: AnnotationSource) -> tuple[str, ...]:
+def read_label_map_names(source: AnnotationSource) -> tuple[str, ...]:
     """Read the class names of a label map among the files; () if there is none. Raises ManifestError."""
     files = source.find(_LABEL_MAP)
     if not files:
@@ -59,5 +61,5 @@ def names_beside(source: AnnotationSource) -> tuple[str, ...]:
         return names
     pairs = sorted((int(pair[2]), pair[1]) for pair in numbered if pair)
     if [number for number, _ in pairs] != list(range(len(pairs))):
-        raise ManifestError(files[0], "the numbers of the classes have gaps", "0, 1, 2, ...")
+        raise ManifestError(files[0], "the indices of the classes have gaps", "0, 1, 2, ...")
     return tuple(name for _, name in pairs)

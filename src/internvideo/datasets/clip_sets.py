@@ -10,8 +10,8 @@ from pydantic import NonNegativeInt
 
 from internvideo.data.sample import Sample
 from internvideo.datasets.annotations import Annotations, ClassList
-from internvideo.datasets.clip_lists import names_beside, read_lists
-from internvideo.datasets.reading import AnnotationSource, Name, Record, csv_records, numbered_lines, split_of
+from internvideo.datasets.clip_lists import read_label_map_names, read_lists
+from internvideo.datasets.reading import AnnotationSource, Name, Record, csv_records, numbered_lines, split_in_name
 from internvideo.errors import ManifestError
 
 _HMDB = re.compile(r"^(?P<label>.+)_test_split(?P<split>\d+)\.txt$")
@@ -69,7 +69,7 @@ def read_ucf101(source: AnnotationSource) -> Annotations:
     files = _numbered(source, _UCF)
     if not files:
         return _lists(source, 101, "classInd.txt, trainlist01.txt and testlist01.txt")
-    names = _ucf_names(source.one(r"/classInd\.txt$", "classInd.txt"))
+    names = _ucf_names(source.find_one(r"/classInd\.txt$", "classInd.txt"))
     annotations, known = Annotations(names), ClassList(names)
     for path, match in files:
         part = match["part"].lower()
@@ -106,7 +106,7 @@ def read_moments(source: AnnotationSource) -> Annotations:
     files = source.find(r"(training|validation)Set\.csv$")
     if not files:
         return _lists(source, 305, "validationSet.csv and moments_categories.txt")
-    names = names_beside(source)
+    names = read_label_map_names(source)
     annotations, known = Annotations(), ClassList(names, len(names) or 305)
     for path in files:
         split = "train" if "training" in path.name.lower() else "val"
@@ -120,7 +120,7 @@ def read_moments(source: AnnotationSource) -> Annotations:
 
 
 def _lists(source: AnnotationSource, count: int, expected: str) -> Annotations:
-    files = [path for path in source.find(r"\.(csv|txt|list)$") if split_of(path)]
+    files = [path for path in source.find(r"\.(csv|txt|list)$") if split_in_name(path)]
     found, expected = "no annotation file of this benchmark", f"{expected}, or lists of 'path label'"
     return read_lists(source, files, count).ensure_rows(source.path, found, expected)
 
@@ -142,7 +142,7 @@ def _open_set(
 
     Rows of unknown classes have no label but the attributes "known", always "no", and "class".
     """
-    known, unknown = source.below(r"ucf-?101"), source.below(folder)
+    known, unknown = source.subfolder(r"ucf-?101"), source.subfolder(folder)
     if known is None or unknown is None:
         found = "no folder of the known classes" if known is None else "no folder of the unknown classes"
         raise ManifestError(source.path, found, f"a folder ucf101 and a folder like {folder.strip('?')}")

@@ -15,13 +15,13 @@ from pydantic import Field, NonNegativeFloat
 
 from internvideo.data.sample import Sample
 from internvideo.datasets.annotations import Annotations
-from internvideo.datasets.reading import AnnotationSource, Name, Record, csv_records, read_json, split_of
+from internvideo.datasets.reading import AnnotationSource, Name, Record, csv_records, read_json, split_in_name
 from internvideo.errors import ManifestError
 
 DURATION = re.compile(r"PT(?:(?P<hours>\d+)H)?(?:(?P<minutes>\d+)M)?(?:(?P<seconds>\d+(?:\.\d+)?)S)?")
 """ISO 8601 duration as in WebVid: PT00H00M17S."""
 MIN_CAPTION_SECONDS = 2.0
-"""Shorter captions of HowTo100M are left out."""
+"""Minimum duration of a caption of HowTo100M; shorter ones are skipped."""
 
 
 class _WebVid(Record):
@@ -40,25 +40,25 @@ def read_webvid(source: AnnotationSource) -> Annotations:
     Raises ManifestError: no such file, a malformed row, a duplicate video in a split.
     """
     annotations = Annotations()
-    blank = 0
+    num_blank = 0
     files = [path for path in source.files if path.suffix == ".csv"]
     for path in files:
-        split = split_of(path) or "train"
+        split = split_in_name(path) or "train"
         for where, row in csv_records(path, _WebVid):
             if not row.name.strip():
-                blank += 1
+                num_blank += 1
                 continue
-            attributes = {"duration": f"{seconds_of(row.duration):g}"} | ({"url": row.url} if row.url else {})
+            attributes = {"duration": f"{parse_duration(row.duration):g}"} | ({"url": row.url} if row.url else {})
             folder = f"{row.page_dir.strip('/')}/" if row.page_dir.strip("/") else ""
             sample = Sample(id=row.videoid, path=f"{folder}{row.videoid}.mp4", captions=(row.name.strip(),),
                             split=split, attributes=attributes)  # fmt: skip
             annotations.add(split, sample, where, f"{folder}{row.videoid}", row.videoid)
-    annotations.note(blank, "rows without a caption were left out")
+    annotations.note(num_blank, "rows without a caption were left out")
     expected = "results_2M_train.csv and the like"
     return annotations.ensure_rows(source.path, "no row of WebVid with a caption", expected)
 
 
-def seconds_of(duration: str) -> float:
+def parse_duration(duration: str) -> float:
     """Convert an ISO 8601 duration of hours, minutes and seconds to seconds. Raises ValueError."""
     match = DURATION.fullmatch(duration)
     if match is None:
@@ -92,24 +92,24 @@ def read_howto100m(source: AnnotationSource) -> Annotations:
     Raises ManifestError: no such file, lists of different lengths, a malformed row.
     """
     annotations = Annotations()
-    videos_file = source.one(r"/howto100m[^/]*\.csv$", "HowTo100M_v1.csv")
-    caption_file = source.maybe(r"/(raw_)?captions?\.json$")
+    videos_file = source.find_one(r"/howto100m[^/]*\.csv$", "HowTo100M_v1.csv")
+    caption_file = source.find_optional(r"/(raw_)?captions?\.json$")
     captions = read_json(caption_file, dict[str, _Captions]) if caption_file else {}
     caption_files = {} if caption_file else {path.stem: path for path in source.files if path != videos_file}
-    num_skipped = num_without = 0
-    known: set[str] = set()
+    num_skipped = num_without_captions = 0
+    video_ids: set[str] = set()
     for where, video in csv_records(videos_file, _Video):
-        if video.video_id in known:
+        if video.video_id in video_ids:
             raise ManifestError(f"{where} video_id", f"'{video.video_id}' again", "each video once")
-        known.add(video.video_id)
-        listed = captions.get(video.video_id)
+        video_ids.add(video.video_id)
+        video_entry = captions.get(video.video_id)
         file = caption_files.get(video.video_id)
         video_captions: list[_Caption] = []
-        if listed and caption_file:
-            video_captions = list(_listed(listed, caption_file, video.video_id))
+        if video_entry and caption_file:
+            video_captions = list(_captions_of(video_entry, caption_file, video.video_id))
         elif file:
-            video_captions = list(_single(file))
-        num_without += not video_captions
+            video_captions = list(_captions_in_file(file))
+        num_without_captions += not video_captions
         for number, caption in enumerate(video_captions):
             if not caption.text.strip() or caption.end - caption.start < MIN_CAPTION_SECONDS:
                 num_skipped += 1
@@ -120,12 +120,12 @@ def read_howto100m(source: AnnotationSource) -> Annotations:
             )  # fmt: skip
             annotations.add("train", sample, where)
     annotations.note(num_skipped, f"captions without text or shorter than {MIN_CAPTION_SECONDS:g} s were left out")
-    annotations.note(num_without, "videos without captions were left out")
+    annotations.note(num_without_captions, "videos without captions were left out")
     expected = "caption.json, or VIDEO.csv for each video"
     return annotations.ensure_rows(source.path, "no caption of any video", expected)
 
 
-def _listed(captions: _Captions, path: Path, video: str) -> Iterator[_Caption]:
+def _captions_of(captions: _Captions, path: Path, video: str) -> Iterator[_Caption]:
     if not len(captions.start) == len(captions.end) == len(captions.text):
         lengths = f"{len(captions.start)} starts, {len(captions.end)} ends, {len(captions.text)} texts"
         raise ManifestError(path, f"video '{video}' has {lengths}", "as many of each")
@@ -133,8 +133,8 @@ def _listed(captions: _Captions, path: Path, video: str) -> Iterator[_Caption]:
         yield _Caption(start=start, end=end, text=text)
 
 
-def _single(path: Path) -> Iterator[_Caption]:
+def _captions_in_file(path: Path) -> Iterator[_Caption]:
     if path.suffix == ".csv":
         yield from (row for _, row in csv_records(path, _Caption))
     else:
-        yield from _listed(read_json(path, _Captions), path, path.stem)
+        yield from _captions_of(read_json(path, _Captions), path, path.stem)

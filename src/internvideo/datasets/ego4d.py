@@ -2,7 +2,8 @@
 
 The fifth track, state-change objects, is in ego4d_objects.py.
 
-Clips are files CLIP_UID.mp4, whose times and frames start at 0. The split is part of the annotation file's name.
+Ego4D cuts its videos to "clips", files CLIP_UID.mp4 whose times and frames start at 0. The name of an annotation file
+contains the split.
 """
 
 from __future__ import annotations
@@ -16,7 +17,15 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
 from internvideo.data.sample import Box, Sample, Segment
 from internvideo.datasets.annotations import Annotations, ClassList, InvalidRows
-from internvideo.datasets.reading import SHORTEST_SECONDS, AnnotationSource, Name, Record, Spot, read_json, split_of
+from internvideo.datasets.reading import (
+    MIN_SEGMENT_SECONDS,
+    AnnotationSource,
+    JsonLocation,
+    Name,
+    Record,
+    read_json,
+    split_in_name,
+)
 from internvideo.errors import ManifestError
 
 HAND_FRAMES = ("pre_45", "pre_30", "pre_15", "pre_frame", "contact_frame")
@@ -128,7 +137,7 @@ def annotation_files(source: AnnotationSource, pattern: str, expected: str) -> I
     if not files:
         raise ManifestError(source.path, "no annotation file of this track", expected)
     for path in files:
-        yield path, split_of(path) or "test"
+        yield path, split_in_name(path) or "test"
 
 
 def _clips(path: Path) -> Iterator[tuple[_Video, _Clip, tuple[str | int, ...]]]:
@@ -142,36 +151,36 @@ def read_moments(source: AnnotationSource) -> Annotations:
 
     Raises ManifestError: no such file, a malformed entry, mostly reversed moments, a duplicate clip.
     """
-    annotations, known, left_out = Annotations(), ClassList((), 110), 0
+    annotations, known, num_dropped = Annotations(), ClassList((), 110), 0
     invalid = InvalidRows("labels")
     for path, split in annotation_files(source, r"moments[^/]*\.json$", "moments_train.json, moments_val.json"):
-        for video, clip, place in _clips(path):
+        for video, clip, location in _clips(path):
             segments = []
             for k, annotator in enumerate(clip.annotations):
                 for n, moment in enumerate(annotator.labels):
-                    where = Spot(path, (*place, "annotations", k, "labels", n))
-                    if invalid.skip(*_reversed(where.at("end_time"), moment.start, moment.end)):
+                    where = JsonLocation(path, (*location, "annotations", k, "labels", n))
+                    if invalid.skip(*_reversed_segment(where.at("end_time"), moment.start, moment.end)):
                         continue
-                    if not moment.primary or moment.end - moment.start < SHORTEST_SECONDS:
-                        left_out += 1
+                    if not moment.primary or moment.end - moment.start < MIN_SEGMENT_SECONDS:
+                        num_dropped += 1
                         continue
                     label = known.index_of(moment.label, where)
                     segments.append(Segment(start=moment.start, end=moment.end, label=label))
             sample = clip_row(clip.clip_uid, clip.clip_uid, split, video.video_uid, segments=tuple(segments))
-            annotations.add(split, sample, Spot(path, place), clip.clip_uid)
-    annotations.note(left_out, "labels that are not primary or have no duration left out")
+            annotations.add(split, sample, JsonLocation(path, location), clip.clip_uid)
+    annotations.note(num_dropped, "labels that are not primary or have no duration left out")
     known.finish(annotations)
     invalid.finish(annotations)
     return annotations
 
 
-def _reversed(where: Spot, start: float, end: float) -> tuple[bool, Spot, str, str]:
+def _reversed_segment(where: JsonLocation, start: float, end: float) -> tuple[bool, JsonLocation, str, str]:
     """Return the arguments of `InvalidRows.skip` for a segment: invalid if it ends before it starts."""
     return end < start, where, f"{end:g} before the start {start:g}", "start before end"
 
 
 def clip_row(name: str, clip: str, split: str, video: str, **fields: Any) -> Sample:
-    """Make a row for the file of a clip; `fields` are further fields of the sample."""
+    """Return the row of the file of an Ego4D clip; `fields` are further fields of the sample."""
     return Sample(id=name, path=f"{clip}.mp4", group=video, split=split, **fields)
 
 
@@ -181,20 +190,20 @@ def read_queries(source: AnnotationSource) -> Annotations:
     Queries without text or with an answer of no duration are left out and counted; test queries have no answer.
     Raises ManifestError: no such file, a malformed entry, mostly reversed answers.
     """
-    annotations, left_out, invalid = Annotations(("answer",)), 0, InvalidRows("queries")
+    annotations, num_dropped, invalid = Annotations(("answer",)), 0, InvalidRows("queries")
     for path, split in annotation_files(source, r"nlq[^/]*\.json$", "nlq_train.json, nlq_val.json"):
-        for video, clip, place in _clips(path):
+        for video, clip, location in _clips(path):
             for k, annotator in enumerate(clip.annotations):
                 for n, query in enumerate(annotator.language_queries):
-                    where = Spot(path, (*place, "annotations", k, "language_queries", n))
+                    where = JsonLocation(path, (*location, "annotations", k, "language_queries", n))
                     answer: tuple[Segment, ...] = ()
                     if query.start is not None and query.end is not None:
-                        if invalid.skip(*_reversed(where.at("clip_end_sec"), query.start, query.end)):
+                        if invalid.skip(*_reversed_segment(where.at("clip_end_sec"), query.start, query.end)):
                             continue
-                        if query.end - query.start >= SHORTEST_SECONDS:
+                        if query.end - query.start >= MIN_SEGMENT_SECONDS:
                             answer = (Segment(start=query.start, end=query.end, label=0),)
                     if not (query.query or "").strip() or (not answer and query.end is not None):
-                        left_out += 1
+                        num_dropped += 1
                         continue
                     attributes = {"clip_uid": clip.clip_uid, "annotation_uid": annotator.annotation_uid}
                     attributes |= {"query_idx": str(n)} | ({"template": query.template} if query.template else {})
@@ -204,7 +213,7 @@ def read_queries(source: AnnotationSource) -> Annotations:
                     )  # fmt: skip
                     annotations.add(split, row, where, clip.clip_uid)
     invalid.finish(annotations)
-    annotations.note(left_out, "queries without text or whose answer has no duration left out")
+    annotations.note(num_dropped, "queries without text or whose answer has no duration left out")
     return annotations
 
 
@@ -218,7 +227,10 @@ def read_anticipation(source: AnnotationSource) -> Annotations:
     annotations = Annotations()
     for path, split in annotation_files(source, r"fho_sta[^/]*\.json$", "fho_sta_train.json, fho_sta_val.json"):
         content = read_json(path, _ShortTerm)
-        nouns, verbs = _named(path, "noun_categories", content.nouns), _named(path, "verb_categories", content.verbs)
+        nouns, verbs = (
+            _names_by_id(path, "noun_categories", content.nouns),
+            _names_by_id(path, "verb_categories", content.verbs),
+        )
         if annotations.classes not in ((), nouns):
             raise ManifestError(f"{path}:1 noun_categories", "other nouns than in the other files", "the same")
         if annotations.vocabularies.get("verbs", verbs) != verbs:
@@ -226,20 +238,20 @@ def read_anticipation(source: AnnotationSource) -> Annotations:
         annotations.classes, annotations.vocabularies["verbs"] = nouns, verbs
         for number, entry in enumerate(content.annotations):
             size = content.info.video_metadata.get(entry.video_id)
-            spot = Spot(path, ("annotations", number))
+            spot = JsonLocation(path, ("annotations", number))
             if size is None:
                 found = f"no size of video '{entry.video_id}'"
                 raise ManifestError(spot.at("video_id"), found, "one of info.video_metadata")
             seconds, limits = entry.clip_frame / size.fps, (len(nouns), len(verbs))
             boxes = tuple(
-                _object_box(thing, size, seconds, limits, spot.at("objects", n))
-                for n, thing in enumerate(entry.objects)
+                _box_of_object(item, size, seconds, limits, spot.at("objects", n))
+                for n, item in enumerate(entry.objects)
             )
             attributes = {
                 "uid": entry.uid, "frame": str(entry.clip_frame), "size": f"{size.width}x{size.height}",
                 "time": f"{seconds:.4f}",
-                "verbs": " ".join(str(thing.verb) for thing in entry.objects),
-                "times_to_contact": " ".join(f"{thing.time_to_contact:g}" for thing in entry.objects),
+                "verbs": " ".join(str(item.verb) for item in entry.objects),
+                "times_to_contact": " ".join(f"{item.time_to_contact:g}" for item in entry.objects),
             }  # fmt: skip
             attributes = {key: value for key, value in attributes.items() if value}
             row = clip_row(entry.uid, entry.clip_uid, split, entry.video_id, boxes=boxes, attributes=attributes)
@@ -247,25 +259,25 @@ def read_anticipation(source: AnnotationSource) -> Annotations:
     return annotations
 
 
-def _named(path: Path, field: str, categories: tuple[Category, ...]) -> tuple[str, ...]:
+def _names_by_id(path: Path, field: str, categories: tuple[Category, ...]) -> tuple[str, ...]:
     """Return category names in the order of their ids. Raises ManifestError: the ids are not 0, 1, 2, ..."""
     ordered = sorted(categories, key=lambda category: category.id)
     if [category.id for category in ordered] != list(range(len(ordered))):
-        raise ManifestError(Spot(path, (field,)), "the ids are not 0, 1, 2, ...", "each once")
+        raise ManifestError(JsonLocation(path, (field,)), "the ids are not 0, 1, 2, ...", "each once")
     return tuple(category.name for category in ordered)
 
 
-def _object_box(thing: _Object, size: _Size, seconds: float, limits: tuple[int, int], where: Spot) -> Box:
-    for kind, number, limit in (("noun", thing.noun, limits[0]), ("verb", thing.verb, limits[1])):
+def _box_of_object(item: _Object, size: _Size, seconds: float, limits: tuple[int, int], where: JsonLocation) -> Box:
+    for kind, number, limit in (("noun", item.noun, limits[0]), ("verb", item.verb, limits[1])):
         if number >= limit:
             raise ManifestError(where.at(f"{kind}_category_id"), f"unknown class {number}", f"0 to {limit - 1}")
-    x1, y1, x2, y2 = thing.box
+    x1, y1, x2, y2 = item.box
     corners = (x1 / size.width, y1 / size.height, x2 / size.width, y2 / size.height)
-    return box_inside(corners, seconds, thing.noun, where.at("box"))
+    return clamp_box(corners, seconds, item.noun, where.at("box"))
 
 
-def box_inside(corners: tuple[float, float, float, float], seconds: float, label: int, where: object) -> Box:
-    """Make a box from corners as fractions, clamped to the frame.
+def clamp_box(corners: tuple[float, float, float, float], seconds: float, label: int, where: object) -> Box:
+    """Return a box of corners as fractions, clamped to the frame.
 
     Raises ManifestError: a box without area, or more than 0.0005 (rounding error) outside the frame.
     """
@@ -291,7 +303,7 @@ def read_hands(source: AnnotationSource) -> Annotations:
     for path, split in annotation_files(source, r"fho_hands[^/]*\.json$", "fho_hands_train.json, fho_hands_val.json"):
         for i, clip in enumerate(read_json(path, _Hands).clips):
             for j, contact in enumerate(clip.frames):
-                where = Spot(path, ("clips", i, "frames", j))
+                where = JsonLocation(path, ("clips", i, "frames", j))
                 key_frames: dict[str, dict[str, object]] = {}
                 for name in HAND_FRAMES:
                     frame: _HandFrame | None = getattr(contact, name)

@@ -8,8 +8,8 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from internvideo.data.sample import Box, Sample
 from internvideo.datasets.annotations import Annotations, corners_of
-from internvideo.datasets.ego4d import Category, annotation_files, box_inside, clip_row
-from internvideo.datasets.reading import AnnotationSource, Name, Record, Spot, read_json
+from internvideo.datasets.ego4d import Category, annotation_files, clamp_box, clip_row
+from internvideo.datasets.reading import AnnotationSource, JsonLocation, Name, Record, read_json
 from internvideo.errors import ManifestError
 
 CHANGED = "object_of_change"
@@ -28,7 +28,7 @@ class _Corner(Record):
     height: float
 
 
-class _Thing(Record):
+class _ObjectBox(Record):
     object_type: Name
     noun: str | None = Field(None, alias="structured_noun")
     bbox: _Corner
@@ -39,7 +39,7 @@ class _Frame(Record):
     clip_frame_number: NonNegativeInt
     width: PositiveInt
     height: PositiveInt
-    things: tuple[_Thing, ...] = Field((), alias="bbox")
+    items: tuple[_ObjectBox, ...] = Field((), alias="bbox")
 
 
 class _Change(Record):
@@ -89,36 +89,36 @@ def read_changes(source: AnnotationSource) -> Annotations:
     names the object; "frame", "time" (s) and "size" refer to the clip.
     Raises ManifestError: no such file, a malformed entry, a box outside the frame.
     """
-    annotations, without = Annotations((CHANGED,)), 0
+    annotations, num_without_box = Annotations((CHANGED,)), 0
     for path, split in annotation_files(source, OFFICIAL, "fho_scod_train.json, fho_scod_val.json"):
         changes_per_clip: Counter[str] = Counter()
         for index, change in enumerate(read_json(path, _Changes).clips):
             for name in MOMENTS:
-                where, frame = Spot(path, ("clips", index, name)), getattr(change, name)
-                number = f"{change.clip_uid}_{changes_per_clip[change.clip_uid]}"
-                row = _key_frame(change, name, frame, number, split, where)
-                without += not row.boxes
+                where, frame = JsonLocation(path, ("clips", index, name)), getattr(change, name)
+                change_id = f"{change.clip_uid}_{changes_per_clip[change.clip_uid]}"
+                row = _key_frame(change, name, frame, change_id, split, where)
+                num_without_box += not row.boxes
                 annotations.add(split, row, where, change.clip_uid)
             changes_per_clip[change.clip_uid] += 1
-    annotations.note(without, "frames without a box of the object of change")
+    annotations.note(num_without_box, "frames without a box of the object of change")
     return annotations
 
 
-def _key_frame(change: _Change, name: str, frame: _Frame, number: str, split: str, where: Spot) -> Sample:
+def _key_frame(change: _Change, name: str, frame: _Frame, change_id: str, split: str, where: JsonLocation) -> Sample:
     seconds, boxes, nouns = frame.clip_frame_number / FRAME_RATE, [], []
-    for index, thing in enumerate(frame.things):
-        if thing.object_type == CHANGED:
-            box = thing.bbox
+    for index, item in enumerate(frame.items):
+        if item.object_type == CHANGED:
+            box = item.bbox
             corners = corners_of((box.x, box.y, box.width, box.height), (frame.width, frame.height))
-            boxes.append(box_inside(corners, seconds, 0, where.at("bbox", index, "bbox")))
-            nouns += [thing.noun] if thing.noun else []
+            boxes.append(clamp_box(corners, seconds, 0, where.at("bbox", index, "bbox")))
+            nouns += [item.noun] if item.noun else []
     moment = name.removesuffix("_frame")
     attributes = {
         "uid": f"{change.video_uid}/{frame.frame_number}", "moment": moment, "noun": ", ".join(dict.fromkeys(nouns)),
         "frame": str(frame.clip_frame_number), "time": f"{seconds:.4f}", "size": f"{frame.width}x{frame.height}",
     }  # fmt: skip
     attributes = {key: value for key, value in attributes.items() if value}
-    name = f"{number}_{moment}"
+    name = f"{change_id}_{moment}"
     return clip_row(name, change.clip_uid, split, change.video_uid, boxes=tuple(boxes), attributes=attributes)
 
 
@@ -132,23 +132,23 @@ def read_exported(source: AnnotationSource) -> Annotations:
     expected = "fho_scod_train.json, fho_scod_val.json or a COCO export train_coco.json"
     for path, split in annotation_files(source, EXPORTED, expected):
         content = read_json(path, _Coco)
-        index = {category.id: number for number, category in enumerate(content.categories)}
+        index = {category.id: change_id for change_id, category in enumerate(content.categories)}
         annotations.classes = tuple(category.name for category in content.categories)
         boxes: dict[int, list[Box]] = {image.id: [] for image in content.images}
         images = {image.id: image for image in content.images}
-        for number, box in enumerate(content.annotations):
-            where = Spot(path, ("annotations", number))
+        for change_id, box in enumerate(content.annotations):
+            where = JsonLocation(path, ("annotations", change_id))
             if box.image_id not in images:
                 raise ManifestError(where.at("image_id"), f"no image {box.image_id}", "one of images")
             if box.category_id not in index:
                 raise ManifestError(where.at("category_id"), f"unknown class {box.category_id}", "one of categories")
             image = images[box.image_id]
             corners = corners_of(box.bbox, (image.width, image.height))
-            boxes[image.id].append(box_inside(corners, 0.0, index[box.category_id], where.at("bbox")))
-        for number, image in enumerate(content.images):
+            boxes[image.id].append(clamp_box(corners, 0.0, index[box.category_id], where.at("bbox")))
+        for change_id, image in enumerate(content.images):
             sample = Sample(
                 id=str(image.id), path=image.file_name, boxes=tuple(boxes[image.id]), split=split,
                 attributes={"size": f"{image.width}x{image.height}"},
             )  # fmt: skip
-            annotations.add(split, sample, Spot(path, ("images", number)))
+            annotations.add(split, sample, JsonLocation(path, ("images", change_id)))
     return annotations

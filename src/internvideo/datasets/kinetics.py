@@ -16,7 +16,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt
 from internvideo.data.sample import Sample
 from internvideo.datasets.annotations import Annotations, ClassList, InvalidRows
 from internvideo.datasets.class_names import same_name
-from internvideo.datasets.clip_lists import names_beside, read_lists
+from internvideo.datasets.clip_lists import read_label_map_names, read_lists
 from internvideo.datasets.reading import (
     AnnotationSource,
     Name,
@@ -25,7 +25,7 @@ from internvideo.datasets.reading import (
     csv_records,
     header_of,
     read_json,
-    split_of,
+    split_in_name,
 )
 from internvideo.errors import ManifestError
 
@@ -42,36 +42,34 @@ class _Row(Record):
     split: SplitName | None = None
 
 
-def read(source: AnnotationSource, classes: int) -> Annotations:
-    """Read Kinetics with `classes` classes from csv files, or from lists if there is no csv file.
+def read(source: AnnotationSource, num_classes: int) -> Annotations:
+    """Read Kinetics with `num_classes` classes from csv files, or from lists if there is no csv file.
 
-    Lists beside csv files are skipped and noted.
+    If there are csv files, all lists are skipped and noted.
     Raises ManifestError: no annotation file, a malformed row, a duplicate clip in a split, an unknown class.
     """
     tables = source.find(r"\.(csv|txt|list)$")
-    official = [path for path in tables if "youtube_id" in header_of(path)]
-    annotations = _official(source, official, classes) if official else Annotations()
-    lists = [path for path in tables if path not in official and split_of(path)]
-    other_splits = [path for path in lists if split_of(path) not in annotations.splits]
-    annotations.notes += [
-        f"{path.name} skipped: a csv file has that split" for path in lists if path not in other_splits
-    ]
-    if official and other_splits:
-        names = ", ".join(path.name for path in other_splits)
-        annotations.notes.append(f"{names} skipped: give lists and csv files by themselves")
-    if not official:
+    csv_files = [path for path in tables if "youtube_id" in header_of(path)]
+    annotations = _read_csv(source, csv_files, num_classes) if csv_files else Annotations()
+    lists = [path for path in tables if path not in csv_files and split_in_name(path)]
+    same_split = [path for path in lists if split_in_name(path) in annotations.splits]
+    annotations.notes += [f"{path.name} skipped: a csv file has that split" for path in same_split]
+    if csv_files and len(same_split) < len(lists):
+        names = ", ".join(path.name for path in lists if path not in same_split)
+        annotations.notes.append(f"{names} skipped: give lists and csv files separately")
+    if not csv_files:
         if not lists:
             raise ManifestError(source.path, "no annotation file of Kinetics", EXPECTED)
-        splits = [split_of(path) for path in lists]
-        duplicate = next((path for path in lists if splits.count(split_of(path)) > 1), None)
+        splits = [split_in_name(path) for path in lists]
+        duplicate = next((path for path in lists if splits.count(split_in_name(path)) > 1), None)
         if duplicate is not None:
             hint = "give a folder without the other"
             raise ManifestError(duplicate, "a second list of the same split", "one list per split", hint)
-        annotations = read_lists(source, lists, classes)
+        annotations = read_lists(source, lists, num_classes)
     return annotations
 
 
-def _official(source: AnnotationSource, files: list[Path], count: int) -> Annotations:
+def _read_csv(source: AnnotationSource, files: list[Path], num_classes: int) -> Annotations:
     rows: list[tuple[str, str, _Row]] = []
     invalid = InvalidRows("clips")
     for path in files:
@@ -80,15 +78,17 @@ def _official(source: AnnotationSource, files: list[Path], count: int) -> Annota
             reversed_times = row.time_end <= row.time_start
             if invalid.skip(reversed_times, f"{where} time_end", times, "an end after time_start"):
                 continue
-            split = row.split or split_of(path)
+            split = row.split or split_in_name(path)
             if split is None:
                 raise ManifestError(f"{where} split", "missing", "train, val or test")
             rows.append((where, split, row))
-    # A class that the training set lacks is an error; without a training set the names of all rows are the classes.
+    # The classes are the names of the training set, if there is one, else of all rows; other names are an error.
     training_labels = {row.label for _, split, row in rows if split == "train" and row.label}
-    names = names_beside(source) or tuple(sorted(training_labels or {row.label for *_, row in rows if row.label}))
-    if len(names) > count:
-        raise ManifestError(files[0], f"{len(names)} class names in all", f"{count} classes")
+    names = read_label_map_names(source) or tuple(
+        sorted(training_labels or {row.label for *_, row in rows if row.label})
+    )
+    if len(names) > num_classes:
+        raise ManifestError(files[0], f"{len(names)} class names in all", f"{num_classes} classes")
     annotations, known = Annotations(names), ClassList(names)
     for where, split, row in rows:
         clip = f"{row.youtube_id}_{row.time_start:06.0f}_{row.time_end:06.0f}"
@@ -119,9 +119,9 @@ def read_zero_shot(source: AnnotationSource) -> Annotations:
 
     Raises ManifestError: as `read`, or no class names (needed for the prompts).
     """
-    if not names_beside(source):
+    if not read_label_map_names(source):
         raise ManifestError(source.path, "no class names", "a file kinetics_label_map.txt, one name per line")
-    return read_lists(source, [source.one(r"\.(list|csv)$", "k400_test_tsm.list")], 400, one="test")
+    return read_lists(source, [source.find_one(r"\.(list|csv)$", "k400_test_tsm.list")], 400, default_split="test")
 
 
 def read_710(source: AnnotationSource) -> Annotations:
@@ -129,13 +129,13 @@ def read_710(source: AnnotationSource) -> Annotations:
 
     Raises ManifestError: as `read`, or a label map with an unknown class.
     """
-    parts = {count: source.below(rf"(kinetics|k)[-_]?{count}") for count in _SETS}
-    given = {count: part for count, part in parts.items() if part is not None}
-    if len(given) == len(parts):
-        return merge({count: read(part, count) for count, part in given.items()}, _maps(source))
-    lists = [path for path in source.find(r"\.(csv|txt|list)$") if split_of(path)]
-    if given or not lists:
-        found = f"folders of {', '.join(map(str, given))} only" if given else "neither lists nor the folders to merge"
+    folders = {size: folder for size in _SETS if (folder := source.subfolder(rf"(kinetics|k)[-_]?{size}")) is not None}
+    if len(folders) == len(_SETS):
+        return merge({size: read(folder, size) for size, folder in folders.items()}, _read_label_maps(source))
+    lists = [path for path in source.find(r"\.(csv|txt|list)$") if split_in_name(path)]
+    if folders or not lists:
+        sizes = ", ".join(map(str, folders))
+        found = f"only folders of {sizes}" if folders else "neither lists nor the folders to merge"
         raise ManifestError(source.path, found, "kinetics400, kinetics600 and kinetics700, or lists of 'path label'")
     return read_lists(source, lists, 710)
 
@@ -143,59 +143,61 @@ def read_710(source: AnnotationSource) -> Annotations:
 _LabelMap = dict[NonNegativeInt, Annotated[int, Field(ge=0, lt=710)]]
 
 
-def _maps(source: AnnotationSource) -> dict[int, dict[int, int]]:
-    """Read the released label maps: N -> class of Kinetics-N -> class of Kinetics-710."""
-    paths = {count: source.maybe(rf"label_map_k{count}_to_710\.json$") for count in _SETS}
-    return {count: read_json(path, _LabelMap) for count, path in paths.items() if path is not None}
+def _read_label_maps(source: AnnotationSource) -> dict[int, dict[int, int]]:
+    """Read the released label maps: {N: {class of Kinetics-N: class of Kinetics-710}}."""
+    paths = {size: source.find_optional(rf"label_map_k{size}_to_710\.json$") for size in _SETS}
+    return {size: read_json(path, _LabelMap) for size, path in paths.items() if path is not None}
 
 
-def merge(parts: Mapping[int, Annotations], maps: Mapping[int, Mapping[int, int]] | None = None) -> Annotations:
+def merge(sets: Mapping[int, Annotations], maps: Mapping[int, Mapping[int, int]] | None = None) -> Annotations:
     """Merge three Kinetics sets into Kinetics-710: classes by name, without training clips of held-out videos.
 
     A clip is dropped if a larger set has its video in the same split; a training clip also if any of the three has its
     video in the validation or test set. `lists["dropped"]` has set, split, clip and reason.
 
     Args:
-        parts: number of classes -> annotations. maps: released label maps; unless all three are given, the classes are
-            the sorted union of the names.
+        sets: size (400, 600, 700) -> annotations. maps: released label maps, {size: {old class: new class}}; unless all
+            three are given, the classes are the sorted union of the names.
 
     Raises ManifestError: a class that a label map lacks.
     """
     annotations = Annotations()
-    label_maps = maps if maps and len(maps) == len(parts) else None
-    annotations.classes = _mapped_names(parts, label_maps) if label_maps else _union(parts)
+    label_maps = maps if maps and len(maps) == len(sets) else None
+    annotations.classes = _mapped_names(sets, label_maps) if label_maps else _union(sets)
     if label_maps is None:
-        count = len(annotations.classes)
-        annotations.notes.append(f"the classes are the {count} distinct names of the {len(parts)} sets, sorted")
-    index = {same_name(name): number for number, name in enumerate(annotations.classes)}
+        num_classes = len(annotations.classes)
+        annotations.notes.append(f"the classes are the {num_classes} distinct names of the {len(sets)} sets, sorted")
+    index_of = {same_name(name): index for index, name in enumerate(annotations.classes)}
     held_out = {
-        _video(row): f"{split} set of kinetics{count}"
-        for count, part in parts.items()
+        _video(row): f"{split} set of kinetics{size}"
+        for size, kinetics in sets.items()
         for split in ("test", "val")
-        for row in part.splits.get(split, ())
+        for row in kinetics.splits.get(split, ())
     }
     dropped: list[tuple[str, ...]] = []
     used: dict[tuple[str, str], str] = {}
-    for count in sorted(parts, reverse=True):
-        part = parts[count]
-        by_name = {old: index[same_name(name)] for old, name in enumerate(part.classes)} if not label_maps else {}
-        new_label = label_maps[count] if label_maps else by_name
+    for size in sorted(sets, reverse=True):
+        kinetics = sets[size]
+        by_name = (
+            {old: index_of[same_name(name)] for old, name in enumerate(kinetics.classes)} if not label_maps else {}
+        )
+        new_label = label_maps[size] if label_maps else by_name
         for split in ("train", "val"):
-            for row in part.splits.get(split, ()):
+            for row in kinetics.splits.get(split, ()):
                 reason = held_out.get(_video(row)) if split == "train" else None
                 reason = reason or used.get((split, _video(row)))
                 if reason:
-                    dropped.append((f"kinetics{count}", split, row.id, f"in the {reason}"))
+                    dropped.append((f"kinetics{size}", split, row.id, f"in the {reason}"))
                     continue
-                used[split, _video(row)] = f"{split} set of kinetics{count}"
+                used[split, _video(row)] = f"{split} set of kinetics{size}"
                 label = None if row.label is None else new_label[row.label]
-                path = f"k{count}/{row.path}"
-                copy = row.model_copy(update={"id": f"k{count}/{row.id}", "path": path, "label": label})
-                annotations.add(split, copy, f"kinetics{count}", path, *part.names.get(row.path, ()))
+                path = f"k{size}/{row.path}"
+                copy = row.model_copy(update={"id": f"k{size}/{row.id}", "path": path, "label": label})
+                annotations.add(split, copy, f"kinetics{size}", path, *kinetics.names.get(row.path, ()))
     annotations.lists["dropped"] = dropped
-    for split in ("val", "test"):
-        num_dropped = sum(f"in the {split}" in reason and part == "train" for _, part, _, reason in dropped)
-        annotations.note(num_dropped, f"training clips dropped because a {split} set has their video")
+    for held_out_split in ("val", "test"):
+        num_dropped = sum(f"in the {held_out_split}" in reason and split == "train" for _, split, _, reason in dropped)
+        annotations.note(num_dropped, f"training clips dropped because a {held_out_split} set has their video")
     num_dropped = sum("in the train" in reason for *_, reason in dropped)
     annotations.note(num_dropped, "training clips dropped that a larger set has")
     return annotations
@@ -206,20 +208,21 @@ def _video(row: Sample) -> str:
     return row.group or _TRIMMED.sub("", Path(row.path).stem)
 
 
-def _union(parts: Mapping[int, Annotations]) -> tuple[str, ...]:
-    spelled: dict[str, str] = {}
-    for count in sorted(parts, reverse=True):
-        for name in parts[count].classes:
-            spelled.setdefault(same_name(name), name)
-    return tuple(sorted(spelled.values()))
+def _union(sets: Mapping[int, Annotations]) -> tuple[str, ...]:
+    """Return the sorted names of all classes; spellings of one name count once, as in the largest set."""
+    spellings: dict[str, str] = {}
+    for size in sorted(sets, reverse=True):
+        for name in sets[size].classes:
+            spellings.setdefault(same_name(name), name)
+    return tuple(sorted(spellings.values()))
 
 
-def _mapped_names(parts: Mapping[int, Annotations], maps: Mapping[int, Mapping[int, int]]) -> tuple[str, ...]:
-    names = [f"class {number}" for number in range(710)]
-    for count in sorted(parts):  # the spelling of the largest set wins
-        for old, name in enumerate(parts[count].classes):
-            if old not in maps[count]:
-                file = f"label_map_k{count}_to_710.json"
+def _mapped_names(sets: Mapping[int, Annotations], maps: Mapping[int, Mapping[int, int]]) -> tuple[str, ...]:
+    names = [f"class {index}" for index in range(710)]
+    for size in sorted(sets):  # the spelling of the largest set is used
+        for old, name in enumerate(sets[size].classes):
+            if old not in maps[size]:
+                file = f"label_map_k{size}_to_710.json"
                 raise ManifestError(file, f"nothing for class {old} ({name})", "every class")
-            names[maps[count][old]] = name
+            names[maps[size][old]] = name
     return tuple(names)

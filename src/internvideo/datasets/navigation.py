@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat
 
 from internvideo.data.sample import Sample, Sentence
 from internvideo.datasets.annotations import Annotations
-from internvideo.datasets.reading import AnnotationSource, Name, Record, Spot, read_json
+from internvideo.datasets.reading import AnnotationSource, JsonLocation, Name, Record, read_json
 from internvideo.errors import ManifestError
 
 Point = tuple[float, float, float]
@@ -60,13 +60,13 @@ def read_r2r(source: AnnotationSource) -> Annotations:
     """
     annotations = Annotations()
     for split in SPLITS:
-        path = source.maybe(rf"/{split}\.json(\.gz)?$")
+        path = source.find_optional(rf"/{split}\.json(\.gz)?$")
         if path is None:
             continue
-        truth_path = source.maybe(rf"/{split}_gt\.json(\.gz)?$")
+        truth_path = source.find_optional(rf"/{split}_gt\.json(\.gz)?$")
         truth = read_json(truth_path, dict[str, _Truth]) if truth_path else {}
         for number, episode in enumerate(read_json(path, _File).episodes):
-            where = Spot(path, ("episodes", number, "episode_id"))
+            where = JsonLocation(path, ("episodes", number, "episode_id"))
             ground_truth = truth.get(str(episode.number))
             if truth and ground_truth is None:
                 raise ManifestError(where, f"no entry for {episode.number} in {split}_gt", "one for each episode")

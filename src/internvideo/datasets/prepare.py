@@ -19,7 +19,7 @@ from pathlib import Path
 from internvideo.data.lists import VIDEO_EXTENSIONS
 from internvideo.data.manifest import Manifest, write_manifest
 from internvideo.data.sample import Sample
-from internvideo.datasets.annotation_times import compare, moments, shifted
+from internvideo.datasets.annotation_times import compare, shift_times, start_times
 from internvideo.datasets.annotations import Annotations
 from internvideo.datasets.catalog import Benchmark, benchmark
 from internvideo.datasets.reading import AnnotationSource
@@ -33,7 +33,7 @@ _TRIMMED = re.compile(r"^(?P<video>.+)_(?P<start>\d{6})_(?P<end>\d{6})$")
 _OTHER_FILES = IMAGE_SUFFIXES | {".glb"}  # frames of detection, scenes of navigation
 MAX_PICKLE_BYTES = 1 << 30
 NUM_TIMES_CHECKED = 8
-"""Videos per split whose duration is compared with the annotations, unless all are checked."""
+"""Videos per split whose duration is compared with the annotations if `check_videos` is false."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class PreparedSplit:
 
     Attributes:
         manifest: file name of the manifest, "" if no video is present.
-        rows: number of annotated rows; counted: the same in the benchmark's unit.
+        rows: number of annotated rows. counted: their number in the unit of the benchmark (`Benchmark.count`).
         present, missing, unreadable: numbers of distinct videos.
         fingerprint: hash of all annotated rows and the class names; independent of paths.
         written: number of rows in the manifest.
@@ -70,8 +70,8 @@ class Prepared:
 
 
 @dataclass(frozen=True)
-class _Found:
-    """A video file or folder of frames, with its start and end (s) in the uploaded video."""
+class _VideoMatch:
+    """A video file, or a folder of frames if `frames`, with its start and end (s) in the uploaded video."""
 
     path: str
     start: float = 0.0
@@ -93,12 +93,12 @@ class VideoFolder:
             raise ManifestError(folder, "no such folder", "the folder of the videos")
         self.folder = folder.absolute()
         self._by_path: dict[str, str] = {}
-        self._by_stem: defaultdict[str, list[_Found]] = defaultdict(list)
-        self._by_download: defaultdict[str, list[_Found]] = defaultdict(list)
-        self._parts: defaultdict[str, list[_Found]] = defaultdict(list)
+        self._by_stem: defaultdict[str, list[_VideoMatch]] = defaultdict(list)
+        self._by_download: defaultdict[str, list[_VideoMatch]] = defaultdict(list)
+        self._trimmed_parts: defaultdict[str, list[_VideoMatch]] = defaultdict(list)
         self._duplicates: dict[str, str] = {}  # file that was used -> another one that matches
-        self._frames: defaultdict[str, list[_Found]] = defaultdict(list)
-        self.unfit: dict[str, str] = {}  # folder of images that is no video -> reason
+        self._frames: defaultdict[str, list[_VideoMatch]] = defaultdict(list)
+        self.invalid_frame_folders: dict[str, str] = {}  # folder of images that is no video -> reason
         for path, folders, names in os.walk(self.folder, followlinks=True):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             for name in sorted(names):
@@ -112,12 +112,14 @@ class VideoFolder:
         self._by_path[os.path.relpath(path, self.folder)] = path
         if extension.lower() in _OTHER_FILES:
             return
-        self._by_stem[stem].append(_Found(path))
-        for other in _downloaded(stem):
-            self._by_download[other].append(_Found(path))
-        for one in (stem, *_downloaded(stem)):
+        self._by_stem[stem].append(_VideoMatch(path))
+        for other in _ids_of_download(stem):
+            self._by_download[other].append(_VideoMatch(path))
+        for one in (stem, *_ids_of_download(stem)):
             if trimmed := _TRIMMED.match(one):
-                self._parts[trimmed["video"]].append(_Found(path, float(trimmed["start"]), float(trimmed["end"])))
+                self._trimmed_parts[trimmed["video"]].append(
+                    _VideoMatch(path, float(trimmed["start"]), float(trimmed["end"]))
+                )
 
     def _add_frame_folder(self, path: str, names: Sequence[str]) -> None:
         endings = {os.path.splitext(name)[1].lower() for name in names}
@@ -127,21 +129,20 @@ class VideoFolder:
         try:
             frame_names(path, names)
         except VideoError as error:
-            self.unfit[name] = error.found
+            self.invalid_frame_folders[name] = error.found
             return
-        self._frames[name].append(_Found(path, frames=True))
+        self._frames[name].append(_VideoMatch(path, frames=True))
         if trimmed := _TRIMMED.match(name):
             start, end = float(trimmed["start"]), float(trimmed["end"])
-            self._parts[trimmed["video"]].append(_Found(path, start, end, frames=True))
+            self._trimmed_parts[trimmed["video"]].append(_VideoMatch(path, start, end, frames=True))
 
-    def unfit_among(self, missing: Iterable[str]) -> list[str]:
+    def frame_folder_warnings(self, missing: Iterable[str]) -> list[str]:
         """Return a warning about missing videos for which there is a folder of images that is no video; [] if none."""
-        unfit = [name for name in map(_stem, missing) if name in self.unfit]
-        if not unfit:
-            return []
-        return [f"{len(unfit)} missing videos are folders of images; '{unfit[0]}' {self.unfit[unfit[0]]}"]
+        names = [name for name in map(_stem, missing) if name in self.invalid_frame_folders]
+        reason = self.invalid_frame_folders[names[0]] if names else ""
+        return [f"{len(names)} missing videos are folders of images; '{names[0]}' {reason}"] if names else []
 
-    def find(self, names: Iterable[str], seconds: float | None = None, *, parts: bool = True) -> _Found | None:
+    def find(self, names: Iterable[str], seconds: float | None = None, *, parts: bool = True) -> _VideoMatch | None:
         """Find a video by path, by name without extension, or as a trimmed part; None if there is none.
 
         File names of yt-dlp match too: `Title [ID].mkv`, and `ID.mp4.mkv` of merged formats. A folder of frames matches
@@ -153,7 +154,7 @@ class VideoFolder:
         candidates = [(name, *os.path.split(_without_extension(name))) for name in names]
         for name, _, _ in candidates:
             if name in self._by_path:
-                return _Found(self._by_path[name])
+                return _VideoMatch(self._by_path[name])
         for _, folder, stem in candidates:
             found = self._by_stem.get(stem) or self._by_download.get(stem) or self._frames.get(stem, [])
             if found:  # prefer the file in the named folder
@@ -163,7 +164,7 @@ class VideoFolder:
                     self._duplicates[first.path] = others[0].path
                 return first
         for _, _, stem in candidates if parts else ():
-            for part in self._parts.get(stem, ()):
+            for part in self._trimmed_parts.get(stem, ()):
                 if seconds is None or part.start <= seconds <= part.end:
                     return part
         return None
@@ -186,7 +187,7 @@ def _without_extension(name: str) -> str:
     return stem if extension.lower() in VIDEO_EXTENSIONS else name  # a dot may belong to the name
 
 
-def _downloaded(stem: str) -> list[str]:
+def _ids_of_download(stem: str) -> list[str]:
     """Return the video ids that yt-dlp may have downloaded to a file of this stem."""
     inner = _without_extension(stem)
     inner = re.sub(r"\.f\d+$", "", inner) if inner == stem else inner  # one format of several: ID.f137.mp4
@@ -231,26 +232,26 @@ def prepare(
     if offset and videos is None:
         raise ManifestError("offset", f"{offset:g} s without videos", "an offset together with the folder of videos")
     folder = None if videos is None else VideoFolder(videos)
-    rates = None if folder is None else _rates(folder, frame_rate)
+    rates = None if folder is None else _frame_rate_lookup(folder, frame_rate)
     source = AnnotationSource(annotations, unpickle=read_pickle, frame_rate=rates)
     parsed = entry.read(source)
     parsed.frame_rate = frame_rate or parsed.frame_rate or resolve_rate(None)
     report = Prepared(name, len(parsed.classes), notes=parsed.notes, warnings=entry.differences(parsed))
     missing: dict[str, None] = {}
-    broken: dict[str, str] = {}
-    checked: dict[str, _Checked] = {}
+    unreadable_reasons: dict[str, str] = {}
+    opened_videos: dict[str, _Opened] = {}
     outside: list[tuple[str, ...]] = []
     with folder_lock(output):
         for split, rows in parsed.splits.items():
-            located, missing_paths = _locate(rows, parsed, folder, offset)
+            located, missing_paths = _locate_videos(rows, parsed, folder, offset)
             missing |= dict.fromkeys(missing_paths)
             if folder is not None:
-                with_times = dict.fromkeys(row.path for row in located if moments(row))
+                with_times = dict.fromkeys(row.path for row in located if start_times(row))
                 to_check = [row.path for row in located] if check_videos else list(with_times)[:NUM_TIMES_CHECKED]
-                _check(to_check, checked, workers, parsed.frame_rate)
-            opened = {row.path: checked[row.path] for row in located if row.path in checked}
+                _open_missing(to_check, opened_videos, workers, parsed.frame_rate)
+            opened = {row.path: opened_videos[row.path] for row in located if row.path in opened_videos}
             unreadable = {path: one.reason for path, one in opened.items() if one.reason and check_videos}
-            broken |= unreadable
+            unreadable_reasons |= unreadable
             readable = [row for row in located if row.path not in unreadable]
             late_rows = compare(readable, {path: one.seconds for path, one in opened.items() if not one.reason})
             outside += [(split, name, f"{moment:g}", f"{seconds:.3f}") for name, moment, seconds in late_rows.rows]
@@ -265,17 +266,17 @@ def prepare(
                 file, len(rows), entry.count(rows), len({row.path for row in readable}), len(missing_paths),
                 len(unreadable), all_rows.fingerprint, len(readable),
             )  # fmt: skip
-            log(_line(split, report.splits[split], entry, folder is not None))
+            log(_summary_line(split, report.splits[split], entry, folder is not None))
         if folder is not None:
-            report.warnings += [*folder.duplicate_warnings(), *folder.unfit_among(missing)]
+            report.warnings += [*folder.duplicate_warnings(), *folder.frame_folder_warnings(missing)]
         parsed.lists["outside"] = outside
-        _write(output, report, parsed, list(missing), broken)
+        _write_report(output, report, parsed, list(missing), unreadable_reasons)
     for line in (*report.notes, *(f"warning: {warning}" for warning in report.warnings)):
         log(line)
     return report
 
 
-def _locate(
+def _locate_videos(
     rows: list[Sample], annotations: Annotations, folder: VideoFolder | None, offset: float
 ) -> tuple[list[Sample], list[str]]:
     """Return the rows whose video is present, with file paths and times relative to the file, and the missing paths."""
@@ -294,7 +295,9 @@ def _locate(
         if found.frames and annotations.frame_rate is None:
             expected = "--frame-rate, in frames per second"
             raise ManifestError(found.path, "a folder of frames of unknown frame rate", expected)
-        if (moved := shifted(_moved(row, found, annotations.frame_rate), 0.0 if found.start else offset)) is not None:
+        if (
+            moved := shift_times(_relocate(row, found, annotations.frame_rate), 0.0 if found.start else offset)
+        ) is not None:
             located.append(moved)
         else:
             early += 1
@@ -302,7 +305,7 @@ def _locate(
     return located, list(missing)
 
 
-def _moved(row: Sample, found: _Found, frame_rate: float | None) -> Sample:
+def _relocate(row: Sample, found: _VideoMatch, frame_rate: float | None) -> Sample:
     """Set the row's path to the file, and make its box times relative to the start of a trimmed file."""
     fields: dict[str, object] = {"path": found.path}
     if found.frames:
@@ -313,30 +316,32 @@ def _moved(row: Sample, found: _Found, frame_rate: float | None) -> Sample:
 
 
 @dataclass(frozen=True)
-class _Checked:
+class _Opened:
     """Why a video cannot be read ("" if it can), and its duration (s)."""
 
     reason: str = ""
     seconds: float = float("inf")
 
 
-def _check(paths: Iterable[str], checked: dict[str, _Checked], workers: int | None, frame_rate: float | None) -> None:
-    """Open the videos that are not in `checked` yet, and add the results to it."""
-    new_paths = [path for path in dict.fromkeys(paths) if path not in checked]
+def _open_missing(
+    paths: Iterable[str], opened_videos: dict[str, _Opened], workers: int | None, frame_rate: float | None
+) -> None:
+    """Open the videos that are not in `opened_videos` yet, and add the results to it."""
+    new_paths = [path for path in dict.fromkeys(paths) if path not in opened_videos]
     with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
-        checked |= zip(new_paths, pool.map(partial(_opened, frame_rate=frame_rate), new_paths), strict=True)
+        opened_videos |= zip(new_paths, pool.map(partial(_open_video, frame_rate=frame_rate), new_paths), strict=True)
 
 
-def _opened(path: str, frame_rate: float | None) -> _Checked:
+def _open_video(path: str, frame_rate: float | None) -> _Opened:
     if Path(path).suffix.lower() in _OTHER_FILES:
-        return _Checked()
+        return _Opened()
     try:
-        return _Checked(seconds=read_video_info(path, fps=frame_rate).duration)
+        return _Opened(seconds=read_video_info(path, fps=frame_rate).duration)
     except VideoError as error:
-        return _Checked(error.found)
+        return _Opened(error.found)
 
 
-def _rates(folder: VideoFolder, frame_rate: float | None) -> Callable[[str], float | None]:
+def _frame_rate_lookup(folder: VideoFolder, frame_rate: float | None) -> Callable[[str], float | None]:
     @cache
     def rate(name: str) -> float | None:
         found = folder.find((name,))
@@ -365,7 +370,7 @@ def _no_storage(_: object) -> Storage:
     raise RefusedError("the pickle holds tensors")
 
 
-def _line(split: str, result: PreparedSplit, entry: Benchmark, searched: bool) -> str:
+def _summary_line(split: str, result: PreparedSplit, entry: Benchmark, searched: bool) -> str:
     videos = f"{result.present:,} videos present, {result.missing:,} missing, {result.unreadable:,} unreadable"
     videos = videos if searched else f"{result.present:,} videos, not searched for"
     count = f"{result.rows:,} rows"
@@ -374,13 +379,13 @@ def _line(split: str, result: PreparedSplit, entry: Benchmark, searched: bool) -
     return f"{split}: {count}; {videos}; fingerprint {result.fingerprint}{where}"
 
 
-def _write(
-    output: Path, report: Prepared, annotations: Annotations, missing: list[str], broken: dict[str, str]
+def _write_report(
+    output: Path, report: Prepared, annotations: Annotations, missing: list[str], unreadable_reasons: dict[str, str]
 ) -> None:
     write_text(output / "prepared.json", json.dumps(asdict(report), indent=1, ensure_ascii=False) + "\n")
     tables: dict[str, Sequence[tuple[str, ...]]] = {
         "missing.txt": [(path,) for path in missing],
-        "unreadable.txt": list(broken.items()),
+        "unreadable.txt": list(unreadable_reasons.items()),
         **{f"{name}.txt": [(word,) for word in words] for name, words in annotations.vocabularies.items()},
         **{f"{name}.tsv": rows for name, rows in annotations.lists.items()},
     }

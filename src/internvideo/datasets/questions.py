@@ -18,7 +18,7 @@ from pydantic import Field, NonNegativeInt
 from internvideo.data.sample import QA, Choice, Sample, Sentence
 from internvideo.datasets.annotations import Annotations, read_indexed_names, read_names
 from internvideo.datasets.captions import LSMDC_TIMES, Film, mapping
-from internvideo.datasets.reading import AnnotationSource, Name, Record, csv_records, json_records, split_of
+from internvideo.datasets.reading import AnnotationSource, Name, Record, csv_records, json_records, split_in_name
 from internvideo.errors import ManifestError
 
 Question = tuple[str, str, Sentence, Sentence, str]
@@ -26,13 +26,13 @@ Question = tuple[str, str, Sentence, Sentence, str]
 _OPTIONS = tuple(f"option{number}" for number in range(1, 6))
 
 
-class _Original(Record):
+class _ReleasedQuestion(Record):
     question: Sentence
     answer: Sentence
     video_id: NonNegativeInt
 
 
-class _OneAQuestion(Record):
+class _JsonLineQuestion(Record):
     question: Sentence
     answer: Sentence
     video_id: Name
@@ -68,7 +68,7 @@ class _FilmChoice(Film):
     answer: Annotated[int, Field(ge=1, le=5)]
 
 
-def _gather(
+def _add_questions(
     annotations: Annotations, split: str, questions: Iterable[Question], extension: str,
     alternative_names: Mapping[str, str] | None = None,
 ) -> None:  # fmt: skip
@@ -76,9 +76,9 @@ def _gather(
     by_video: dict[str, tuple[str, list[QA]]] = {}
     for where, video, question, answer, kind in questions:
         by_video.setdefault(video, (where, []))[1].append(QA(question=question, answer=answer, type=kind or None))
-    for video, (where, pairs) in by_video.items():
+    for video, (where, questions_) in by_video.items():
         names = [name for name in (video, (alternative_names or {}).get(video)) if name is not None]
-        sample = Sample(id=video, path=f"{video}{extension}", qa=tuple(pairs), split=split)
+        sample = Sample(id=video, path=f"{video}{extension}", qa=tuple(questions_), split=split)
         annotations.add(split, sample, where, *names)
 
 
@@ -96,8 +96,8 @@ def read_answers(path: Path) -> tuple[str, ...]:
     return read_indexed_names(path) if path.suffix == ".json" else read_names(path)
 
 
-def _answers(annotations: Annotations, path: Path | None, *, size: int) -> None:
-    """Set the vocabulary of answers from a file, else to the `size` most frequent training answers."""
+def _set_answer_vocabulary(annotations: Annotations, path: Path | None, *, size: int) -> None:
+    """Set the vocabulary of answers: those of a file, or else the `size` most frequent training answers."""
     if path is not None:
         annotations.vocabularies["answers"] = read_answers(path)
     elif "train" in annotations.splits:
@@ -107,9 +107,9 @@ def _answers(annotations: Annotations, path: Path | None, *, size: int) -> None:
     else:
         annotations.notes.append("no vocabulary of answers: there is neither a list of answers nor a training set")
         return
-    known = set(annotations.vocabularies["answers"])
-    unseen = sum(pair.answer not in known for row in annotations.splits.get("test", ()) for pair in row.qa)
-    annotations.note(unseen, "test questions have an answer outside the vocabulary")
+    vocabulary = set(annotations.vocabularies["answers"])
+    num_outside = sum(pair.answer not in vocabulary for row in annotations.splits.get("test", ()) for pair in row.qa)
+    annotations.note(num_outside, "test questions have an answer outside the vocabulary")
 
 
 def read_msrvtt_qa(source: AnnotationSource) -> Annotations:
@@ -122,24 +122,25 @@ def read_msrvtt_qa(source: AnnotationSource) -> Annotations:
     for path in source.find(r"(train|val|test)\.jsonl$"):
         questions = (
             (where, row.video_id, row.question, row.answer, row.answer_type)
-            for where, row in json_records(path, _OneAQuestion)
+            for where, row in json_records(path, _JsonLineQuestion)
         )
-        _gather(annotations, split_of(path) or "", questions, ".mp4")
+        _add_questions(annotations, split_in_name(path) or "", questions, ".mp4")
     for path in source.find(r"(train|val|test)_qa\.json$"):
-        split = split_of(Path(path.name.removesuffix("_qa.json"))) or ""
+        split = split_in_name(Path(path.name.removesuffix("_qa.json"))) or ""
         if split in annotations.splits:
             annotations.notes.append(f"{path.name} skipped: a .jsonl file has that split")
         else:
-            _gather(annotations, split, _originals(path, "video"), ".mp4")
+            _add_questions(annotations, split, _released_questions(path, "video"), ".mp4")
     expected = "msrvtt_qa_test.jsonl or test_qa.json"
     annotations.ensure_rows(source.path, "no annotation file of MSRVTT-QA", expected)
-    _answers(annotations, source.maybe(r"ans2label\.json$"), size=1500)
+    _set_answer_vocabulary(annotations, source.find_optional(r"ans2label\.json$"), size=1500)
     return annotations
 
 
-def _originals(path: Path, prefix: str) -> Iterable[Question]:
+def _released_questions(path: Path, prefix: str) -> Iterable[Question]:
     return (
-        (where, f"{prefix}{row.video_id}", row.question, row.answer, "") for where, row in json_records(path, _Original)
+        (where, f"{prefix}{row.video_id}", row.question, row.answer, "")
+        for where, row in json_records(path, _ReleasedQuestion)
     )
 
 
@@ -152,9 +153,11 @@ def read_msvd_qa(source: AnnotationSource) -> Annotations:
     annotations = Annotations()
     alternative_names = {short: name for name, short in mapping(source).items()}
     for path in source.find(r"(train|val|test)_qa[^/]*\.json$"):
-        _gather(annotations, split_of(path) or "", _originals(path, "vid"), ".avi", alternative_names)
+        _add_questions(
+            annotations, split_in_name(path) or "", _released_questions(path, "vid"), ".avi", alternative_names
+        )
     annotations.ensure_rows(source.path, "no annotation file of MSVD-QA", "msvd_test_qa_encode.json and so on")
-    _answers(annotations, source.maybe(r"answer_set\.txt$"), size=1000)
+    _set_answer_vocabulary(annotations, source.find_optional(r"answer_set\.txt$"), size=1000)
     return annotations
 
 
@@ -166,17 +169,17 @@ def read_tgif_qa(source: AnnotationSource) -> Annotations:
     """
     annotations = Annotations()
     for path in source.find(r"frameqa[^/]*\.jsonl$"):
-        _gather(annotations, split_of(path) or "test", _gifs(json_records(path, _Gif)), ".gif")
+        _add_questions(annotations, split_in_name(path) or "test", _gif_questions(json_records(path, _Gif)), ".gif")
     for path in source.find(r"frameqa_question\.csv$"):
-        split, rows = split_of(path) or "test", csv_records(path, _Gif, delimiter="\t", quoted=False)
+        split, rows = split_in_name(path) or "test", csv_records(path, _Gif, delimiter="\t", quoted=False)
         if split not in annotations.splits:
-            _gather(annotations, split, _gifs(rows), ".gif")
+            _add_questions(annotations, split, _gif_questions(rows), ".gif")
     annotations.ensure_rows(source.path, "no annotation file of TGIF FrameQA", "frameqa_test.jsonl")
-    _answers(annotations, source.maybe(r"frameqa[^/]*ans2label\.json$"), size=1540)
+    _set_answer_vocabulary(annotations, source.find_optional(r"frameqa[^/]*ans2label\.json$"), size=1540)
     return annotations
 
 
-def _gifs(rows: Iterable[tuple[str, _Gif]]) -> Iterable[Question]:
+def _gif_questions(rows: Iterable[tuple[str, _Gif]]) -> Iterable[Question]:
     return ((where, row.gif_name, row.question, row.answer, row.answer_type) for where, row in rows)
 
 
@@ -193,7 +196,7 @@ def read_tgif_choice(source: AnnotationSource) -> Annotations:
             line = where.rpartition(":")[2]
             sample = Sample(
                 id=f"{kind}{line}", path=f"{row.gif_name}.gif", choices=_choice(row.options, row.answer, where),
-                split=split_of(path) or "test", attributes={"question": row.question, "kind": kind},
+                split=split_in_name(path) or "test", attributes={"question": row.question, "kind": kind},
             )  # fmt: skip
             annotations.add(sample.split or "test", sample, where, row.gif_name)
     return annotations.ensure_rows(source.path, "no annotation file of TGIF-QA's choices", "action_test.jsonl")
@@ -210,7 +213,7 @@ def read_msrvtt_choice(source: AnnotationSource) -> Annotations:
 
     Raises ManifestError: no such file, a malformed line, an answer index out of range, a duplicate clip.
     """
-    path, annotations = source.one(r"mc[^/]*\.jsonl$", "msrvtt_mc_test.jsonl"), Annotations()
+    path, annotations = source.find_one(r"mc[^/]*\.jsonl$", "msrvtt_mc_test.jsonl"), Annotations()
     for where, row in json_records(path, _ClipChoice):
         choices = _choice(row.options, row.answer, where)
         sample = Sample(id=row.clip_name, path=f"{row.clip_name}.mp4", choices=choices, split="test")
@@ -224,7 +227,7 @@ def read_lsmdc_choice(source: AnnotationSource) -> Annotations:
     One row per question, with the id CLIP#LINE, because a clip may have several questions.
     Raises ManifestError: no such file, a malformed row.
     """
-    path = source.one(r"multiple_choice[^/]*\.csv$", "LSMDC16_multiple_choice_test_randomized.csv")
+    path = source.find_one(r"multiple_choice[^/]*\.csv$", "LSMDC16_multiple_choice_test_randomized.csv")
     annotations, columns = Annotations(), ("clip", *LSMDC_TIMES, *_OPTIONS, "answer")
     for where, row in csv_records(path, _FilmChoice, columns=columns, delimiter="\t", quoted=False):
         options = tuple(str(getattr(row, name)) for name in _OPTIONS)

@@ -21,8 +21,8 @@ from internvideo.data import lists
 from internvideo.data.manifest import explained
 from internvideo.errors import ManifestError
 
-SHORTEST_SECONDS = 1e-3
-"""The published evaluators ignore shorter segments (eval_detection.py)."""
+MIN_SEGMENT_SECONDS = 1e-3
+"""Shorter segments are ignored, as by the published evaluators (eval_detection.py)."""
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s{}\[\],:"]+')
 _SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 _SPLITS |= dict.fromkeys(("val", "valid", "validate", "validation"), "val")
@@ -38,21 +38,21 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
 
-def _split(value: str) -> str:
+def _parse_split(value: str) -> str:
     if value.strip().lower() not in _SPLITS:
         raise ValueError(f"one of {', '.join(_SPLITS)}")
     return _SPLITS[value.strip().lower()]
 
 
-def _one_line(value: str) -> str:
+def _require_one_line(value: str) -> str:
     if any(ord(character) < 32 for character in value):
         raise ValueError("a name without control characters")
     return value
 
 
-SplitName = Annotated[str, AfterValidator(_split)]
-"""train, val or test, in any of the usual spellings."""
-Name = Annotated[str, Field(min_length=1), AfterValidator(_one_line)]
+SplitName = Annotated[str, AfterValidator(_parse_split)]
+"""train, val or test; other spellings such as "training" or "validation" are converted."""
+Name = Annotated[str, Field(min_length=1), AfterValidator(_require_one_line)]
 """A name or path: one line without control characters."""
 
 
@@ -81,12 +81,12 @@ class AnnotationSource:
         return tuple(sorted(path for path in found if not path.name.startswith(".")))
 
     def find(self, pattern: str) -> list[Path]:
-        """Return the files whose path below the folder, with a leading /, contains the pattern (case-insensitive)."""
+        """Return the files whose path below the folder, with a leading /, contains the pattern (ignoring case)."""
         compiled = re.compile(pattern, re.IGNORECASE)
         folder = self.path if self.path.is_dir() else self.path.parent
         return [path for path in self.files if compiled.search("/" + path.relative_to(folder).as_posix())]
 
-    def maybe(self, pattern: str) -> Path | None:
+    def find_optional(self, pattern: str) -> Path | None:
         """Return the file that matches, None if there is none. Raises ManifestError: several match."""
         found = self.find(pattern)
         if len(found) > 1:
@@ -95,40 +95,40 @@ class AnnotationSource:
             raise ManifestError(self.path, reason, "one of them", "give that file")
         return found[0] if found else None
 
-    def one(self, pattern: str, expected: str) -> Path:
+    def find_one(self, pattern: str, expected: str) -> Path:
         """Return the file that matches. Raises ManifestError, with `expected`: none or several match."""
-        found = self.maybe(pattern)
+        found = self.find_optional(pattern)
         if found is None:
             present = ", ".join(path.name for path in self.files[:6]) or "nothing"
             raise ManifestError(self.path, f"no annotation file of this benchmark (there is {present})", expected)
         return found
 
-    def below(self, pattern: str) -> AnnotationSource | None:
+    def subfolder(self, pattern: str) -> AnnotationSource | None:
         """Return the first direct subfolder whose name matches as a source; None if there is none."""
         if not self.path.is_dir():
             return None
         folders = sorted(path for path in self.path.iterdir() if path.is_dir())
-        chosen = next((path for path in folders if re.fullmatch(pattern, path.name, re.IGNORECASE)), None)
-        return None if chosen is None else AnnotationSource(chosen, self.unpickle, self.frame_rate)
+        folder = next((path for path in folders if re.fullmatch(pattern, path.name, re.IGNORECASE)), None)
+        return None if folder is None else AnnotationSource(folder, self.unpickle, self.frame_rate)
 
 
 @dataclass(frozen=True)
-class Spot:
+class JsonLocation:
     """The location of a value in a JSON file; its line is computed only when an error message needs it."""
 
     path: Path
     location: tuple[str | int, ...]
 
-    def at(self, *more: str | int) -> Spot:
-        """Return the location of a value inside this one."""
-        return Spot(self.path, (*self.location, *more))
+    def at(self, *more: str | int) -> JsonLocation:
+        """Return the location of a value inside the value at this location."""
+        return JsonLocation(self.path, (*self.location, *more))
 
     def __str__(self) -> str:
         return f"{self.path}:{line_of(read_text(self.path), self.location)} {'.'.join(map(str, self.location))}"
 
 
-def split_of(path: Path) -> str | None:
-    """Return the split in a file's name, None if there is none."""
+def split_in_name(path: Path) -> str | None:
+    """Return the split in the name of a file, None if there is none."""
     names = SPLIT_IN_NAME.findall(path.stem.replace("_", " "))
     return _SPLITS[names[-1].lower()] if names else None
 
@@ -176,7 +176,7 @@ def csv_records(
         if len(cells) != len(names):
             raise ManifestError(where, f"{len(cells)} cells", f"{len(names)}: {', '.join(names)}")
         filled = {name: cell for name, cell in zip(names, cells, strict=True) if cell}
-        yield where, checked(record, filled, where)
+        yield where, validate_record(record, filled, where)
 
 
 def _check_columns(path: Path, names: list[str], record: type[Record]) -> None:
@@ -193,7 +193,7 @@ def header_of(path: Path) -> list[str]:
     return lists.header_cells(path, line)
 
 
-def checked(record: type[R], content: object, where: str) -> R:
+def validate_record(record: type[R], content: object, where: str) -> R:
     """Validate one record. Raises ManifestError with `where` and the field."""
     try:
         return record.model_validate(content)
@@ -207,55 +207,57 @@ def read_json(path: Path, expected: type[T]) -> T:
     Raises ManifestError: no JSON, a duplicate key in an object, a value of another type; with its line.
     """
     text = read_text(path)
-    return _checked_json(path, expected, _parsed(path, text), text)
+    return _validate_json(path, expected, _parse_json(path, text), text)
 
 
 def json_records(path: Path, record: type[R]) -> Iterator[tuple[str, R]]:
     """Yield "FILE:LINE" and record of the objects of a JSON list or JSON lines file. Raises ManifestError."""
     text = read_text(path)
     if text.lstrip().startswith("["):
-        rows: list[Any] = _checked_json(path, list[record], _parsed(path, text), text)  # type: ignore[valid-type]  # at run time
+        rows: list[Any] = _validate_json(path, list[record], _parse_json(path, text), text)  # type: ignore[valid-type]  # at run time
         yield from zip((f"{path}:{line}" for line in list_lines(text)), rows, strict=True)
         return
     for number, line in enumerate(text.splitlines(), start=1):
         if line.strip():
-            yield f"{path}:{number}", checked(record, _parsed(path, line, number - 1), f"{path}:{number}")
+            yield f"{path}:{number}", validate_record(record, _parse_json(path, line, number - 1), f"{path}:{number}")
 
 
 def list_lines(text: str) -> list[int]:
     """Return the line on which each item of a JSON list starts."""
-    decoder, at, line, counted = json.JSONDecoder(), text.index("[") + 1, 1, 0
+    decoder, position, line, counted_to = json.JSONDecoder(), text.index("[") + 1, 1, 0
     lines: list[int] = []
     while True:
-        separator = re.compile(r"[\s,]*").match(text, at)
-        at = separator.end() if separator else at
-        if text[at] == "]":
+        separator = re.compile(r"[\s,]*").match(text, position)
+        position = separator.end() if separator else position
+        if text[position] == "]":
             return lines
-        line, counted = line + text.count("\n", counted, at), at
+        line, counted_to = line + text.count("\n", counted_to, position), position
         lines.append(line)
-        _, at = decoder.raw_decode(text, at)
+        _, position = decoder.raw_decode(text, position)
 
 
-def _parsed(path: Path, text: str, above: int = 0) -> object:
-    """Parse JSON; `above` is the number of lines before the text in its file."""
+def _parse_json(path: Path, text: str, line_offset: int = 0) -> object:
+    """Parse JSON; `line_offset` is the number of lines of the file before the text."""
     try:
         return untrusted.parse_json(text)
     except json.JSONDecodeError as error:
-        raise ManifestError(f"{path}:{error.lineno + above}", f"not JSON: {error.msg}", "a whole JSON file") from None
+        raise ManifestError(
+            f"{path}:{error.lineno + line_offset}", f"not JSON: {error.msg}", "a whole JSON file"
+        ) from None
     except untrusted.DuplicateKeyError:
         first_offsets: dict[tuple[str | int, ...], int] = {}
         for key, offset in _offsets(text):
             if key in first_offsets:
-                line, first = (text.count("\n", 0, start) + 1 + above for start in (offset, first_offsets[key]))
+                line, first = (text.count("\n", 0, start) + 1 + line_offset for start in (offset, first_offsets[key]))
                 where, found = f"{path}:{line} {'.'.join(map(str, key))}", f"duplicate key, first in line {first}"
                 raise ManifestError(where, found, "each key once") from None
             first_offsets[key] = offset
         raise
     except ValueError as error:
-        raise ManifestError(f"{path}:{above + 1}", str(error), "JSON") from None
+        raise ManifestError(f"{path}:{line_offset + 1}", str(error), "JSON") from None
 
 
-def _checked_json(path: Path, expected: type[T], content: object, text: str) -> T:
+def _validate_json(path: Path, expected: type[T], content: object, text: str) -> T:
     try:
         return TypeAdapter(expected).validate_python(content)
     except ValidationError as error:
@@ -264,7 +266,7 @@ def _checked_json(path: Path, expected: type[T], content: object, text: str) -> 
 
 
 def line_of(text: str, location: Sequence[str | int]) -> int:
-    """Return the line of a JSON text where the value at a location starts, else that of its innermost parent."""
+    """Return the line of a JSON text where the value at a location starts, or else its innermost existing parent."""
     offsets = {parent: offset for parent, offset in _offsets(text) if parent == tuple(location[: len(parent)])}
     return text.count("\n", 0, offsets[max(offsets, key=len)]) + 1 if offsets else 1
 

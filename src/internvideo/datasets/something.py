@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from internvideo.data.sample import Sample
-from internvideo.datasets.annotations import Annotations, ClassList, numbers_as_names, read_indexed_names, read_names
+from internvideo.datasets.annotations import Annotations, ClassList, index_names, read_indexed_names, read_names
 from internvideo.datasets.reading import (
     AnnotationSource,
     Name,
@@ -13,22 +13,22 @@ from internvideo.datasets.reading import (
     csv_records,
     json_records,
     numbered_lines,
-    split_of,
+    split_in_name,
 )
 from internvideo.errors import ManifestError
 
 CLASSES = 174
-FIRST_RATE = 12.0
+V1_FPS = 12.0
 """Frames per second of the JPEG frames of version 1 (its download page)."""
 _FRAMES = re.compile(r"(?P<folder>.+)\s+(?P<frames>\d+)\s+(?P<label>\d+)$")
 
 
-class _First(Record):
+class _V1Row(Record):
     id: Name
     label: Name | None = None
 
 
-class _Second(Record):
+class _V2Row(Record):
     id: Name
     label: str | None = None
     template: Name | None = None
@@ -41,15 +41,15 @@ def read_v1(source: AnnotationSource) -> Annotations:
     (ID/00001.jpg, 12 per second); ID.mp4 or ID.webm, made from them, are found as well.
     Raises ManifestError: no annotation file, a malformed line, an unknown class, a duplicate id.
     """
-    names_file = source.maybe(r"labels\.csv$")
-    files = [path for path in source.find(r"\.csv$") if path != names_file and split_of(path)]
+    names_file = source.find_optional(r"labels\.csv$")
+    files = [path for path in source.find(r"\.csv$") if path != names_file and split_in_name(path)]
     if not files:
         return _frame_lists(source)
-    known, annotations = ClassList(read_names(names_file) if names_file else ()), Annotations(frame_rate=FIRST_RATE)
+    known, annotations = ClassList(read_names(names_file) if names_file else ()), Annotations(frame_rate=V1_FPS)
     for path in files:
-        split = split_of(path) or ""
+        split = split_in_name(path) or ""
         columns = ("id",) if split == "test" and ";" not in next(numbered_lines(path))[1] else ("id", "label")
-        for where, row in csv_records(path, _First, columns=columns, delimiter=";", quoted=False):
+        for where, row in csv_records(path, _V1Row, columns=columns, delimiter=";", quoted=False):
             if row.label is None and split != "test":
                 raise ManifestError(f"{where} label", "missing", "a template")
             label = None if row.label is None else known.index_of(row.label, where)
@@ -59,12 +59,12 @@ def read_v1(source: AnnotationSource) -> Annotations:
 
 
 def _frame_lists(source: AnnotationSource) -> Annotations:
-    annotations, known = Annotations(numbers_as_names(CLASSES), frame_rate=FIRST_RATE), ClassList(count=CLASSES)
+    annotations, known = Annotations(index_names(CLASSES), frame_rate=V1_FPS), ClassList(count=CLASSES)
     files = source.find(r"list[^/]*\.txt$")
     if not files:
         raise ManifestError(source.path, "no annotation file of Something-Something V1", "id;label csv files")
     for path in files:
-        split = split_of(path) or "val"
+        split = split_in_name(path) or "val"
         for where, line in numbered_lines(path):
             match = _FRAMES.match(line)
             if match is None:
@@ -82,11 +82,11 @@ def read_v2(source: AnnotationSource) -> Annotations:
     The template with its objects filled in is the row's caption.
     Raises ManifestError: no annotation file, a malformed entry, an unknown template, a duplicate id.
     """
-    known = ClassList(read_indexed_names(source.one(r"labels\.json$", "labels.json and validation.json")))
+    known = ClassList(read_indexed_names(source.find_one(r"labels\.json$", "labels.json and validation.json")))
     annotations = Annotations(tuple(known.index))
     for path in source.find(r"(train|validation|test)\.json$"):
-        split = split_of(path) or ""
-        for where, row in json_records(path, _Second):
+        split = split_in_name(path) or ""
+        for where, row in json_records(path, _V2Row):
             if row.template is None and split != "test":
                 raise ManifestError(f"{where} template", "missing", "a template of labels.json")
             template = (row.template or "").replace("[", "").replace("]", "")

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from internvideo.data.manifest import Manifest, classes_beside
 from internvideo.data.sample import did_you_mean
-from internvideo.datasets.class_names import only_count
+from internvideo.datasets.class_names import are_indices
 from internvideo.errors import ManifestError
 
 
@@ -21,7 +21,7 @@ def under_classes(manifest: Manifest, classes: tuple[str, ...]) -> Manifest:
         return manifest
     used = sorted({index for row in manifest.rows for index in row.class_indices()})
     names_file = classes_beside(manifest.source) if manifest.source.is_file() else None
-    if names_file is None and only_count(names) and not manifest.source.is_dir():
+    if names_file is None and are_indices(names) and not manifest.source.is_dir():
         if used and used[-1] >= len(classes):
             expected = f"0 to {len(classes) - 1}, the classes of the model"
             raise ManifestError(manifest.source, f"class {used[-1]}", expected)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from internvideo.datasets.class_names import ClassMatch, match_classes, only_count
+from internvideo.datasets.class_names import ClassMatch, are_indices, match_classes
 from internvideo.errors import RecipeError, WeightsError
 from internvideo.training.recipe import Recipe
 
@@ -50,7 +50,7 @@ class HeadInitializer:
             raise WeightsError(
                 path, f"a head of {len(known)} classes", f"{len(self.classes)}, those of data.train", HINT
             )
-        numbered = only_count(known) or only_count(self.classes)
+        numbered = are_indices(known) or are_indices(self.classes)
         different = next((pair for pair in zip(known, self.classes, strict=True) if pair[0] != pair[1]), None)
         if different is not None and not numbered:
             found = f"class '{different[0]}' of the head has the index of '{different[1]}' in data.train"
@@ -72,7 +72,7 @@ class HeadInitializer:
         if self.match is None:
             found, weights = "has no classification head", recipe.init["weights"]
             raise WeightsError(weights, found, "weights of a classifier", "init_head: exact")
-        return (self.match.about,)
+        return (self.match.description,)
 
 
 def check_start(recipe: Recipe) -> None:

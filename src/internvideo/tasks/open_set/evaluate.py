@@ -8,7 +8,7 @@ from typing import Annotated
 
 from internvideo.data.manifest import Manifest, classes_beside, read_manifest
 from internvideo.data.sample import Sample
-from internvideo.datasets.class_names import only_count
+from internvideo.datasets.class_names import are_indices
 from internvideo.errors import RecipeError
 from internvideo.extras import require
 from internvideo.plots.style import write_plot
@@ -58,7 +58,7 @@ def open_rows(manifest: Manifest, classes: tuple[str, ...], unknown: Path | None
     """
     names = manifest.classes
     names_file = classes_beside(manifest.source) if manifest.source.is_file() else names
-    labels_are_indices = names_file is None and only_count(names)
+    labels_are_indices = names_file is None and are_indices(names)
 
     def is_unknown(row: Sample) -> bool:
         unknown_class = not labels_are_indices and row.label is not None and names[row.label] not in classes

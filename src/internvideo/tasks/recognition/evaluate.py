@@ -56,7 +56,7 @@ def predict(trained: Trained, manifest: Manifest, settings: RecognitionOptions) 
         where, class_map = manifest.source, settings.class_map
         class_match = match_classes(manifest.classes, trained.classes, where=where, class_map=class_map)
         scores = recognition.restricted(scores, class_match.rows)
-        extra_protocol = {"classes_kept": f"{class_match.about}, before the soft-max"}
+        extra_protocol = {"classes_kept": f"{class_match.description}, before the soft-max"}
     subsets = {}
     if is_sample_world(manifest.source.parent) and set(manifest.classes) & set(TIME_DIRECTED):
         subsets["time_directed"] = lambda row: manifest.classes[row.label] in TIME_DIRECTED
