@@ -84,10 +84,10 @@ def main() -> None:
     prior = shares[(tiou(shares, shares, union="true") > LEVELS[0]).sum(axis=1).argmax()]
     answers: dict[str, Answer] = {"window": window, "moment": moment(MomentSettings())}
     if given.tune:
-        for edge in (0.3, 0.5, 0.7, 0.8):
-            for shortest in (0.5, 1.0, 1.25):
-                settings = MomentSettings(edge=edge, shortest=shortest)
-                answers[f"edge {edge}, shortest {shortest}"] = moment(settings)
+        for height in (0.3, 0.5, 0.7, 0.8):
+            for least in (0.5, 1.0, 1.25):
+                settings = MomentSettings(relative_height=height, min_windows=least)
+                answers[f"height {height}, least {least}"] = moment(settings)
     chosen = np.flatnonzero(tested)
     groups = np.unique(np.array(videos)[chosen], return_inverse=True)[1]
     print(f"{len(chosen)} queries about {groups.max() + 1} videos, split {given.split}")

@@ -153,10 +153,10 @@ def indexing_cost(videos: Path, encoder: str, rounds: int) -> None:
     from internvideo.features.video_files import find_videos
     from internvideo.inference.loading import load
     from internvideo.search.indexing import IndexSettings, index_videos
-    from internvideo.search.store import OVERLAP, SCALES, Store
+    from internvideo.search.store import SCALES, STRIDE_RATIO, Store
 
     model, seconds = load(encoder), {"index": list[float](), "embed": list[float]()}
-    settings = EmbeddingSettings(SCALES[0], SCALES[0] * OVERLAP)
+    settings = EmbeddingSettings(SCALES[0], SCALES[0] * STRIDE_RATIO)
     for number in range(rounds):
         for name in ("index", "embed") if number % 2 else ("embed", "index"):
             with tempfile.TemporaryDirectory() as folder:

@@ -13,28 +13,33 @@ from internvideo.cli.options import Device, Json, clock
 from internvideo.terminal import say, say_json, tell
 
 if TYPE_CHECKING:
-    from internvideo.search.finding import Answer, Duplicate, Moment
+    from internvideo.search.finding import Answer, Moment, NeighborPair
 
 
 def search(
     collection: Annotated[Path, typer.Argument(help="A folder written by `internvideo index`.")],
-    text: Annotated[str, typer.Argument(help="What to look for; optional with --like.")] = "",
+    text: Annotated[
+        str, typer.Argument(help="What to look for; optional with --like, combined with it if given.")
+    ] = "",
     like: Annotated[
         list[str] | None,
-        typer.Option(help="A picture or clip to look for: FILE, or FILE@TIME of a video; added to a text."),
+        typer.Option(help="A picture or clip to look for: FILE, or FILE@TIME of a video; combined with a text."),
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="Number of moments.")] = 10,
     where: Annotated[
         str | None, typer.Option(help='Filter, such as: folder ~ "beach" and duration > 60 and label = "waving".')
     ] = None,
     threshold: Annotated[
-        str | None, typer.Option(help="Largest rate of false matches, of queries without an answer: 1%, 5%.")
+        str | None,
+        typer.Option(
+            help="Only moments whose p-value (rate of false matches of queries without a match) is at most this: 1%."
+        ),
     ] = None,
     template: Annotated[
         list[str] | None, typer.Option(help='Sentence with one {}, such as "a video of {}"; several are averaged.')
     ] = None,
     rerank: Annotated[
-        int, typer.Option(min=0, max=100, help="Order the first N moments by the model's caption decoder.")
+        int, typer.Option(min=0, max=100, help="Rerank the top N moments by the model's caption decoder.")
     ] = 0,
     duplicates: Annotated[
         bool, typer.Option("--duplicates", help="Instead of a query: videos with windows that look alike.")
@@ -67,7 +72,7 @@ def search(
     with Collection.open(collection, model, device=device) as opened:
         if duplicates or odd:
             pairs = opened.near_duplicates(where=where) if duplicates else opened.odd_windows(top=top, where=where)
-            _tell_pairs(pairs[:top] if odd else pairs, "looks like" if duplicates else "is least unlike")
+            _tell_pairs(pairs[:top] if odd else pairs, "looks like" if duplicates else "nearest is")
             return
         examples = [parse_example(part) for part in like or ()]
         answer = opened.search(
@@ -95,7 +100,7 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for any free one.")] = 8808,
     token: Annotated[
         str | None,
-        typer.Option(envvar="INTERNVIDEO_TOKEN", help="Secret that requests must carry; made up where one is needed."),
+        typer.Option(envvar="INTERNVIDEO_TOKEN", help="Secret that requests must carry; generated if required."),
     ] = None,
     mcp: Annotated[bool, typer.Option("--mcp", help="Serve MCP tools on stdin and stdout instead of a page.")] = False,
     encoder: Annotated[
@@ -127,7 +132,7 @@ def serve(
 
 
 def _line(moment: Moment) -> str:
-    chance = "" if moment.p_value is None else f"  by chance {moment.p_value:.1%}"
+    chance = "" if moment.p_value is None else f"  p = {moment.p_value:.3g}"
     labels = f"  [{', '.join(moment.labels[:3])}]" if moment.labels else ""
     actions = ", ".join(f"{one.label} {clock(one.start, one.end)}" for one in moment.actions[:3])
     shown = f"  actions: {actions}" if actions else ""
@@ -143,7 +148,7 @@ def _say_nothing(answer: Answer, level: float | None) -> None:
         say(_line(moment))
 
 
-def _tell_pairs(pairs: Sequence[Duplicate], verb: str) -> None:
+def _tell_pairs(pairs: Sequence[NeighborPair], verb: str) -> None:
     if not pairs:
         say("none found")
     for pair in pairs:

@@ -30,7 +30,7 @@ from internvideo.search.annotations import read_annotations
 from internvideo.search.approximate import ApproximateIndex, Candidates, DatabaseCandidates, IndexFacts
 from internvideo.search.calibration import NullDistribution, calibrate, stored_null
 from internvideo.search.engines.postgres import PostgresVectors
-from internvideo.search.finding import Answer, Duplicate, find, near_duplicates, odd_windows
+from internvideo.search.finding import Answer, NeighborPair, find, near_duplicates, odd_windows
 from internvideo.search.indexing import IndexReport, IndexSettings, index_videos
 from internvideo.search.labels import label, label_new
 from internvideo.search.query import TEMPLATES, Example, Query, query_vector, text_vectors
@@ -389,10 +389,10 @@ class Collection:
         vectors = [made[query] for query in queries]
         return np.stack(vectors) if vectors else np.empty((0, self.store.dim), np.float32)
 
-    def near_duplicates(self, *, least: float = 0.95, where: str | None = None) -> list[Duplicate]:
+    def near_duplicates(self, *, least: float = 0.95, where: str | None = None) -> list[NeighborPair]:
         """Find pairs of videos with windows that look alike (`finding.near_duplicates`)."""
         return near_duplicates(self.store.snapshot(), least=least, mask=self.mask(where))
 
-    def odd_windows(self, *, top: int = 10, where: str | None = None) -> list[Duplicate]:
+    def odd_windows(self, *, top: int = 10, where: str | None = None) -> list[NeighborPair]:
         """Find windows unlike those of all other videos (`finding.odd_windows`)."""
         return odd_windows(self.store.snapshot(), top=top, mask=self.mask(where))

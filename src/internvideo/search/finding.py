@@ -231,8 +231,8 @@ class _Labels:
 
 
 @dataclass(frozen=True)
-class Duplicate:
-    """Two windows of different videos that look alike.
+class NeighborPair:
+    """A window and the one of another video that is most like it.
 
     Attributes:
         one, other: (path, start, end). score: cosine.
@@ -258,7 +258,7 @@ def _whole_windows(snapshot: Snapshot, mask: Mask | None) -> NDArray[np.int64]:
     return rows
 
 
-def near_duplicates(snapshot: Snapshot, *, least: float = 0.95, mask: Mask | None = None) -> list[Duplicate]:
+def near_duplicates(snapshot: Snapshot, *, least: float = 0.95, mask: Mask | None = None) -> list[NeighborPair]:
     """Find the pairs of videos with windows whose cosine is at least `least`: the best windows of each pair."""
     rows = _whole_windows(snapshot, mask)
     vectors, owner = snapshot.vectors(rows), snapshot.video_index[rows]
@@ -270,11 +270,11 @@ def near_duplicates(snapshot: Snapshot, *, least: float = 0.95, mask: Mask | Non
             pair = int(owner[start + i]), int(owner[j])
             if (score := float(cosines[i, j])) > best.get(pair, (-2.0,))[0]:
                 best[pair] = (score, start + i, j)
-    made = [Duplicate(_place(snapshot, rows[i]), _place(snapshot, rows[j]), score) for score, i, j in best.values()]
+    made = [NeighborPair(_place(snapshot, rows[i]), _place(snapshot, rows[j]), score) for score, i, j in best.values()]
     return sorted(made, key=lambda pair: -pair.score)
 
 
-def odd_windows(snapshot: Snapshot, *, top: int = 10, mask: Mask | None = None) -> list[Duplicate]:
+def odd_windows(snapshot: Snapshot, *, top: int = 10, mask: Mask | None = None) -> list[NeighborPair]:
     """Find the windows that are least like any window of another video: each with the one that is most like it."""
     rows = _whole_windows(snapshot, mask)
     vectors, owner = snapshot.vectors(rows), snapshot.video_index[rows]
@@ -286,9 +286,9 @@ def odd_windows(snapshot: Snapshot, *, top: int = 10, mask: Mask | None = None) 
         most[start : start + 1024] = cosines.max(axis=1)
     alone = np.isfinite(most)
     order = [int(place) for place in np.argsort(most, kind="stable") if alone[place]]
-    made: dict[int, Duplicate] = {}  # the oddest window of each video
+    made: dict[int, NeighborPair] = {}  # the oddest window of each video
     for place in order:
-        pair = Duplicate(_place(snapshot, rows[place]), _place(snapshot, rows[nearest[place]]), float(most[place]))
+        pair = NeighborPair(_place(snapshot, rows[place]), _place(snapshot, rows[nearest[place]]), float(most[place]))
         made.setdefault(int(owner[place]), pair)
     return list(made.values())[:top]
 

@@ -24,11 +24,14 @@ from internvideo.features.video_files import VideoFile, find_videos
 from internvideo.inference.video_model import VideoModel
 from internvideo.search.reading import ScaledWindows
 from internvideo.search.records import VideoRecord
-from internvideo.search.store import OVERLAP, Store
+from internvideo.search.store import STRIDE_RATIO, Store
 from internvideo.storage import folder_lock
 
 REVERSED_WINDOWS = 32
 """Windows that are also encoded backwards, to measure whether the model is sensitive to the order of time."""
+
+REVERSED_BATCH = 8
+"""Of these, encoded at a time."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def index_videos(
     with folder_lock(store.folder):
         store.records.set_fact("roots", sorted({*store.records.fact("roots", []), *map(_root, inputs)}))
         writer = CollectionWriter(store, model, videos, inputs)
-        windows = ScaledWindows(model.preprocessing, store.scales, OVERLAP)
+        windows = ScaledWindows(model.preprocessing, store.scales, STRIDE_RATIO)
         run_on(
             settings.ray, writer, windows, model, attrgetter("encode_clips"),
             batch_size=settings.batch_size, workers=settings.workers, progress=settings.progress,
@@ -122,7 +125,7 @@ class _Read:
 
     windows: list[tuple[float, float, float]] = field(default_factory=list)
     vectors: list[NDArray[np.float32]] = field(default_factory=list)
-    pictures: dict[float, bytes] = field(default_factory=dict)
+    thumbnails: dict[float, bytes] = field(default_factory=dict)
 
 
 class CollectionWriter(VectorWriter):
@@ -179,7 +182,7 @@ class CollectionWriter(VectorWriter):
         state = self._open[index]
         for window in windows:
             state.windows.append((window.start, window.end, window.detail.scale))
-            state.pictures.update(window.detail.pictures)
+            state.thumbnails.update(window.detail.thumbnails)
         state.vectors.append(values.numpy())
         self.order.take(index, windows[-1].clip, values[-1])
 
@@ -219,7 +222,7 @@ class CollectionWriter(VectorWriter):
             0, video.path, video.start, video.end, self._identities[index], info.duration, info.fps, info.width,
             info.height, _modified(video.path), end.reason, 0, 0, windows[order],
         )  # fmt: skip
-        self.store.add(record, unit[order], state.pictures, self._replaces[index])
+        self.store.add(record, unit[order], state.thumbnails, self._replaces[index])
 
 
 class _TimeOrder:
@@ -233,12 +236,17 @@ class _TimeOrder:
 
     def take(self, video: int, clip: Tensor, value: Tensor) -> None:
         """Keep a window of a new video for `measure`, until there are enough."""
-        if not self.done and len(self.seen) < REVERSED_WINDOWS and video not in self.seen and clip.shape[1] > 1:
+        if (
+            not self.done
+            and len(self.seen) + len(self._next) < REVERSED_WINDOWS
+            and video not in self.seen
+            and clip.shape[1] > 1
+        ):
             self._next[video] = clip, value
 
-    def measure(self) -> None:
-        """Encode the windows that were kept backwards."""
-        if not self._next:
+    def measure(self, at_least: int = REVERSED_BATCH) -> None:
+        """Encode the windows that were kept backwards, if there are enough for a batch."""
+        if len(self._next) < at_least:
             return
         clips, values = (torch.stack(parts) for parts in zip(*self._next.values(), strict=True))
         forward = torch.nn.functional.normalize(values, dim=1)
@@ -249,6 +257,7 @@ class _TimeOrder:
 
     def save(self) -> None:
         """Store the means: distance to the window backwards, and to windows of other videos (1 - cosine)."""
+        self.measure(at_least=1)
         if self.done or len(self.seen) < 2:
             return
         vectors = np.stack([vector for vector, _ in self.seen.values()])

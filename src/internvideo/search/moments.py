@@ -2,7 +2,7 @@
 
 All windows of a video are laid on one time axis. Each scale gives a curve: at every time the score of its windows
 there, interpolated between their centers. The mean of the curves peaks where the query fits at most scales; a moment is
-the part around a peak where the mean curve stays in the upper part of what it rises to above the rest of the video.
+the interval around a peak in which the mean curve exceeds median + relative_height (peak - median).
 Moments that overlap a better one are suppressed (non-maximum suppression in time).
 
 Shapes: n windows of one video, K steps of the time axis.
@@ -25,15 +25,17 @@ class MomentSettings:
 
     Attributes:
         step_seconds: of the time axis.
-        edge: a moment ends where the mean curve falls below this fraction of the way from its median to the peak.
+        relative_height: a moment ends where the mean curve falls below this fraction of the way from its median to the
+            peak.
         max_overlap: of two moments with a larger temporal IoU the one with the smaller score is dropped.
-        shortest: of a moment, in lengths of the shortest window. max_peaks: of a video; only the highest are followed.
+        min_windows: least length of a moment, in lengths of the shortest window.
+        max_peaks: of a video; only the highest are followed.
     """
 
     step_seconds: float = 0.25
-    edge: float = 0.7
+    relative_height: float = 0.7
     max_overlap: float = 0.3
-    shortest: float = 1.25
+    min_windows: float = 1.25
     max_peaks: int = 64
 
 
@@ -51,7 +53,7 @@ def mean_curve(windows: Floats, scores: Floats, step: float) -> tuple[Floats, Fl
     """Lay the scores of the windows of a video on one time axis.
 
     Args:
-        windows: (n, 3 or more): start, end, scale. scores: (n,). step: seconds.
+        windows: (n, 3 or more): start, end, seconds of a whole window of the scale. scores: (n,). step: seconds.
 
     Returns:
         (K,) centers of the steps in seconds, and (K,) the mean of the scales' curves, weighted by 1 / scale: short
@@ -75,7 +77,7 @@ def find_moments(
     """Find the moments of a video, best first.
 
     Args:
-        windows: (n, 3 or more): start, end, scale in seconds. scores: (n,), higher is better.
+        windows: (n, 3 or more): start, end, seconds of a whole window of the scale. scores: (n,), higher is better.
         limit: at most so many.
     """
     settings = settings or MomentSettings()
@@ -85,22 +87,22 @@ def find_moments(
     base = float(np.median(curve))
     half = settings.step_seconds / 2
     first, last = float(windows[:, 0].min()), float(windows[:, 1].max())
-    centers, shortest = _centers(windows), settings.shortest * float(windows[:, 2].min())
+    centers, least = _centers(windows), settings.min_windows * float(windows[:, 2].min())
     kept: list[ScoredSpan] = []
     for peak in _peaks(curve)[: settings.max_peaks]:
         if len(kept) == limit:
             break
-        border = base + settings.edge * (curve[peak] - base)
+        border = base + settings.relative_height * (curve[peak] - base)
         below = np.flatnonzero(curve < border)
         left, right = below[: np.searchsorted(below, peak)], below[np.searchsorted(below, peak, "right") :]
         start = times[left[-1]] + half if len(left) else first
         end = times[right[0]] - half if len(right) else last
-        if (lacking := shortest - (end - start)) > 0:
+        if (lacking := least - (end - start)) > 0:
             start, end = start - lacking / 2, end + lacking / 2
         span = ScoredSpan(float(max(start, first)), float(min(end, last)), 0.0, float(curve[peak]))
         if any(_tiou(span, other) > settings.max_overlap for other in kept):
             continue
-        inside = _about(windows, centers, span)
+        inside = _belongs_to(windows, centers, span)
         best = scores[inside].max() if inside.any() else scores[np.abs(centers - times[peak]).argmin()]
         kept.append(replace(span, score=float(best)))
     return kept
@@ -110,8 +112,8 @@ def _centers(windows: Floats) -> Floats:
     return (windows[:, 0] + windows[:, 1]) / 2
 
 
-def _about(windows: Floats, centers: Floats, span: ScoredSpan) -> NDArray[np.bool_]:
-    """Return which windows (n,) are about a span: their center lies in it, or a quarter of their union is common."""
+def _belongs_to(windows: Floats, centers: Floats, span: ScoredSpan) -> NDArray[np.bool_]:
+    """Return which windows (n,) belong to a span: their center lies in it, or a quarter of their union is common."""
     common = np.minimum(windows[:, 1], span.end) - np.maximum(windows[:, 0], span.start)
     union = np.maximum(windows[:, 1], span.end) - np.minimum(windows[:, 0], span.start)
     return np.asarray(((centers >= span.start) & (centers <= span.end)) | (common >= 0.25 * union), bool)

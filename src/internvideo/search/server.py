@@ -341,7 +341,7 @@ def run_server(
     """Serve until interrupted.
 
     Args:
-        host, port: to listen on; port 0 for any. token: made up where one is needed and none is given.
+        host, port: to listen on; port 0 for any. token: generated if required and not given.
         started: called with the address to open, once connections are accepted.
 
     Raises:

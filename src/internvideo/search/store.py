@@ -22,7 +22,7 @@ from internvideo.search.segments import ROW_BITS, Floats, SegmentFiles, StorageT
 Kept = TypeVar("Kept")
 SCALES = (2.0, 8.0, 30.0)
 """Seconds of the windows of each scale."""
-OVERLAP = 0.5
+STRIDE_RATIO = 0.5
 """Consecutive windows of a scale start this fraction of its length apart."""
 SAMPLE = 16_384
 """Windows whose scores stand for those of all in a query's mean and standard deviation."""

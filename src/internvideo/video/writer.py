@@ -11,6 +11,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from internvideo.errors import VideoError
@@ -83,15 +84,28 @@ def write_video(
     return count
 
 
-def jpeg(pixels: NDArray[np.uint8], width: int, height: int) -> bytes:
-    """Encode an image (H, W, 3) uint8 RGB, scaled to `width` x `height`, as a JPEG file."""
-    codec: Any = av.CodecContext.create("mjpeg", "w")
-    codec.width, codec.height, codec.pix_fmt, codec.time_base = width, height, "yuvj420p", Fraction(1)
-    codec.options = {"q:v": "4"}
-    codec.thread_count = 1
-    picture = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(width, height, "yuvj420p")
-    picture.pts = 0
-    return b"".join(bytes(packet) for packet in (*codec.encode(picture), *codec.encode(None)))
+class JpegEncoder:
+    """Encode images as JPEG files of one size; making the encoder takes longer than using it.
+
+    Args:
+        width, height: pixels that the images are scaled to.
+    """
+
+    def __init__(self, width: int, height: int) -> None:
+        self._codec: Any = av.CodecContext.create("mjpeg", "w")
+        self._codec.width, self._codec.height, self._codec.pix_fmt = width, height, "yuvj420p"
+        self._codec.time_base, self._codec.thread_count = Fraction(1), 1
+        self._codec.options = {"q:v": "4"}
+        self._reformatter = VideoReformatter()
+        self._count = 0
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> bytes:
+        """Encode an image (H, W, 3) uint8 RGB."""
+        codec, frame = self._codec, av.VideoFrame.from_ndarray(pixels, format="rgb24")
+        picture = self._reformatter.reformat(frame, codec.width, codec.height, "yuvj420p")
+        picture.pts = self._count
+        self._count += 1
+        return b"".join(bytes(packet) for packet in codec.encode(picture))
 
 
 def _encode(
