@@ -113,10 +113,10 @@ def test_a_stopped_run_is_resumed(manifest: Manifest, packed: Path, tmp_path: Pa
             raise StoppedError
 
     with pytest.raises(StoppedError):
-        pack(manifest, tmp_path / "o", SMALL, report=stop)
+        pack(manifest, tmp_path / "o", SMALL, log=stop)
     assert not (tmp_path / "o" / "manifest.jsonl").exists()
     first = (tmp_path / "o" / "000000.tar").stat().st_mtime_ns
-    pack(manifest, tmp_path / "o", SMALL, report=lines.append)
+    pack(manifest, tmp_path / "o", SMALL, log=lines.append)
     assert "videos are packed already" in lines[2]
     assert (tmp_path / "o" / "000000.tar").stat().st_mtime_ns == first
     names = {path.name for path in packed.iterdir()}

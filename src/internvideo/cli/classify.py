@@ -80,36 +80,36 @@ def classify(
     from internvideo.features.video_files import find_videos
     from internvideo.features.windows import windows
 
-    options.one_of(labels=labels, labels_file=labels_file, model=model, unknown=unknown)
+    options.refuse_together(labels=labels, labels_file=labels_file, model=model, unknown=unknown)
     settings = EmbeddingSettings(window_seconds, stride_seconds, ray=ray)
     if overwrite and output is None:
-        options.unread(context, "--output", "overwrite")
+        options.refuse_unused(context, "--output", "overwrite")
     videos = find_videos(inputs, recursive=recursive)
-    opened = options.open_model(encoder, weights, device, precision)
+    video_model = options.open_model(encoder, weights, device, precision)
     if unknown is not None:
-        options.unread(context, "several labels (--unknown names one)", "top")
-        classification = _open_set(opened, unknown)
+        options.refuse_unused(context, "several labels (--unknown names one)", "top")
+        classification = _open_set(video_model, unknown)
     else:
-        classification = _closed_set(opened, options.read_labels(labels, labels_file), model, top)
+        classification = _closed_set(video_model, options.read_labels(labels, labels_file), model, top)
     if output is not None or ray is not None:
-        _classify_all(videos, opened, classification, output, settings, overwrite)
+        _classify_all(videos, video_model, classification, output, settings, overwrite)
         return
-    encode = classification.make_encode(opened)
+    encode = classification.make_encode(video_model)
 
     def answer(video: VideoFile) -> None:
         for start, end, clip in windows(
-            video.source, opened.preprocessing, window_seconds=window_seconds, stride_seconds=stride_seconds
+            video.source, video_model.preprocessing, window_seconds=window_seconds, stride_seconds=stride_seconds
         ):
             result, text = classification.result(encode(clip[None]))
-            piece = "" if window_seconds is None else f" {options.clock(start, end)}"
-            tell({"path": video.path, "start": start, "end": end, **result}, f"{video.path}{piece}: {text}")
+            span = "" if window_seconds is None else f" {options.clock(start, end)}"
+            tell({"path": video.path, "start": start, "end": end, **result}, f"{video.path}{span}: {text}")
 
     options.for_each(videos, answer)
 
 
 def _classify_all(
     videos: list[VideoFile],
-    opened: VideoModel,
+    video_model: VideoModel,
     classification: Classification,
     output: Path | None,
     settings: EmbeddingSettings,
@@ -124,53 +124,59 @@ def _classify_all(
     lines = []
     with TemporaryDirectory(prefix="internvideo-") as folder:
         target = output or Path(folder) / "results.jsonl"
-        writer = encode_videos(videos, opened, make_encode, target, settings, meaning, overwrite=overwrite)
-        for part in writer.read_finished():
-            for (start, end), values in zip(part.spans.tolist(), torch.from_numpy(part.values), strict=True):
+        writer = encode_videos(videos, video_model, make_encode, target, settings, meaning, overwrite=overwrite)
+        for vectors in writer.read_finished():
+            for (start, end), values in zip(vectors.spans.tolist(), torch.from_numpy(vectors.values), strict=True):
                 found, text = result(values[None])
-                record = {"path": part.path, "start": start, "end": end, **found}
-                piece = "" if settings.window_seconds is None else f" {options.clock(start, end)}"
+                record = {"path": vectors.path, "start": start, "end": end, **found}
+                span = "" if settings.window_seconds is None else f" {options.clock(start, end)}"
                 if output is None:
-                    tell(record, f"{part.path}{piece}: {text}")
+                    tell(record, f"{vectors.path}{span}: {text}")
                 else:
                     lines.append(json.dumps(record, ensure_ascii=False) + "\n")
     report = writer.report
-    options.tell_failures(report)
+    options.say_failures(report)
     if output is not None:
         write_text(output, "".join(lines))
-        done = report.requested - len(report.unreadable)
+        num_read = report.requested - len(report.unreadable)
         tell(
-            {"output": output, "rows": len(lines), "videos": report.requested, "read": done, "resumed": report.resumed},
-            f"{output}: {len(lines)} rows of {done} of {report.requested} videos, {report.resumed} of them before",
+            {
+                "output": output,
+                "rows": len(lines),
+                "videos": report.requested,
+                "read": num_read,
+                "resumed": report.resumed,
+            },
+            f"{output}: {len(lines)} rows of {num_read} of {report.requested} videos, {report.resumed} of them before",
             *([f"speed: {report.throughput}"] if report.throughput else ()),
         )
     elif report.unreadable:
         raise VideoError("videos", f"{len(report.unreadable)} of {report.requested} could not be read")
 
 
-def _closed_set(opened: VideoModel, labels: list[str] | None, model: Path | None, top: int) -> Classification:
+def _closed_set(video_model: VideoModel, labels: list[str] | None, model: Path | None, top: int) -> Classification:
     from internvideo.apps.classify import Scorer
     from internvideo.probing.probe import Probe
 
-    scorer = Scorer(opened, labels, None if model is None else Probe.load(model))
+    scorer = Scorer(video_model, labels, None if model is None else Probe.load(model))
 
     def result(values: Tensor) -> tuple[dict[str, object], str]:
-        shown = dict(list(scorer.results(values)[0].items())[:top])
-        return {"labels": shown}, ", ".join(f"{label} {p:.3f}" for label, p in shown.items())
+        top_labels = dict(list(scorer.results(values)[0].items())[:top])
+        return {"labels": top_labels}, ", ".join(f"{label} {p:.3f}" for label, p in top_labels.items())
 
     features = None if scorer.probe is None else f"features: {scorer.probe.head.kind}"
     return Classification(scorer.make_encode, result, features or list(scorer.names))
 
 
-def _open_set(opened: VideoModel, evaluation: Path) -> Classification:
+def _open_set(video_model: VideoModel, evaluation: Path) -> Classification:
     from internvideo.apps.open_set import OpenSetRule
 
     rule = OpenSetRule.load(evaluation)
-    rule.check(opened)
+    rule.check(video_model)
 
     def result(values: Tensor) -> tuple[dict[str, object], str]:
-        decision = rule.answers(opened, values)[0]
-        named = decision.label if decision.known else f"unknown, nearest {decision.label}"
-        return asdict(decision), f"{named}, belief {decision.belief:.3f}, uncertainty {decision.uncertainty:.3f}"
+        decision = rule.answers(video_model, values)[0]
+        label = decision.label if decision.known else f"unknown, nearest {decision.label}"
+        return asdict(decision), f"{label}, belief {decision.belief:.3f}, uncertainty {decision.uncertainty:.3f}"
 
     return Classification(attrgetter("logits"), result, "logits")

@@ -14,18 +14,18 @@ from internvideo.terminal import tell
 def embed(
     inputs: options.Inputs,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The table: NAME.parquet, NAME.lance, or NAME.npy with NAME.jsonl.")
+        Path, typer.Option("--output", "-o", help="Output: NAME.parquet, NAME.lance, or NAME.npy with NAME.jsonl.")
     ],
     encoder: options.Encoder,
     weights: options.Weights = None,
     window_seconds: Annotated[
-        float | None, typer.Option(help="Length of a window, one vector per window; without it one per video.")
+        float | None, typer.Option(help="Length of a window: one vector per window; by default one per video.")
     ] = None,
     stride_seconds: options.StrideSeconds = None,
     recursive: options.Recursive = False,
     normalize: Annotated[bool, typer.Option(help="L2-normalize the vectors.")] = True,
     batch_size: Annotated[int, typer.Option(min=1, help="Clips per batch.")] = 8,
-    workers: Annotated[int, typer.Option(min=0, help="Decoding processes; 0 decodes in a thread.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Decoding processes; 0 decodes in a thread of this process.")] = 0,
     ray: options.Ray = None,
     overwrite: options.Overwrite = False,
     dry_run: options.DryRun = False,
@@ -51,15 +51,15 @@ def embed(
         return
     model = options.open_model(encoder, weights, device, precision)
     report = embed(videos, model, output, settings, overwrite=overwrite)
-    done = report.requested - len(report.unreadable)
+    num_read = report.requested - len(report.unreadable)
     resumed = f", {report.resumed} of them before" if report.resumed else ""
-    made = f"{output}: {report.vectors} vectors of dimension {report.dim} from {done} videos{resumed}"
+    vectors = f"{output}: {report.vectors} vectors of dimension {report.dim} from {num_read} videos{resumed}"
     truncated = len(report.truncated)
-    summary = f"read: {done} of {report.requested} videos" + (f", {truncated} of them in part" if truncated else "")
+    summary = f"read: {num_read} of {report.requested} videos" + (f", {truncated} of them in part" if truncated else "")
     skipped = f"; see {output.with_suffix('.skipped.jsonl')}" if truncated or report.unreadable else ""
     speed = (f"speed: {report.throughput}",) if report.throughput else ()
     record = {
-        "output": output, "vectors": report.vectors, "dim": report.dim, "videos": report.requested, "read": done,
+        "output": output, "vectors": report.vectors, "dim": report.dim, "videos": report.requested, "read": num_read,
         "resumed": report.resumed, "in_part": truncated, "seconds": report.seconds,
     }  # fmt: skip
-    tell(record, made, summary + skipped, *speed)
+    tell(record, vectors, summary + skipped, *speed)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from internvideo.cli.options import Json, named_files, numbers
+from internvideo.cli.options import Json, named_files, parse_numbers
 from internvideo.terminal import tell
 
 
@@ -47,6 +47,6 @@ def ensemble(
         raise RunError("--pool", f"found '{mode}'", "views, models")
     if weights is not None and mode == "views":
         raise RunError("--weights", "views are pooled without weights", "--pool models")
-    shares = None if weights is None else numbers("--weights", weights, "numbers above 0, such as 0.6,0.4")
+    shares = None if weights is None else parse_numbers("--weights", weights, "numbers above 0, such as 0.6,0.4")
     path = combine_files(named_files(tables), output, weights=shares, keep="views" if mode == "views" else "models")
     tell({"table": path}, f"table: {path}")

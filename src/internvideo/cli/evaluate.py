@@ -11,27 +11,27 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args, get_origin
 import typer
 from typer.main import get_command
 
-from internvideo.cli.manners import EVALUATED, EXAMPLES, Command, Group, write_examples
-from internvideo.cli.options import Damage, FrameRate, Json, whole_numbers
+from internvideo.cli.manners import EVALUATE_ARGUMENTS, EXAMPLES, Command, Group, write_examples
+from internvideo.cli.options import Damage, FrameRate, Json, parse_integers
 
 if TYPE_CHECKING:
     from internvideo.tasks.task import TaskSpec
 
 Weights = Annotated[
-    str, typer.Argument(help="Weights: a run, a folder of save_pretrained, a published or converted file, an address.")
+    str, typer.Argument(help="Weights: a run, a folder of save_pretrained, a published or converted file, a URL.")
 ]
 Rows = Annotated[
     Path, typer.Argument(help="What to test on: manifest, list file, folder of folders; features for localization.")
 ]
-Output = Annotated[Path, typer.Option("--output", "-o", help="Folder of this run; made when absent.")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Folder of this run; created if absent.")]
 Split = Annotated[str | None, typer.Option(help="Only rows of this split.")]
 
 
 class TaskGroup(Group):
-    """A group whose commands are the tasks; they are made when they are asked for, which imports torch."""
+    """A group whose commands are the tasks; a command is created on demand, because that imports torch."""
 
     groups: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    others = "Tasks"
+    other_title = "Tasks"
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         """Write examples."""
@@ -51,14 +51,14 @@ class TaskGroup(Group):
 
 
 def task_command(task: TaskSpec) -> Any:
-    """Make the command of a task from the options that it reads."""
+    """Create the command of a task from the fields of its options."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
     class TaskCommand(Command):
         """The command of a task."""
 
         def refuse(self, option: str) -> None:
-            """Raise RecipeError for an option that only other tasks read, or that has another name now."""
+            """Raise RecipeError for an option that only other tasks read, or that was renamed."""
             from internvideo.evaluation import refuse_option
 
             refuse_option(task, option)
@@ -66,7 +66,7 @@ def task_command(task: TaskSpec) -> Any:
         def examples(self) -> tuple[str, ...]:
             """Return the example of the task."""
             model = "runs/mine/model.safetensors"
-            return (f"internvideo evaluate {task.name} {model} {EVALUATED[task.name]} -o runs/mine",)
+            return (f"internvideo evaluate {task.name} {model} {EVALUATE_ARGUMENTS[task.name]} -o runs/mine",)
 
     app.command(task.name, cls=TaskCommand, context_settings={"help_option_names": ["-h", "--help"]})(
         task_function(task)
@@ -75,15 +75,17 @@ def task_command(task: TaskSpec) -> Any:
 
 
 def task_function(task: TaskSpec) -> Callable[..., None]:
-    """Make the function behind the command of a task, with the signature that typer reads."""
+    """Create the function of the command of a task, with the signature from which typer reads the options."""
     fields = {field.name: field for field in dataclasses.fields(task.options)}
     types = get_type_hints(task.options, include_extras=True)
 
-    def evaluate(**given: Any) -> None:
+    def evaluate(**arguments: Any) -> None:
         from internvideo.evaluation import evaluate_task
 
-        weights, manifest, output, split = (given.pop(name) for name in ("weights", "manifest", "output", "split"))
-        options = {name: _value(name, types[name], value) for name, value in given.items() if name in fields}
+        weights, manifest, output, split = (arguments.pop(name) for name in ("weights", "manifest", "output", "split"))
+        options = {
+            name: _convert_value(name, types[name], value) for name, value in arguments.items() if name in fields
+        }
         evaluate_task(task.name, weights, manifest, output, options, split=split)
 
     parameters = {
@@ -94,40 +96,42 @@ def task_function(task: TaskSpec) -> Callable[..., None]:
         "damage": (Damage, None),
         "frame_rate": (FrameRate, None),
         "as_json": (Json, False),
-        **{name: _option(types[name], field.default) for name, field in fields.items()},
+        **{name: _to_typer_option(types[name], field.default) for name, field in fields.items()},
     }
-    kind = inspect.Parameter.KEYWORD_ONLY
+    type_ = inspect.Parameter.KEYWORD_ONLY
     evaluate.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # typer reads the options from it
         [
-            inspect.Parameter(name, kind, default=default, annotation=annotation)
+            inspect.Parameter(name, type_, default=default, annotation=annotation)
             for name, (annotation, default) in parameters.items()
         ]
     )
     evaluate.__annotations__ = {name: annotation for name, (annotation, _) in parameters.items()}
-    about = f"{task.about[:1].upper()}{task.about[1:]}."
+    help_text = f"{task.about[:1].upper()}{task.about[1:]}."
     evaluate.__doc__ = (
-        f"{about}\n\nPredict a table, score it, print the figures with their protocol (paper {task.section})."
+        f"{help_text}\n\nPredict a table, score it, print the figures with their protocol (paper {task.section})."
     )
     return evaluate
 
 
-def _option(annotation: Any, default: Any) -> tuple[Any, Any]:
-    """Convert a field of the options for typer: paths are repeated, numbers are comma-separated."""
-    kind, about = get_args(annotation)[:2]
-    if get_origin(kind) is tuple:
-        repeated = get_args(kind)[0] is Path
-        return Annotated[list[Path] | None if repeated else str, typer.Option(help=about)], None if repeated else ""
-    literal = [part for part in get_args(kind) if get_origin(part) is not None]
-    if literal:  # a choice among words; the options check it
-        kind = str | None
-    return Annotated[kind, typer.Option(help=about)], default
+def _to_typer_option(annotation: Any, default: Any) -> tuple[Any, Any]:
+    """Convert a field of the options to (annotation, default) for typer: paths repeat, numbers are comma-separated."""
+    type_, help_text = get_args(annotation)[:2]
+    if get_origin(type_) is tuple:
+        is_repeated = get_args(type_)[0] is Path
+        return Annotated[
+            list[Path] | None if is_repeated else str, typer.Option(help=help_text)
+        ], None if is_repeated else ""
+    type_hints = [part for part in get_args(type_) if get_origin(part) is not None]
+    if type_hints:  # a Literal, which the options check
+        type_ = str | None
+    return Annotated[type_, typer.Option(help=help_text)], default
 
 
-def _value(name: str, annotation: Any, value: Any) -> Any:
-    kind = get_args(annotation)[0]
-    if get_origin(kind) is not tuple:
+def _convert_value(name: str, annotation: Any, value: Any) -> Any:
+    type_ = get_args(annotation)[0]
+    if get_origin(type_) is not tuple:
         return value
-    return tuple(value or ()) if get_args(kind)[0] is Path else whole_numbers(f"--{name.replace('_', '-')}", value)
+    return tuple(value or ()) if get_args(type_)[0] is Path else parse_integers(f"--{name.replace('_', '-')}", value)
 
 
 app = typer.Typer(

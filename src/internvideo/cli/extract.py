@@ -74,13 +74,14 @@ def extract(
         return
     model = options.open_model(encoder, weights, device, precision)
     report = run(items, model, output, settings, classes=classes, overwrite=overwrite)
-    done, elsewhere = report.read + report.resumed, report.other_workers - len(report.unreadable)
-    made = f"{output / INDEX}: {done} of {report.requested} videos, {report.resumed} of them before, dim {report.dim}"
-    options.tell_failures(report)
+    num_done, elsewhere = report.read + report.resumed, report.other_workers - len(report.unreadable)
+    before = f"{report.resumed} of them before"
+    summary = f"{output / INDEX}: {num_done} of {report.requested} videos, {before}, dim {report.dim}"
+    options.say_failures(report)
     leased = [f"{elsewhere} videos are leased by other processes on the same folder"] if elsewhere > 0 else []
     speed = [f"speed: {report.vectors} vectors, {report.throughput}"] if report.throughput else []
     record = {
-        "index": output / INDEX, "videos": report.requested, "read": done, "resumed": report.resumed,
+        "index": output / INDEX, "videos": report.requested, "read": num_done, "resumed": report.resumed,
         "vectors": report.vectors, "dim": report.dim, "elsewhere": max(elsewhere, 0),
     }  # fmt: skip
-    tell(record, made, *leased, *speed)
+    tell(record, summary, *leased, *speed)

@@ -17,7 +17,7 @@ def fit(
         Path, typer.Argument(help="A folder with one folder of videos per class, or a manifest with labels.")
     ],
     encoder: Encoder,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of this fit; made when absent.")] = Path(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of this fit; created if absent.")] = Path(
         "runs/fit"
     ),
     weights: Weights = None,
@@ -27,7 +27,7 @@ def fit(
     folds: Annotated[int, typer.Option(help="Number of cross-validation folds.")] = 5,
     group_pattern: Annotated[
         str | None,
-        typer.Option(help="Regular expression that finds the group in a path, such as '(.+)_part': no group is split."),
+        typer.Option(help="Regular expression for the group in a path, such as '(.+)_part': folds split no group."),
     ] = None,
     accept_known: Annotated[
         float, typer.Option(help="Fraction of videos of known classes that must not be rejected as unknown.")
@@ -69,6 +69,6 @@ def fit(
     if model.metadata.get("trained") == "no":
         LOGGER.warning("the model is untrained; its features say little")
     fitted = fitting.fit(source, model, output, settings, features=features)
-    source_of_it = ["--encoder", encoder, *([] if weights is None else ["--weights", weights])]
-    use = f"internvideo classify FILE {shlex.join([*source_of_it, '--model', str(fitted.file)])}"
-    tell({"classifier": fitted.file, **fitted.result}, f"classifier: {fitted.file}", f"use it: {use}")
+    encoder_options = ["--encoder", encoder, *([] if weights is None else ["--weights", weights])]
+    command = f"internvideo classify FILE {shlex.join([*encoder_options, '--model', str(fitted.file)])}"
+    tell({"classifier": fitted.file, **fitted.result}, f"classifier: {fitted.file}", f"use it: {command}")

@@ -88,7 +88,7 @@ def index(
     else:
         model = options.open_model(encoder, weights, device, precision)
         found = (output / FILE).is_file()
-        wanted = options.numbers("--scales", scales, "comma-separated seconds, such as 2,8,30")
+        wanted = options.parse_numbers("--scales", scales, "comma-separated seconds, such as 2,8,30")
         lengths = wanted if not found else Collection.open(output).store.scales
         kind = storage if not found else Collection.open(output).store.storage
         place = database if not found else Collection.open(output).database
@@ -110,7 +110,7 @@ def index(
     counts = {"new": report.read - len(report.changed), "changed": len(report.changed), "as before": report.resumed}
     counts |= {"removed": len(report.removed), "read in part": len(report.truncated)}
     changes = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
-    options.tell_failures(report)
+    options.say_failures(report)
     query = (
         '"what you look for"' if "text" in collection.model.capabilities else "--like FILE, as the model reads no texts"
     )

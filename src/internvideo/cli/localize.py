@@ -36,7 +36,7 @@ def localize(
     features: Annotated[
         Path | None,
         typer.Option(
-            help="Folder that keeps the features: an interrupted command resumes, a later one reads what is new."
+            help="Folder for the features: an interrupted command resumes, a later one reads only new videos."
         ),
     ] = None,
     ray: options.Ray = None,
@@ -60,37 +60,41 @@ def localize(
 
     if output is not None:
         require("plots", "--output")
-    found_videos = find_videos(videos)
-    names = dict(zip(found_videos, unique_file_names(found_videos), strict=True))
+    video_files = find_videos(videos)
+    names = dict(zip(video_files, unique_file_names(video_files), strict=True))
     trained = load_detector(detector, CATALOG, device=device)
     model = options.open_model(encoder, weights, device, precision)
     extraction_settings(model, trained)  # raises for another encoder
 
-    def show(video: VideoFile, found: Localization) -> None:
-        shown = [action for action in found.actions if action.score >= score_threshold]
-        record = {"path": found.path, "duration": found.duration, "actions": [asdict(action) for action in shown]}
+    def show(video: VideoFile, localization: Localization) -> None:
+        above_threshold = [action for action in localization.actions if action.score >= score_threshold]
+        record = {
+            "path": localization.path,
+            "duration": localization.duration,
+            "actions": [asdict(action) for action in above_threshold],
+        }
         tell(
             record,
-            f"{found.path}: {len(shown)} actions in {found.duration:.1f} s",
+            f"{localization.path}: {len(above_threshold)} actions in {localization.duration:.1f} s",
             *(
                 f"  {options.clock(action.start, action.end)}  {action.score:.2f}  {action.label}"
-                for action in sorted(shown, key=lambda action: action.start)
+                for action in sorted(above_threshold, key=lambda action: action.start)
             ),
         )
         if output is not None:
             target = output / f"{names[video]}.svg"
-            write_plot(found, target, score_threshold)
+            write_plot(localization, target, score_threshold)
             say(f"  timeline: {target}")
 
     if features is None and ray is None:
-        options.for_each(found_videos, lambda video: show(video, run(video, model, trained, batch_size=batch_size)))
+        options.for_each(video_files, lambda video: show(video, run(video, model, trained, batch_size=batch_size)))
         return
     with TemporaryDirectory(prefix="internvideo-") as folder:
         report, results = localize_all(
-            found_videos, model, trained, features or Path(folder), batch_size=batch_size, ray=ray
+            video_files, model, trained, features or Path(folder), batch_size=batch_size, ray=ray
         )
-        for video, found in results:
-            show(video, found)
-    options.tell_failures(report)
+        for video, localization in results:
+            show(video, localization)
+    options.say_failures(report)
     if report.unreadable:
         raise VideoError("videos", f"{len(report.unreadable)} of {report.requested} could not be read")

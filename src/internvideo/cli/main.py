@@ -1,4 +1,4 @@
-"""The command line: the commands that train, evaluate and list, and the table of all others."""
+"""The command line: the commands demo, sample-world, train, score and list, and the list of all others."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from internvideo.cli.localize import localize
 from internvideo.cli.manners import Command, Group
 from internvideo.cli.mix import mix
 from internvideo.cli.navigation_world import navigation_world
-from internvideo.cli.options import Damage, FrameRate, Json, named_files, one_of, unread
+from internvideo.cli.options import Damage, FrameRate, Json, named_files, refuse_together, refuse_unused
 from internvideo.cli.persons import persons
 from internvideo.cli.prepare import pack, prepare
 from internvideo.cli.search import search, serve
@@ -40,32 +40,29 @@ from internvideo.terminal import LOGGER, print_rows, results_as_json, say, set_v
 app = typer.Typer(
     name="internvideo",
     cls=Group,
-    help="General video foundation models: pretrain, let two encoders interact, evaluate. "
-    "Start with `internvideo demo`.",
+    help="General video foundation models: pretrain, combine two encoders, evaluate. Start with `internvideo demo`.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Output = Annotated[Path, typer.Option("--output", "-o", help="Folder of this run; made when absent.")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Folder of this run; created if absent.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Workers = Annotated[int | None, typer.Option(min=0, help="Processes to use; by default one a core.")]
+Workers = Annotated[int | None, typer.Option(min=0, help="Processes to use; by default one per core.")]
 
 
 @app.callback(invoke_without_command=True)
 def _root(
     version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars and no notes, errors alone.")] = False,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="More notes, and of an error where in the code it came from.")
-    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars and no notes, only errors.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="More notes, and tracebacks of errors.")] = False,
 ) -> None:
     if version:
         say(f"internvideo {__version__}")
         raise typer.Exit
     results_as_json(False)
-    one_of(quiet=quiet or None, verbose=verbose or None)
+    refuse_together(quiet=quiet or None, verbose=verbose or None)
     set_verbosity(quiet=quiet, verbose=verbose)
 
 
@@ -85,7 +82,7 @@ def demo(
     split: Annotated[str, typer.Option(help="With --data: the column that holds train/test.")] = "split",
     seed: Annotated[int, typer.Option(help="Seed of the world, the models and the batches.")] = 0,
     minutes: Annotated[
-        float, typer.Option(min=0.01, help="With --data: how long all of it may take; the number of steps follows.")
+        float, typer.Option(min=0.01, help="With --data: duration of the whole run, from which the steps follow.")
     ] = 15.0,
     device: Device = "auto",
     as_json: Json = False,
@@ -98,7 +95,7 @@ def demo(
     from internvideo.apps.demo import Columns, run_demo
 
     if data is None:
-        unread(context, "--data", "label", "video", "split", "minutes")
+        refuse_unused(context, "--data", "label", "video", "split", "minutes")
     columns = Columns(label, video, split)
     report = run_demo(output, data=data, profile=profile, columns=columns, seed=seed, device=device, minutes=minutes)
     tell({"report": report}, f"report: {report}")
@@ -124,16 +121,16 @@ def sample_world(
     from internvideo.sample_world.generate import WorldSettings, generate
 
     settings = WorldSettings(clips=clips, seed=seed, size=size, difficulty=difficulty)
-    made = generate(folder, settings, workers=workers)
+    files = generate(folder, settings, workers=workers)
     if pictures:
         from internvideo.sample_world.pictures import generate_pictures
 
-        made |= generate_pictures(folder, settings, pictures, workers=workers)
+        files |= generate_pictures(folder, settings, pictures, workers=workers)
     if reaches:
         from internvideo.sample_world.ego4d import generate_reaches
 
-        made |= generate_reaches(folder, settings, reaches, workers=workers)
-    tell(made, *(f"{name}: {path}" for name, path in made.items()))
+        files |= generate_reaches(folder, settings, reaches, workers=workers)
+    tell(files, *(f"{name}: {path}" for name, path in files.items()))
 
 
 @app.command(cls=Command)
@@ -149,17 +146,17 @@ def train(
     ] = False,
     processes: Annotated[
         int | None,
-        typer.Option(min=1, help="With --dry-run: of the later run, for loop.parallel=fsdp and steps per epoch."),
+        typer.Option(min=1, help="With --dry-run: processes of the run, for loop.parallel=fsdp and steps per epoch."),
     ] = None,
     memory_gib: Annotated[
         float | None,
-        typer.Option(min=0.01, help="With --dry-run: of each GPU of the later run; what would make it fit is listed."),
+        typer.Option(min=0.01, help="With --dry-run: memory per GPU; lists what makes the run fit."),
     ] = None,
     change: Annotated[
         list[str] | None,
         typer.Option(
-            help="KEY=VALUE: go on with another value than the run began with, such as optimizer.base_lr=1e-4, and "
-            "tell it in the log. A longer schedule needs nothing of the kind."
+            help="KEY=VALUE: resume with another value than the run began with, such as optimizer.base_lr=1e-4, and "
+            "log the change. A longer schedule does not need it."
         ),
     ] = None,
     device: Device = "auto",
@@ -192,18 +189,18 @@ def score(
         list[Path],
         typer.Argument(
             help="A table written by `internvideo evaluate`; several of different splits give their mean; - reads "
-            "names from standard input. Or results in AVA's form, .csv."
+            "names from standard input. Or results in AVA's format, .csv."
         ),
     ],
-    truth: Annotated[Path | None, typer.Option(help="Of a .csv: AVA's annotations, such as ava_val_v2.2.csv.")] = None,
-    labels: Annotated[Path | None, typer.Option(help="Of a .csv: AVA's label map of the scored classes.")] = None,
-    excluded: Annotated[Path | None, typer.Option(help="Of a .csv: AVA's timestamps that are not scored.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file for the figures.")] = None,
+    truth: Annotated[Path | None, typer.Option(help="For a .csv: AVA's annotations, such as ava_val_v2.2.csv.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="For a .csv: AVA's label map of the scored classes.")] = None,
+    excluded: Annotated[Path | None, typer.Option(help="For a .csv: AVA's timestamps that are not scored.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file for the metrics.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Figures again from a saved table: no model and no video needed. Of AVA's results file, by its annotations.
+    """Recompute the metrics of a saved table, without model or videos; or of a results file in AVA's format.
 
-    Of several tables, each of another split of one set, print each and the mean, as is standard for HMDB51.
+    Of several tables of different splits of a data set print each and the mean, as is standard for HMDB51.
     """
     from internvideo.errors import RunError
     from internvideo.evaluation import score_results, score_table, score_tables
@@ -224,7 +221,7 @@ def score(
 def list_(
     what: Annotated[str, typer.Argument(help="models, stages, tasks, recipes or benchmarks.")], as_json: Json = False
 ) -> None:
-    """Print what there is: one line each where the output goes on to another program, wrapped in a terminal."""
+    """List the available models, stages, tasks, recipes or benchmarks, one per line (wrapped in a terminal)."""
     from internvideo.pipeline import listing
 
     print_rows(listing(what))
@@ -241,12 +238,12 @@ for command in COMMANDS:
 RESUMED = {"demo", "train", "embed", "index", "extract", "fit"}
 """Commands that resume where they were interrupted."""
 INTERRUPTED = 130
-"""The exit code that typer makes of Ctrl-C."""
+"""The exit code for Ctrl-C, as in typer."""
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one line on stderr and exit code 2, never a traceback."""
-    # Before torch is imported: idle threads that spin slow small steps threefold where others use the cores too.
+    """Run the command line; an error that the user can fix is one line on stderr and exit code 2, no traceback."""
+    # Before torch is imported: spinning idle threads make small steps three times slower on a shared machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names that are not UTF-8, as the error stream has them
@@ -256,7 +253,7 @@ def main() -> None:
         LOGGER.debug("raised here:", exc_info=error)
         say(f"internvideo: {error}", err=True)
         sys.exit(2)
-    except typer.TyperException as error:  # a wrong command, option or argument; or none at all: then it is the help
+    except typer.TyperException as error:  # a wrong command, option or argument; or none, with the help as message
         message = error.format_message()
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "internvideo"
@@ -269,6 +266,6 @@ def main() -> None:
     finally:
         results_as_json(False)
     if result == INTERRUPTED:
-        goes_on = "; the same command resumes" if RESUMED & set(sys.argv[1:2]) else ""
-        say(f"internvideo: interrupted{goes_on}", err=True)
+        resume_hint = "; the same command resumes" if RESUMED & set(sys.argv[1:2]) else ""
+        say(f"internvideo: interrupted{resume_hint}", err=True)
     sys.exit(result if isinstance(result, int) else 0)

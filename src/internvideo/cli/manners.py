@@ -1,4 +1,4 @@
-"""Help and error messages of the command line: groups, summaries, examples, and all mistakes of a line at once."""
+"""Format help and error messages of the command line: groups, summaries, examples, all errors of a line at once."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Test": ("evaluate", "score", "ensemble"),
     "Weights": ("convert", "export"),
 }
-"""Title -> commands, as `internvideo --help` shows them; commands that stand nowhere come last."""
+"""Title -> commands in `internvideo --help`; commands that are in no group come last."""
 
 EXAMPLES: dict[str, tuple[str, ...]] = {
     "demo": ("internvideo demo", "internvideo demo --data my_videos --output runs/mine"),
@@ -82,7 +82,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
 }
 
-EVALUATED = {
+EVALUATE_ARGUMENTS = {
     "anticipation": "world/ego/contact.jsonl --split test --boxes world/ego/contact.detections.json",
     "captioning": "runs/world/test.jsonl --num-beams 4",
     "future_hands": "world/ego/hands.jsonl --split test",
@@ -100,37 +100,37 @@ EVALUATED = {
     "verb_noun": "world/ego/actions.jsonl --split test",
     "zero_shot": "runs/world/zero_shot.jsonl",
 }
-"""Task -> what it is tested on, for its example."""
+"""Task -> arguments after the weights, for the example in its help."""
 
 
 class Command(TyperCommand):
-    """A command whose help ends with examples, and that tells all missing or unknown arguments of a line at once."""
+    """A command whose help ends with examples, and that reports all missing or unknown arguments of a line at once."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse, and tell every mistake of the line: a second one does not wait until the first is mended."""
-        given, mistakes = list(args), []
+        """Parse a line; report all its errors in one message."""
+        remaining, messages = list(args), []
         while True:
             try:
-                rest = super().parse_args(ctx, list(given))
+                unparsed = super().parse_args(ctx, list(remaining))
             except typer.TyperException as error:
                 self.refuse(getattr(error, "option_name", ""))
-                mistakes.append(" ".join(error.format_message().split()).rstrip("."))
-                # An unknown option is left out, one of a wrong value together with it, and the line is read again.
+                messages.append(" ".join(error.format_message().split()).rstrip("."))
+                # Remove the unknown option, or the option with an invalid value, and parse the line again.
                 parameter = getattr(error, "param", None)
                 names = [getattr(error, "option_name", None)] if parameter is None else parameter.opts
-                place = next((n for n, word in enumerate(given) if word.split("=")[0] in names), None)
-                if place is None:  # nothing to leave out: the end
-                    mistakes += [text for text in self._missing(ctx, given) if text not in mistakes]
-                    ctx.fail("; ".join(mistakes))
+                position = next((n for n, word in enumerate(remaining) if word.split("=")[0] in names), None)
+                if position is None:  # nothing can be removed
+                    messages += [text for text in self._missing(ctx, remaining) if text not in messages]
+                    ctx.fail("; ".join(messages))
                 else:
-                    del given[place : place + (1 if parameter is None or "=" in given[place] else 2)]
+                    del remaining[position : position + (1 if parameter is None or "=" in remaining[position] else 2)]
             else:
-                if mistakes:
-                    ctx.fail("; ".join(mistakes))
-                return rest
+                if messages:
+                    ctx.fail("; ".join(messages))
+                return unparsed
 
     def refuse(self, option: str) -> None:
-        """Raise a more exact error for an option that does not exist, where there is one."""
+        """Raise a more specific error for an unknown option; subclasses override this."""
 
     def examples(self) -> tuple[str, ...]:
         """Return the example lines at the end of the help."""
@@ -155,17 +155,20 @@ class Command(TyperCommand):
 
 
 class Group(TyperGroup):
-    """The commands in groups, each with its whole first sentence."""
+    """A help page with the commands in groups, each with its first sentence."""
 
     groups: ClassVar[Mapping[str, tuple[str, ...]]] = GROUPS
-    others = "More"
+    other_title = "More"
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Write them."""
+        """Write the groups of commands."""
         names = list(self.list_commands(ctx))
         grouped = {name for group in self.groups.values() for name in group}
-        for title, wanted in {**self.groups, self.others: tuple(n for n in names if n not in grouped)}.items():
-            rows = [(name, summary(self.get_command(ctx, name))) for name in wanted if name in names]
+        for title, group_commands in {
+            **self.groups,
+            self.other_title: tuple(n for n in names if n not in grouped),
+        }.items():
+            rows = [(name, summary(self.get_command(ctx, name))) for name in group_commands if name in names]
             if rows:
                 with formatter.section(title):
                     formatter.write_dl(rows)
@@ -184,7 +187,7 @@ def write_examples(formatter: Any, lines: tuple[str, ...]) -> None:
     with formatter.section("Examples"):
         width = max(formatter.width - formatter.current_indent - 2, 40)
         for line in lines:
-            parts = textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False)
-            for number, part in enumerate(parts):
-                end = " \\" if number + 1 < len(parts) else ""
-                formatter.write(f"{'':{formatter.current_indent + (2 if number else 0)}}{part}{end}\n")
+            wrapped = textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False)
+            for index, text_line in enumerate(wrapped):
+                end = " \\" if index + 1 < len(wrapped) else ""
+                formatter.write(f"{'':{formatter.current_indent + (2 if index else 0)}}{text_line}{end}\n")

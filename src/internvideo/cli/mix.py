@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from internvideo.cli.options import Json, named_files, unread
+from internvideo.cli.options import Json, named_files, refuse_unused
 from internvideo.terminal import tell
 
 
@@ -40,7 +40,7 @@ def mix(
     from internvideo.apps.mix import mix as mixing
 
     if base is None:
-        unread(context, "--base", "base_weight", "tower")
+        refuse_unused(context, "--base", "base_weight", "tower")
     files = [Path(name) for name in named_files(tuned)]
     made = mixing(files, output, base=base, base_weight=base_weight, tower=tower, recipe=recipe)  # type: ignore[arg-type]  # checked there
     record = {"weights": made.file, "mixed": made.mixed, "kept": made.kept}

@@ -36,8 +36,8 @@ Precision = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
 WindowSeconds = Annotated[
     float | None, typer.Option(help="Length of a window; without it the whole video is one clip.")
 ]
-StrideSeconds = Annotated[float | None, typer.Option(help="From one window to the next; by default the window.")]
-Labels = Annotated[str | None, typer.Option(help='Any texts, at least two: "cooking, playing tennis, a dog".')]
+StrideSeconds = Annotated[float | None, typer.Option(help="From one window to the next; by default its length.")]
+Labels = Annotated[str | None, typer.Option(help='Two or more texts: "cooking, playing tennis, a dog".')]
 LabelsFile = Annotated[Path | None, typer.Option(help="Text file of labels, one per line; - for standard input.")]
 Classifier = Annotated[Path | None, typer.Option(help="A classifier written by `internvideo fit` on this encoder.")]
 Recursive = Annotated[bool, typer.Option("--recursive", "-r", help="Search subfolders too.")]
@@ -63,7 +63,7 @@ Inputs = Annotated[
 Ray = Annotated[
     str | None,
     typer.Option(
-        help="Run on a Ray cluster: its address (auto, HOST:PORT, ray://HOST:PORT), or local for one in this machine."
+        help="Address of a Ray cluster to run on (auto, HOST:PORT, ray://HOST:PORT), or local to start one here."
     ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Recompute finished videos instead of resuming.")]
@@ -73,7 +73,7 @@ Json = Annotated[
     typer.Option(
         "--json",
         help="Print one JSON object per line instead of text.",
-        callback=lambda wanted: results_as_json(bool(wanted)) or wanted,
+        callback=lambda enable: results_as_json(bool(enable)) or enable,
     ),
 ]
 
@@ -97,28 +97,28 @@ def _set_frame_rate(rate: float | None) -> float | None:
 
 
 def open_model(encoder: str, weights: str | None, device: str, precision: str) -> VideoModel:
-    """Load the model that the options name. Raises WeightsError and RecipeError as `internvideo.load`."""
+    """Load the model of the options --encoder and --weights. Raises WeightsError, RecipeError as `internvideo.load`."""
     from internvideo.inference.loading import load
 
     return load(encoder, weights=weights, device=device, precision=precision)  # type: ignore[arg-type]  # checked there
 
 
 def read_labels(labels: str | None, labels_file: Path | None) -> list[str] | None:
-    """Return the labels that were given, None for none. Raises RecipeError for a file that cannot be read."""
+    """Return the labels of the options --labels or --labels-file, None without. RecipeError for an unreadable file."""
     if labels_file is not None:
         return text_lines(labels_file)
     return None if labels is None else [name.strip() for name in labels.split(",") if name.strip()]
 
 
-def whole_numbers(option: str, text: str) -> tuple[int, ...]:
-    """Parse comma-separated whole numbers. Raises RecipeError for anything else."""
+def parse_integers(option: str, text: str) -> tuple[int, ...]:
+    """Parse comma-separated integers of 0 or more. Raises RecipeError for anything else."""
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not all(part.isascii() and part.isdecimal() for part in parts):
         raise RecipeError(option, repr(text), "comma-separated whole numbers, such as 4,5,6")
     return tuple(map(int, parts))
 
 
-def numbers(option: str, text: str, expected: str) -> list[float]:
+def parse_numbers(option: str, text: str, expected: str) -> list[float]:
     """Parse comma-separated numbers. Raises RecipeError for anything else."""
     try:
         return [float(part) for part in text.replace(",", " ").split()]
@@ -126,15 +126,15 @@ def numbers(option: str, text: str, expected: str) -> list[float]:
         raise RecipeError(option, repr(text), expected) from error
 
 
-def unread(context: typer.Context, lacking: str, *names: str) -> None:
-    """Raise RecipeError for an option that was given though what it belongs to is `lacking`, such as --data."""
+def refuse_unused(context: typer.Context, required: str, *names: str) -> None:
+    """Raise RecipeError for an option on the command line that has no effect without `required`, such as --data."""
     for name in names:
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
-            raise RecipeError(f"--{name.replace('_', '-')}", f"without {lacking} it has no effect", f"with {lacking}")
+            raise RecipeError(f"--{name.replace('_', '-')}", f"without {required} it has no effect", f"with {required}")
 
 
-def one_of(**given: object) -> None:
+def refuse_together(**given: object) -> None:
     """Raise RecipeError if more than one of these options is given."""
     names = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
     if len(names) > 1:
@@ -166,7 +166,7 @@ def for_each(videos: list[VideoFile], function: Callable[[VideoFile], None]) -> 
         raise VideoError("videos", f"{num_failed} of {len(videos)} could not be read")
 
 
-def tell_failures(report: ReadReport) -> None:
+def say_failures(report: ReadReport) -> None:
     """Log the videos that were read in part or not at all."""
     for failure in report.truncated:
         LOGGER.warning(f"read in part: {failure.path}: {failure.reason}")

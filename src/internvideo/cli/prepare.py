@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from internvideo.cli.options import Json, unread
+from internvideo.cli.options import Json, refuse_unused
 from internvideo.terminal import say, tell
 
 
@@ -26,7 +26,7 @@ def prepare(
     offset: Annotated[
         float,
         typer.Option(
-            min=0.0, help="Time in the film at which its video file begins, in seconds (AVA's files often at 900)."
+            min=0.0, help="Start of the video files within the original films, in seconds (AVA's often start at 900)."
         ),
     ] = 0.0,
     frame_rate: Annotated[
@@ -43,7 +43,7 @@ def prepare(
     from internvideo.datasets.prepare import prepare as prepare_benchmark
 
     if videos is None:
-        unread(context, "--videos", "check_videos", "workers")
+        refuse_unused(context, "--videos", "check_videos", "workers")
     folder = output or Path("runs/prepare") / benchmark
     report = prepare_benchmark(
         benchmark, annotations, folder, videos=videos, check_videos=check_videos, offset=offset,
@@ -63,19 +63,25 @@ def pack(
         int | None, typer.Option(min=1, max=10_000, help="Transcode: frames between key frames at most.")
     ] = None,
     crf: Annotated[
-        int | None, typer.Option(min=0, max=51, help="Constant quality of x264 for transcoding, 0 the best; 20.")
+        int | None,
+        typer.Option(min=0, max=51, help="Constant quality of x264 for transcoding, 0 is best; by default 20."),
     ] = None,
-    shard_megabytes: Annotated[float, typer.Option(min=0.001, help="Size at which a shard ends.")] = 512.0,
-    address: Annotated[
-        str | None, typer.Option(help="Where the shards will lie if not beside it: s3://bucket/folder.")
+    shard_mib: Annotated[
+        float, typer.Option("--shard-mib", "--shard-megabytes", min=0.001, help="Size at which a shard ends, in MiB.")
+    ] = 512.0,
+    shard_url: Annotated[
+        str | None,
+        typer.Option(
+            "--shard-url", "--address", help="URL of the folder to which the shards will be moved: s3://bucket/folder."
+        ),
     ] = None,
     workers: Annotated[int, typer.Option(min=1, max=256, help="Threads that read and transcode videos.")] = 2,
     as_json: Json = False,
 ) -> None:
     """Pack the videos of a manifest into tar shards (webdataset's layout) that the loaders read.
 
-    Without --short-side and --key-frames videos are packed as they are, and batches equal those of the files. Writes
-    manifest.jsonl, report.json and, if videos cannot be read, unreadable.jsonl. Resumes where it was stopped.
+    Without --short-side and --key-frames videos are packed unchanged, and batches equal those of the files. Writes
+    manifest.jsonl, report.json and, if videos cannot be read, unreadable.jsonl. An interrupted command resumes.
     """
     from internvideo.data.manifest import read_manifest
     from internvideo.data.packing.pack import PackSettings
@@ -85,10 +91,10 @@ def pack(
     if crf is not None and short_side is None and key_frames is None:
         raise RecipeError("--crf", str(crf), "with --short-side or --key-frames", "nothing is transcoded without them")
     rows = read_manifest(manifest).with_notes_logged()
-    settings = PackSettings(short_side, key_frames, 20 if crf is None else crf, shard_megabytes, address)
-    found = pack_videos(rows if split is None else rows.subset(split), output, settings, workers=workers, report=say)
-    lost = f"; {len(found.unreadable)} rows unreadable: {output / 'unreadable.jsonl'}" if found.unreadable else ""
-    kept = f", {found.kept} kept as they were (uneven frame rate)" if found.kept else ""
-    packed = f"{found.videos} videos ({found.transcoded} transcoded{kept}) in {found.shards} shards"
-    line = f"{output / 'manifest.jsonl'}: {found.rows} rows, {packed}, {found.bytes_written / 2**20:.1f} MiB{lost}"
-    tell({"manifest": output / "manifest.jsonl", **asdict(found)}, line)
+    settings = PackSettings(short_side, key_frames, 20 if crf is None else crf, shard_mib, shard_url)
+    report = pack_videos(rows if split is None else rows.subset(split), output, settings, workers=workers, log=say)
+    failed = f"; {len(report.unreadable)} rows unreadable: {output / 'unreadable.jsonl'}" if report.unreadable else ""
+    kept = f", {report.kept} not transcoded (variable frame rate)" if report.kept else ""
+    packed = f"{report.videos} videos ({report.transcoded} transcoded{kept}) in {report.shards} shards"
+    line = f"{output / 'manifest.jsonl'}: {report.rows} rows, {packed}, {report.bytes_written / 2**20:.1f} MiB{failed}"
+    tell({"manifest": output / "manifest.jsonl", **asdict(report)}, line)

@@ -58,7 +58,7 @@ def stream(
     from internvideo.probing.probe import Probe
     from internvideo.video.live import RECONNECT
 
-    options.one_of(labels=labels, labels_file=labels_file, model=model)
+    options.refuse_together(labels=labels, labels_file=labels_file, model=model)
     opened = options.open_model(encoder, weights, device, precision)
     names = options.read_labels(labels, labels_file)
     own = "classes" if opened.class_names else "embedding"

@@ -13,7 +13,7 @@ from torch import Tensor
 from internvideo.data.decoding.clip_cache import ClipCache
 from internvideo.data.key_frame_indices import SLACK
 from internvideo.data.manifest import Manifest, Sample
-from internvideo.data.packing.members import Member, member_of, unpacked
+from internvideo.data.packing.members import Member, extract_member, locate_member
 from internvideo.data.shard_files import ShardContents
 from internvideo.errors import VideoError
 from internvideo.video.cache import stamp_of
@@ -54,7 +54,7 @@ class ManifestClipDecoder:
 
         Raises VideoError: the video cannot be read, or has no frame inside the span.
         """
-        member = member_of(sample, self.manifest.root)
+        member = locate_member(sample, self.manifest.root)
         key = self._cache_key(sample, member) if self._cache.max_bytes else None
         cached = self._cache.read(key) if key else None
         if cached is None:
@@ -82,7 +82,10 @@ class ManifestClipDecoder:
             with borrow(path, short_side=self.short_side, fps=sample.frame_rate) as video:
                 yield video
             return
-        with unpacked(member, self._shards, sample.path) as name, Video(name, short_side=self.short_side) as video:
+        with (
+            extract_member(member, self._shards, sample.path) as name,
+            Video(name, short_side=self.short_side) as video,
+        ):
             yield video
 
     def _cache_key(self, sample: Sample, member: Member | None) -> tuple[object, ...] | None:
@@ -107,7 +110,7 @@ class ManifestClipDecoder:
             self._damaged.add(sample.id)
             self._cache.release(size)
             return None
-        unchanged = self._cache_key(sample, member_of(sample, self.manifest.root)) == key
+        unchanged = self._cache_key(sample, locate_member(sample, self.manifest.root)) == key
         written = unchanged and self._cache.write(key, frames, times)
         self._cache.release(size - frames.nbytes * written)
         return frames, times

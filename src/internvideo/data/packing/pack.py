@@ -23,7 +23,7 @@ import numpy as np
 
 from internvideo import untrusted
 from internvideo.data.manifest import Manifest, Sample, write_manifest
-from internvideo.data.packing.members import ATTRIBUTE, digest_of
+from internvideo.data.packing.members import ATTRIBUTE, hash_content
 from internvideo.errors import InternVideoError, ManifestError, RunError, VideoError
 from internvideo.storage import atomic_path, folder_lock, write_text
 from internvideo.video.reader import Video
@@ -41,8 +41,8 @@ class PackSettings:
         short_side: transcode so that the shorter side has at most this many pixels; None keeps the size.
         key_frames: transcode so that key frames are at most this many frames apart; None keeps them.
         crf: constant quality of x264 (0 is best), for videos that are transcoded.
-        shard_megabytes: a shard is closed when it reaches this size.
-        address: future address of the shards, such as s3://bucket/folder, for a manifest that is kept elsewhere.
+        shard_megabytes: a shard is closed when it reaches this size, in MiB (2^20 bytes).
+        address: future URL of the shards, such as s3://bucket/folder, if they will not lie beside the manifest.
     """
 
     short_side: int | None = None
@@ -59,7 +59,7 @@ class PackSettings:
 
 @dataclass
 class PackReport:
-    """Counts of packed videos; `kept` ones were not transcoded, because their frame rate is not constant from 0 on."""
+    """Counts of packed videos; `kept`: not transcoded, because of a variable frame rate or a first frame after 0 s."""
 
     videos: int = 0
     rows: int = 0
@@ -72,11 +72,11 @@ class PackReport:
 
 
 @dataclass(frozen=True)
-class _Prepared:
-    """A video to be packed: content, suffix, whether it was transcoded, original size; or the reason of a failure."""
+class _PackedVideo:
+    """A video to pack: content, suffix, whether it was transcoded, original bytes; or the reason of a failure."""
 
     content: bytes = b""
-    ending: str = ""
+    suffix: str = ""
     transcoded: bool = False
     size: int = 0
     reason: str = ""
@@ -88,7 +88,7 @@ def pack(
     settings: PackSettings,
     *,
     workers: int = 1,
-    report: Callable[[str], None] = lambda line: None,
+    log: Callable[[str], None] = lambda line: None,
 ) -> PackReport:
     """Write shards, manifest.jsonl, report.json and, if videos cannot be read, unreadable.jsonl into a folder.
 
@@ -101,16 +101,16 @@ def pack(
     folder.mkdir(parents=True, exist_ok=True)
     with folder_lock(folder):
         shards = _earlier_shards(folder, {"manifest": manifest.fingerprint, **asdict(settings)})
-        done = sum(len(shard["videos"]) for shard in shards)
-        if done:
-            report(f"{done} of {len(videos)} videos are packed already")
+        num_done = sum(len(shard["videos"]) for shard in shards)
+        if num_done:
+            log(f"{num_done} of {len(videos)} videos are packed already")
         try:
             with ThreadPoolExecutor(workers) as pool, TemporaryDirectory() as temporary:
-                prepared = _ahead(pool, videos, done, workers, manifest, settings, Path(temporary))
+                prepared = _prepare_ahead(pool, videos, num_done, workers, manifest, settings, Path(temporary))
                 while shard := _write_shard(folder, len(shards), manifest, videos, prepared, settings):
                     shards.append(shard)
-                    done += len(shard["videos"])
-                    report(f"{shard['name']}: {done} of {len(videos)} videos")
+                    num_done += len(shard["videos"])
+                    log(f"{shard['name']}: {num_done} of {len(videos)} videos")
         except OSError as error:
             raise RunError(str(folder), f"cannot be written: {error.strerror or error}") from error
         return _finish(folder, manifest, videos, shards, settings)
@@ -119,13 +119,15 @@ def pack(
 def _earlier_shards(folder: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
     """Read the shards that an earlier run has finished. Raises RunError: the folder belongs to other settings."""
     progress = folder / _PROGRESS
-    about = progress / "about.json"
-    if not about.exists():
-        if others := sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")):
-            raise RunError(str(folder), f"contains '{others[0]}'", "an empty folder, or one with the same settings")
+    settings_file = progress / "about.json"
+    if not settings_file.exists():
+        if other_files := sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")):
+            raise RunError(
+                str(folder), f"contains '{other_files[0]}'", "an empty folder, or one with the same settings"
+            )
         progress.mkdir()
-        write_text(about, json.dumps(settings))
-    elif untrusted.read_json(about) != settings:
+        write_text(settings_file, json.dumps(settings))
+    elif untrusted.read_json(settings_file) != settings:
         raise RunError(str(folder), "contains shards of another manifest or other settings", "", "use a new folder")
     shards: list[dict[str, Any]] = []
     while (file := progress / f"{len(shards):06d}.json").exists():
@@ -137,21 +139,21 @@ def _earlier_shards(folder: Path, settings: dict[str, Any]) -> list[dict[str, An
     return shards
 
 
-def _ahead(
+def _prepare_ahead(
     pool: ThreadPoolExecutor,
     videos: dict[str, list[int]],
-    done: int,
+    num_done: int,
     workers: int,
     manifest: Manifest,
     settings: PackSettings,
     temporary: Path,
-) -> Iterator[tuple[str, _Prepared]]:
-    """Yield the videos after the first `done` in order; a pool prepares a few of them ahead."""
-    remaining = islice(videos, done, None)
+) -> Iterator[tuple[str, _PackedVideo]]:
+    """Yield the videos after the first `num_done` in order; a pool prepares a few of them ahead."""
+    remaining = islice(videos, num_done, None)
 
     def submit(path: str) -> tuple[str, Any]:
         rate = manifest.rows[videos[path][0]].frame_rate
-        return path, pool.submit(_prepared, manifest.root / path, rate, settings, temporary)
+        return path, pool.submit(_prepare_video, manifest.root / path, rate, settings, temporary)
 
     pending = [submit(path) for path in islice(remaining, workers + 1)]
     while pending:
@@ -161,7 +163,7 @@ def _ahead(
         yield path, prepared
 
 
-def _prepared(path: Path, rate: float | None, settings: PackSettings, temporary: Path) -> _Prepared:
+def _prepare_video(path: Path, rate: float | None, settings: PackSettings, temporary: Path) -> _PackedVideo:
     """Read a video, and transcode it if the settings say so; `rate` is the frame rate of a folder of frames."""
     try:
         with Video(path, short_side=settings.short_side, fps=rate) as video:
@@ -171,31 +173,31 @@ def _prepared(path: Path, rate: float | None, settings: PackSettings, temporary:
                 if path.is_dir():
                     hint = "give --short-side or --key-frames to encode it"
                     raise VideoError(path, "is a folder of frames", "", hint)
-                return _Prepared(path.read_bytes(), path.suffix[1:].lower() or "mp4", size=size)
-            target = temporary / f"{os.getpid()}-{digest_of(os.fsencode(path))}.mp4"
+                return _PackedVideo(path.read_bytes(), path.suffix[1:].lower() or "mp4", size=size)
+            target = temporary / f"{os.getpid()}-{hash_content(os.fsencode(path))}.mp4"
             frames = iter_frames(video, np.arange(info.frames))
-            even = (frame[: len(frame) // 2 * 2, : frame.shape[1] // 2 * 2] for frame in frames)
-            write_video(target, even, info.fps, crf=settings.crf, gop=settings.key_frames or 12)
+            even_frames = (frame[: len(frame) // 2 * 2, : frame.shape[1] // 2 * 2] for frame in frames)
+            write_video(target, even_frames, info.fps, crf=settings.crf, gop=settings.key_frames or 12)
         content = target.read_bytes()
         target.unlink()
-        return _Prepared(content, "mp4", True, size)
+        return _PackedVideo(content, "mp4", True, size)
     except InternVideoError as error:
-        return _Prepared(reason=str(error))
+        return _PackedVideo(reason=str(error))
     except OSError as error:
-        return _Prepared(reason=f"{path}: {error.strerror or error}")
+        return _PackedVideo(reason=f"{path}: {error.strerror or error}")
 
 
 def _write_shard(
     folder: Path,
-    number: int,
+    shard_index: int,
     manifest: Manifest,
     videos: dict[str, list[int]],
-    prepared_videos: Iterator[tuple[str, _Prepared]],
+    prepared_videos: Iterator[tuple[str, _PackedVideo]],
     settings: PackSettings,
 ) -> dict[str, Any] | None:
     """Write the next shard and its index; return the index, None if no video is left."""
     packed: list[dict[str, Any]] = []
-    name = f"{number:06d}.tar"
+    name = f"{shard_index:06d}.tar"
     size = 0
     with atomic_path(folder / name) as path:
         with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
@@ -205,12 +207,12 @@ def _write_shard(
                 if prepared.reason:
                     entry["reason"] = prepared.reason
                     continue
-                key = f"{number:06d}{len(packed) - 1:06d}"
+                key = f"{shard_index:06d}{len(packed) - 1:06d}"
                 rows = [manifest.rows[index] for index in videos[video]]
-                first = _add(archive, f"{key}.{prepared.ending}", prepared.content)
-                _add(archive, f"{key}.json", _record(rows, manifest.classes))
-                entry["member"] = f"{name}#{key}.{prepared.ending}"
-                entry["packed"] = f"{first}+{len(prepared.content)}:{digest_of(prepared.content)}"
+                first = _add_member(archive, f"{key}.{prepared.suffix}", prepared.content)
+                _add_member(archive, f"{key}.json", _record_of_rows(rows, manifest.classes))
+                entry["member"] = f"{name}#{key}.{prepared.suffix}"
+                entry["packed"] = f"{first}+{len(prepared.content)}:{hash_content(prepared.content)}"
                 size += len(prepared.content)
                 if size >= settings.shard_megabytes * 2**20:
                     break
@@ -219,11 +221,11 @@ def _write_shard(
         (folder / name).unlink()
         return None
     shard = {"name": name, "size": length, "videos": packed}
-    write_text(folder / _PROGRESS / f"{number:06d}.json", json.dumps(shard))
+    write_text(folder / _PROGRESS / f"{shard_index:06d}.json", json.dumps(shard))
     return shard
 
 
-def _add(archive: tarfile.TarFile, name: str, content: bytes) -> int:
+def _add_member(archive: tarfile.TarFile, name: str, content: bytes) -> int:
     """Add a file without date and owner; return the offset of its first byte."""
     member = tarfile.TarInfo(name)
     member.size = len(content)
@@ -231,7 +233,7 @@ def _add(archive: tarfile.TarFile, name: str, content: bytes) -> int:
     return archive.offset - (len(content) + 511) // 512 * 512
 
 
-def _record(rows: Sequence[Sample], classes: Sequence[str]) -> bytes:
+def _record_of_rows(rows: Sequence[Sample], classes: Sequence[str]) -> bytes:
     """Return the JSON beside a video: "caption" and "class" for other readers, and all its rows of the manifest."""
     record: dict[str, Any] = {"rows": [row.model_dump(exclude_defaults=True) for row in rows]}
     captions = [caption for row in rows for caption in row.captions]
@@ -267,7 +269,7 @@ def _finish(
         rows.append(row.model_copy(update={"path": path, "attributes": {**row.attributes, ATTRIBUTE: byte_range}}))
     report.rows, report.bytes_written = len(rows), sum(shard["size"] for shard in shards)
     write_manifest(folder / "manifest.jsonl", rows, manifest.classes)
-    lines = (json.dumps(one, ensure_ascii=False) + "\n" for one in report.unreadable)
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in report.unreadable)
     if report.unreadable:
         write_text(folder / _UNREADABLE, "".join(lines))
     write_text(folder / _REPORT, json.dumps({**asdict(report), "unreadable": len(report.unreadable)}, indent=1) + "\n")
