@@ -39,15 +39,15 @@ def lacking(extra: str, python: str, system: str) -> str:
 
 
 def main() -> int:
-    """Print one line per combination that lacks wheels, and how many were tried."""
+    """Print one line per combination, and how many lack wheels."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = sys.argv[1:] or ["", *(name for name in project["optional-dependencies"] if name not in ("all", "dev"))]
     tried = list(product(extras, PYTHONS, SYSTEMS))
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        told = list(pool.map(lambda one: lacking(*one), tried))
-    for (extra, python, system), why in zip(tried, told, strict=True):
-        if why:
-            print(f"{extra or 'the package'}, Python {python}, {system}: {why}")
+    told = []
+    with ThreadPoolExecutor(8) as pool:  # they wait for the index, not for a processor
+        for (extra, python, system), why in zip(tried, pool.map(lambda one: lacking(*one), tried), strict=True):
+            told.append(why)
+            print(f"{extra or 'the package'}, Python {python}, {system}: {why or 'wheels'}", flush=True)
     print(f"{len(tried)} combinations of {len(extras)} sets, {len(tried) - told.count('')} without wheels")
     return int(any(told))
 

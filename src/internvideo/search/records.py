@@ -10,6 +10,7 @@ import json
 import os
 import sqlite3
 import threading
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -130,6 +131,8 @@ class Records:
         self.lock = threading.RLock()
         with self._errors():
             self._connection = sqlite3.connect(self.path, timeout=30, check_same_thread=False, isolation_level=None)
+            # Closed with the last reference to it at the latest: Python 3.13 warns of a connection that nobody closed.
+            self._close = weakref.finalize(self, self._connection.close)
             self._connection.execute("PRAGMA foreign_keys = ON")
             self._connection.execute("PRAGMA trusted_schema = OFF")
             self._connection.execute("PRAGMA synchronous = FULL")
@@ -144,7 +147,7 @@ class Records:
 
     def close(self) -> None:
         """Close the connection."""
-        self._connection.close()
+        self._close()
 
     @contextmanager
     def _errors(self) -> Iterator[None]:

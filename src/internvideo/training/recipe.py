@@ -112,7 +112,7 @@ class EvaluationRecipe(Settings):
     stage: str = ""
     task: str = ""
     model: ModelSettings
-    # Built by `_of_the_stage`, also from an empty mapping: the type of the settings depends on the stage.
+    # Built by `_settings_of_the_stage` and `_data_of_the_stage`, also from an empty mapping: the stage has their types.
     settings: Annotated[SerializeAsAny[BaseModel], Field(validate_default=True)] = Field(
         default_factory=dict  # type: ignore[assignment]  # the validator makes a model of it
     )
@@ -148,17 +148,30 @@ class EvaluationRecipe(Settings):
             raise ValueError(f"'{task}'; expected: {', '.join(tasks)}, without a stage")
         return task
 
-    @field_validator("settings", "data", mode="before")
+    # One validator a field: pydantic 2.12.0 tells no `info.field_name` where a default is validated.
+    @field_validator("settings", mode="before")
     @classmethod
-    def _of_the_stage(cls, value: object, info: ValidationInfo) -> object:
-        catalog = catalog_of(info)
-        spec, task = catalog.stages.get(info.data.get("stage", "")), info.data.get("task", "")
-        if spec is None and task not in catalog.tasks:
+    def _settings_of_the_stage(cls, value: object, info: ValidationInfo) -> object:
+        spec, task = cls._spec_and_task(info)
+        if spec is None and task is None:
             return value
-        if info.field_name == "settings":
-            kind: type[BaseModel] = Settings if spec is None else spec.settings
-        else:
-            kind = catalog.tasks[task] if spec is None else spec.data
+        return cls._built(value, Settings if spec is None else spec.settings, info)
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _data_of_the_stage(cls, value: object, info: ValidationInfo) -> object:
+        spec, task = cls._spec_and_task(info)
+        kind = task if spec is None else spec.data
+        return value if kind is None else cls._built(value, kind, info)
+
+    @staticmethod
+    def _spec_and_task(info: ValidationInfo) -> tuple[StageSpec | None, type[DataSettings] | None]:
+        """Return what the catalog has under the recipe's stage and under its task."""
+        catalog = catalog_of(info)
+        return catalog.stages.get(info.data.get("stage", "")), catalog.tasks.get(info.data.get("task", ""))
+
+    @staticmethod
+    def _built(value: object, kind: type[BaseModel], info: ValidationInfo) -> object:
         if isinstance(value, kind):
             return value
         if value is not None and not isinstance(value, Mapping):
