@@ -102,7 +102,8 @@ class JpegEncoder:
     def __call__(self, pixels: NDArray[np.uint8]) -> bytes:
         """Encode an image (H, W, 3) uint8 RGB."""
         codec, frame = self._codec, av.VideoFrame.from_ndarray(pixels, format="rgb24")
-        picture = self._reformatter.reformat(frame, codec.width, codec.height, "yuvj420p")
+        # One thread: a forked worker would wait forever for those of its parent (PyAV 19).
+        picture = self._reformatter.reformat(frame, codec.width, codec.height, "yuvj420p", threads=1)
         picture.pts = self._count
         self._count += 1
         return b"".join(bytes(packet) for packet in codec.encode(picture))
