@@ -154,7 +154,7 @@ def test_named_recipes_exist() -> None:
 
 def test_every_setting_is_explained() -> None:
     text = TEXTS["docs/recipes.md"]
-    explained = set(re.findall(r"`([\w.]+)`", text))
+    first_error = set(re.findall(r"`([\w.]+)`", text))
     groups: dict[str, Any] = {
         "data.": {name for stage in STAGES.values() for name in stage.data.model_fields}
         - {"sampling", "augment", "loader"},
@@ -166,9 +166,9 @@ def test_every_setting_is_explained() -> None:
         "loop.": LoopSettings.model_fields,
     }
     for prefix, names in groups.items():
-        assert {prefix + name for name in names} <= explained, prefix
+        assert {prefix + name for name in names} <= first_error, prefix
     of_stages = {f"settings.{name}" for entry in STAGES.values() for name in entry.settings.model_fields}
-    settings = {name for name in explained if name.startswith("settings.")}
+    settings = {name for name in first_error if name.startswith("settings.")}
     assert settings == of_stages
 
 

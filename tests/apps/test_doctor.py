@@ -45,7 +45,7 @@ def test_an_extra_that_is_absent_or_does_not_load(monkeypatch: pytest.MonkeyPatc
         raise error
 
     monkeypatch.setattr(importlib, "import_module", fail)
-    check = doctor._extra("parquet")
+    check = doctor._check_extra("parquet")
     assert check.state == ("absent" if isinstance(error, ModuleNotFoundError) else "advice")
     assert "pip install 'internvideo[parquet]'" in check.advice
     assert "pyarrow" in check.found
@@ -65,7 +65,7 @@ def test_threads(monkeypatch: pytest.MonkeyPatch, cores: int, threads: int, poli
     monkeypatch.setattr(doctor, "cores", lambda: cores)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     monkeypatch.setenv("OMP_WAIT_POLICY", policy)
-    check = doctor._threads()
+    check = doctor._check_threads()
     assert told in check.advice
     assert (check.state == "ok") == (not told)
 
@@ -76,7 +76,7 @@ def test_a_graphics_card_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
-    assert doctor._device() == Check(
+    assert doctor._check_device() == Check(
         "device", "ok", "A card with 80 GB, A card with 80 GB", "--precision bfloat16 is faster"
     )
 
@@ -84,9 +84,9 @@ def test_a_graphics_card_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_scarce_memory_and_disks_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=8e9, available=1e9))
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda place: SimpleNamespace(free=1e8))
-    assert doctor._memory().state == "advice"
-    assert "HF_HOME" in doctor._cache().advice
-    assert all("--workers 0" in check.advice for check in doctor._shared_memory())
+    assert doctor._check_memory().state == "advice"
+    assert "HF_HOME" in doctor._check_cache().advice
+    assert all("--workers 0" in check.advice for check in doctor._check_shared_memory())
 
 
 def test_a_decoder_that_does_not_work_ends_with_code_2(
@@ -115,13 +115,13 @@ def test_a_missing_encoder_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_decoders_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "DECODERS", {"H.264": "h264", "Imagined": "no_such_codec"})
-    check = doctor._decoders()
+    check = doctor._check_decoders()
     assert check.state == "advice"
     assert "decodes H.264, not Imagined" in check.found
 
 
 def test_slow_reading_is_told() -> None:
-    check = doctor._speed("reading", "a clip", lambda path: 1, Path(), "frames", 0.0)
+    check = doctor._measure_speed("reading", "a clip", lambda path: 1, Path(), "frames", 0.0)
     assert check.state in ("ok", "advice")
     assert "x real time" in check.found
 
@@ -129,20 +129,20 @@ def test_slow_reading_is_told() -> None:
 def test_the_second_decoder_is_loaded_and_not_only_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("INTERNVIDEO_DECODER", raising=False)
     fine = Check("torchcodec", "ok", "torchcodec 0.13; a second decoder")
-    monkeypatch.setattr(doctor, "_extra", lambda extra: fine)
+    monkeypatch.setattr(doctor, "_check_extra", lambda extra: fine)
     monkeypatch.setattr(doctor.video_torchcodec, "torchcodec_class", lambda: object)
-    check = doctor._second_decoder("torchcodec")
+    check = doctor._check_torchcodec("torchcodec")
     assert (check.state, check.found.startswith("torchcodec 0.13; it loads")) == ("ok", True)
     monkeypatch.setattr(doctor.video_torchcodec, "torchcodec_class", lambda: "Could not load libtorchcodec")
-    check = doctor._second_decoder("torchcodec")
+    check = doctor._check_torchcodec("torchcodec")
     assert check.state == "advice"
     assert "does not load: Could not load libtorchcodec" in check.found
     assert "FFmpeg" in check.advice
     monkeypatch.setenv("INTERNVIDEO_DECODER", "torchcodec")
-    check = doctor._second_decoder("torchcodec")
+    check = doctor._check_torchcodec("torchcodec")
     assert (check.state, check.advice) == ("broken", "unset INTERNVIDEO_DECODER")
     monkeypatch.setenv("INTERNVIDEO_DECODER", "ffmpeg")
-    monkeypatch.setattr(doctor, "_extra", lambda extra: Check(extra, "absent", "torchcodec is not installed"))
-    assert doctor._second_decoder("torchcodec").state == "broken"
+    monkeypatch.setattr(doctor, "_check_extra", lambda extra: Check(extra, "absent", "torchcodec is not installed"))
+    assert doctor._check_torchcodec("torchcodec").state == "broken"
     monkeypatch.delenv("INTERNVIDEO_DECODER")
-    assert doctor._second_decoder("torchcodec").state == "absent"
+    assert doctor._check_torchcodec("torchcodec").state == "absent"

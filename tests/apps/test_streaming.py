@@ -219,9 +219,9 @@ def test_the_ring_keeps_what_stands_and_forgets_the_rest() -> None:
     for at in (0.0, 0.1, 0.2, 3.0):
         ring.add(frame(at))
     turn = ring.turn(0.1, 0.3)
-    assert [picture.at for picture in turn.pictures] == [0.1, 0.2]
+    assert [picture.at for picture in turn.frames] == [0.1, 0.2]
     assert turn.complete == 103.0
-    assert [picture.at for picture in ring.turn(1.0, 2.0).pictures] == [0.2], "the picture that stands there"
+    assert [picture.at for picture in ring.turn(1.0, 2.0).frames] == [0.2], "the picture that stands there"
     ring.forget(1.0)
     assert [kept.time for kept in ring.frames] == [0.2, 3.0]
     assert ring.bytes == 20

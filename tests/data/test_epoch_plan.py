@@ -25,5 +25,5 @@ def test_batches_of_alike_clips_hold_runs_and_every_clip_once() -> None:
 
 def test_too_few_alike_clips_make_fewer_such_batches() -> None:
     groups = np.r_[np.zeros(9), np.arange(1, 32)].astype(int)
-    order = AlikeBatches(groups, 4, 1.0, 0).arranged(np.arange(40), 8, np.random.RandomState(0))
+    order = AlikeBatches(groups, 4, 1.0, 0).arrange(np.arange(40), 8, np.random.RandomState(0))
     assert sorted(order.tolist()) == list(range(40))

@@ -22,45 +22,45 @@ class Answerer:
 
     Args:
         model: of the family internvideo-mm-*-vqa.
-        answers: file of the answers (`answer_set.txt`, `ans2label.json`), for published weights, which do not carry
-            them; one output more than there are answers is none of them, as in the published heads.
+        answers: file of the answers (`answer_set.txt`, `ans2label.json`), which published weights do not contain. The
+            head may have one output more than answers, as published heads do; it is ignored.
 
     Raises:
-        RecipeError: a model without an answer head, one that never sees the video, or another number of answers.
+        RecipeError: a model without an answer head, one without video input, or another number of answers.
         ManifestError: `answers` cannot be read.
     """
 
     def __init__(self, model: VideoModel, answers: Path | None = None) -> None:
         if "answer" not in model.capabilities:
-            able = ", ".join(sorted(model.capabilities))
+            capabilities = ", ".join(sorted(model.capabilities))
             hint = "train one with `internvideo train sample/question_answering`, or load internvideo-mm-l14-vqa"
-            raise RecipeError(f"model {model.name}", "has no head for answers", able, hint)
+            raise RecipeError(f"model {model.name}", "has no head for answers", capabilities, hint)
         module = cast(VideoQuestionAnswering, model.module)
         if not module.video:
-            raise RecipeError(f"model {model.name}", "was trained on questions alone", "a network that sees the video")
+            raise RecipeError(f"model {model.name}", "was trained on questions alone", "a network with video input")
         self.model, self.module = model, module
         self.names = model.class_names if answers is None else read_answers(answers)
         if answers is not None and len(model.class_names) - len(self.names) not in (0, 1):
-            found, wanted = (
+            found, expected = (
                 f"{len(self.names)} answers",
                 f"{len(model.class_names)}, the outputs of the head, or one less",
             )
-            raise RecipeError(answers, found, wanted)
+            raise RecipeError(answers, found, expected)
 
     def check(self, questions: Sequence[str]) -> None:
-        """Raise TextError for no question, a blank one, or one that is longer than the model reads."""
+        """Raise TextError for no question, a blank one, or one that is longer than the context length."""
         if not questions:
             raise TextError("questions", "none", "at least one")
-        for number, text in enumerate(questions, 1):
+        for position, text in enumerate(questions, 1):
             if not text.strip():
-                raise TextError(f"question {number}", "is blank", 'a text such as "what is the man doing?"')
+                raise TextError(f"question {position}", "is blank", 'a text such as "what is the man doing?"')
             try:
                 question_tokens([text], self.module.model.config.text.context, truncate=False)
             except TextError as error:
-                raise TextError(f"question {number}", error.found, error.expected, "shorten it") from error
+                raise TextError(f"question {position}", error.found, error.expected, "shorten it") from error
 
     def __call__(self, video: VideoSource, questions: Sequence[str], *, top: int = 5) -> list[dict[str, float]]:
-        """Return the `top` likeliest answers to each question with their probabilities, the largest first.
+        """Return {answer: probability} of the `top` most probable answers to each question, in descending order.
 
         The video is decoded and encoded once.
 

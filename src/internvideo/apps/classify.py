@@ -1,4 +1,4 @@
-"""Classify clips among given labels, the classes of the model, or those of a fitted probe; and many videos at once."""
+"""Classify clips with labels, the classes of the model or a fitted probe; encode many videos for classification."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from internvideo.storage import folder_lock
 
 
 class Scorer:
-    """Compute probabilities of clips. Texts are encoded once; settings are checked before any video is opened.
+    """Compute class probabilities of clips. Labels are encoded once; settings are checked at construction.
 
     Args:
         model: the encoder.
@@ -30,7 +30,7 @@ class Scorer:
         probe: a classifier of `internvideo fit` instead of labels.
 
     Attributes:
-        make_encode: for a model, the function from clips to the values (n, ...) that `results` takes.
+        make_encode: function of a model that returns `encode`, from clips to the values (n, ...) that `results` takes.
 
     Raises:
         RecipeError: labels that this model does not support. WeightsError: a classifier of another encoder.
@@ -46,11 +46,11 @@ class Scorer:
         self._encode = self.make_encode(model)
 
     def __call__(self, clips: Tensor) -> list[dict[str, float]]:
-        """Return label -> probability, by falling probability, for clips (B, 3, T, S, S)."""
+        """Return {label: probability} in descending order for clips (B, 3, T, S, S)."""
         return self.results(self._encode(clips))
 
     def results(self, values: Tensor) -> list[dict[str, float]]:
-        """Return label -> probability, by falling probability, for encoded clips."""
+        """Return {label: probability} in descending order for encoded clips."""
         if self.probe is not None:
             return self.probe.predict(values)
         rows = values.numpy()
@@ -71,23 +71,24 @@ def encode_videos(
     make_encode: Callable[[VideoModel], Encode],
     output: Path,
     settings: EmbeddingSettings,
-    meaning: object,
+    values_description: object,
     *,
     overwrite: bool = False,
 ) -> TableWriter:
     """Encode the windows of videos into OUTPUT.parts, from which the same call resumes; see `embed`.
 
     Args:
-        make_encode: for a model, the function from clips to values. meaning: of the values, as JSON values.
-        overwrite: recompute what is in OUTPUT.parts.
+        make_encode: function of a model that returns the function from clips to values.
+        values_description: what the values are, as JSON values; OUTPUT.parts of other values is refused.
+        overwrite: recompute the values in OUTPUT.parts.
 
     Returns:
-        The writer: its report is complete, its `finished` yields the values of each video.
+        The writer, with a complete report; its `read_finished` yields the values of each video.
 
     Raises:
         As `embed`.
     """
-    size = {"window": settings.window_seconds, "stride": settings.stride_seconds, "values": meaning}
+    size = {"window": settings.window_seconds, "stride": settings.stride_seconds, "values": values_description}
     provenance = vector_provenance(model, {**size, "width": 0})
     windows = TimedWindows(model.preprocessing, settings.window_seconds, settings.stride_seconds)
     with folder_lock(PartsFolder(output).folder):

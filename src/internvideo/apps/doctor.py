@@ -43,7 +43,7 @@ class Check:
 
     Attributes:
         name: what was checked.
-        state: "ok"; "advice", works but can be improved; "absent", an extra that is not installed; "broken".
+        state: "ok"; "advice": works but can be improved; "absent": an extra is not installed; "broken".
         found: version, size or speed. advice: what to do, "" if nothing.
     """
 
@@ -66,36 +66,36 @@ def examine(seconds: float = 1.0) -> Iterator[Check]:
     python = f"Python {platform.python_version()}, {platform.system()} {platform.machine()}"
     libraries = f"NumPy {np.__version__}, torch {torch.__version__}"
     yield Check("internvideo", "ok", f"{__version__}, {python}, {libraries}")
-    yield _device()
-    yield _memory()
-    yield _threads()
-    yield from _shared_memory()
-    yield _decoders()
+    yield _check_device()
+    yield _check_memory()
+    yield _check_threads()
+    yield from _check_shared_memory()
+    yield _check_decoders()
     yield from reading_speeds(seconds)
-    yield _cache()
+    yield _check_cache()
     for extra in EXTRAS:
-        yield _second_decoder(extra) if extra == "torchcodec" else _extra(extra)
+        yield _check_torchcodec(extra) if extra == "torchcodec" else _check_extra(extra)
 
 
-def _device() -> Check:
+def _check_device() -> Check:
     if torch.cuda.is_available():
         devices = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
         summary = ", ".join(f"{device.name} with {device.total_memory / GB:.0f} GB" for device in devices)
-        half = torch.cuda.is_bf16_supported()
-        advice = "--precision bfloat16 is faster" if half else "--precision float16 is faster"
+        bfloat16 = torch.cuda.is_bf16_supported()
+        advice = "--precision bfloat16 is faster" if bfloat16 else "--precision float16 is faster"
         return Check("device", "ok", summary, advice)
-    power = torch.backends.cpu.get_cpu_capability()
-    summary = f"CPU only ({power}), {cores()} cores for this process"
+    capability = torch.backends.cpu.get_cpu_capability()
+    summary = f"CPU only ({capability}), {cores()} cores for this process"
     if shutil.which("nvidia-smi"):
         return Check("device", "advice", summary, "there is an NVIDIA driver: install torch with CUDA, see pytorch.org")
-    if power == "DEFAULT":
+    if capability == "DEFAULT":
         return Check("device", "advice", summary, "torch uses no vector instructions here; expect it to be slow")
     if getattr(torch.cpu, "_is_amx_tile_supported", bool)():
         return Check("device", "ok", f"{summary}, AMX", "loop.precision=bfloat16 and --precision bfloat16 are faster")
     return Check("device", "ok", summary)
 
 
-def _memory() -> Check:
+def _check_memory() -> Check:
     if "psutil" in missing("report"):
         return Check("memory", "absent", "psutil is not installed: free memory unknown", pip_install("report"))
     import psutil
@@ -107,7 +107,7 @@ def _memory() -> Check:
     return Check("memory", "ok", summary)
 
 
-def _threads() -> Check:
+def _check_threads() -> Check:
     count, threads = cores(), torch.get_num_threads()
     policy = os.environ.get("OMP_WAIT_POLICY", "")
     summary = f"torch computes with {threads} threads on {count} cores, OMP_WAIT_POLICY {policy or 'not set'}"
@@ -121,17 +121,17 @@ def _threads() -> Check:
     return Check("threads", "advice" if advice else "ok", summary, advice)
 
 
-def _shared_memory() -> Iterator[Check]:
-    place = Path("/dev/shm")
-    if not place.is_dir():
+def _check_shared_memory() -> Iterator[Check]:
+    path = Path("/dev/shm")
+    if not path.is_dir():
         return
-    free = shutil.disk_usage(place).free
-    low = free < GB
+    free = shutil.disk_usage(path).free
+    is_low = free < GB
     advice = "processes that decode pass clips through it: give the container --shm-size 4g or use --workers 0"
-    yield Check("shared memory", "advice" if low else "ok", f"{free / GB:.1f} GB free", advice if low else "")
+    yield Check("shared memory", "advice" if is_low else "ok", f"{free / GB:.1f} GB free", advice if is_low else "")
 
 
-def _decoders() -> Check:
+def _check_decoders() -> Check:
     present = [name for name, codec in DECODERS.items() if codec in av.codecs_available]
     absent = [name for name in DECODERS if name not in present]
     summary = f"PyAV {av.__version__} (FFmpeg {av.ffmpeg_version_info}) decodes {', '.join(present)}"
@@ -147,24 +147,24 @@ def _decoders() -> Check:
 def sample_frames(frames: int = FRAMES) -> Iterator[NDArray[np.uint8]]:
     """Yield frames (H, W, 3) of a moving coarse texture, about as hard to decode as a movie with little motion."""
     texture = np.random.RandomState(0).randint(0, 256, (HEIGHT // 8, WIDTH // 8, 3)).astype(np.uint8)
-    picture = texture.repeat(8, 0).repeat(8, 1)
-    for number in range(frames):
-        yield np.roll(picture, (number, 2 * number), (0, 1))
+    frame = texture.repeat(8, 0).repeat(8, 1)
+    for index in range(frames):
+        yield np.roll(frame, (index, 2 * index), (0, 1))
 
 
-def _all_frames(path: Path) -> int:
+def _read_all_frames(path: Path) -> int:
     with Video(path) as video:
         return sum(1 for _ in iter_frames(video, np.arange(video.info.frames)))
 
 
-def _a_clip(path: Path) -> int:
+def _read_clip(path: Path) -> int:
     with Video(path) as video:
         return len(video.frames(np.linspace(0, video.info.frames - 1, 8).round().astype(np.int64)))
 
 
 READERS: dict[str, tuple[Callable[[Path], int], str]] = {
-    "reading, every frame": (_all_frames, "frames"),
-    "reading, 8 frames of a file": (_a_clip, "clips"),
+    "reading, every frame": (_read_all_frames, "frames"),
+    "reading, 8 frames of a file": (_read_clip, "clips"),
 }
 """Name -> (function that reads a file and returns the number of frames, unit)."""
 
@@ -181,20 +181,22 @@ def reading_speeds(seconds: float) -> Iterator[Check]:
             return
         for name, (read, unit) in READERS.items():
             try:
-                yield _speed(name, summary, read, path, unit, seconds)
+                yield _measure_speed(name, summary, read, path, unit, seconds)
             except InternVideoError as error:
                 yield Check(name, "broken", str(error), "pip install --force-reinstall av")
 
 
-def _speed(name: str, summary: str, read: Callable[[Path], int], path: Path, unit: str, seconds: float) -> Check:
-    read(path)  # loads what is loaded once
-    frames, files, began = 0, 0, time.perf_counter()
-    while (spent := time.perf_counter() - began) < seconds or not files:
+def _measure_speed(
+    name: str, summary: str, read: Callable[[Path], int], path: Path, unit: str, seconds: float
+) -> Check:
+    read(path)  # warm-up
+    frames, files, start_time = 0, 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - start_time) < seconds or not files:
         frames, files = frames + read(path), files + 1
     if unit == "clips":
-        speed = f"{files / spent:.0f} clips/s of {summary}, one process"
+        speed = f"{files / elapsed:.0f} clips/s of {summary}, one process"
         return Check(name, "ok", speed, "--workers N decodes in N of them")
-    rate = frames / spent
+    rate = frames / elapsed
     advice = "barely real time: other programs may use the cores" if rate < 2 * FPS else ""
     speed = f"{rate:.0f} frames/s of {summary}, {rate / FPS:.1f}x real time, one thread"
     return Check(name, "advice" if advice else "ok", speed, advice)
@@ -203,15 +205,15 @@ def _speed(name: str, summary: str, read: Callable[[Path], int], path: Path, uni
 # ------------------------------------------------------------------------------------------------------- disk, extras
 
 
-def _cache() -> Check:
-    place = Path(HF_HUB_CACHE)
-    size = sum(_size(os.path.join(folder, name)) for folder, _, names in os.walk(place) for name in names)
-    above = next((folder for folder in (place, *place.parents) if folder.is_dir()), Path("/"))
-    free = shutil.disk_usage(above).free
-    summary = f"{size / GB:.1f} GB in {place}, {free / GB:.1f} GB free on that disk"
-    low = free < 5 * GB
+def _check_cache() -> Check:
+    path = Path(HF_HUB_CACHE)
+    size = sum(_size(os.path.join(folder, name)) for folder, _, names in os.walk(path) for name in names)
+    existing = next((folder for folder in (path, *path.parents) if folder.is_dir()), Path("/"))
+    free = shutil.disk_usage(existing).free
+    summary = f"{size / GB:.1f} GB in {path}, {free / GB:.1f} GB free on that disk"
+    is_low = free < 5 * GB
     advice = "weights of large models take gigabytes: move it with HF_HOME"
-    return Check("Hugging Face cache", "advice" if low else "ok", summary, advice if low else "")
+    return Check("Hugging Face cache", "advice" if is_low else "ok", summary, advice if is_low else "")
 
 
 def _size(path: str) -> int:
@@ -221,14 +223,14 @@ def _size(path: str) -> int:
         return 0
 
 
-def _second_decoder(extra: str) -> Check:
+def _check_torchcodec(extra: str) -> Check:
     """Check that torchcodec is installed and finds an FFmpeg that it can load."""
-    found, wish = _extra(extra), os.environ.get(video_torchcodec.ENVIRONMENT, "auto")
+    found, backend = _check_extra(extra), os.environ.get(video_torchcodec.ENVIRONMENT, "auto")
     if found.state != "absent" and isinstance(reason := video_torchcodec.torchcodec_class(), str):
         advice = "install an FFmpeg that it finds, or do without: PyAV reads everything"
         found = Check(extra, "advice", f"torchcodec is installed and does not load: {reason[:120]}", advice)
-    if wish not in video_torchcodec.BACKENDS or (wish == "torchcodec" and found.state != "ok"):
-        summary = f"{video_torchcodec.ENVIRONMENT} is '{wish}', and no video can be read: {found.found}"
+    if backend not in video_torchcodec.BACKENDS or (backend == "torchcodec" and found.state != "ok"):
+        summary = f"{video_torchcodec.ENVIRONMENT} is '{backend}', and no video can be read: {found.found}"
         return Check(extra, "broken", summary, f"unset {video_torchcodec.ENVIRONMENT}")
     if found.state == "ok":
         summary = "it loads; videos are read with it where it is no slower and gives the same frames, else with PyAV"
@@ -236,7 +238,7 @@ def _second_decoder(extra: str) -> Check:
     return found
 
 
-def _extra(extra: str) -> Check:
+def _check_extra(extra: str) -> Check:
     purpose, install, versions = EXTRAS[extra].purpose, pip_install(extra), []
     for module in EXTRAS[extra].modules:
         try:
@@ -258,5 +260,5 @@ def _version(module: str) -> str:
 
 @cache
 def _distributions() -> Mapping[str, list[str]]:
-    """Map modules to their distributions, whose names differ at times: faiss comes from faiss-cpu."""
+    """Map modules to distributions, whose names may differ: faiss is from faiss-cpu."""
     return importlib.metadata.packages_distributions()

@@ -17,59 +17,62 @@ from internvideo.training.settings import TrainingSettings
 from internvideo.training.step import TrainStep, checkpoint_activations
 
 LONG_STEP_FLOPS = 2e13
-"""Above these operations the step is not made on a CPU: it would take minutes."""
+"""Operations of a step above which it is not computed on a CPU, where it would take minutes."""
 
 
 def describe(
     recipe: EvaluationRecipe, *, device: str = "auto", processes: int = 1, memory_gib: float | None = None
 ) -> str:
-    """Describe a run and make one step of it; nothing is kept.
+    """Describe a run and compute one forward and backward pass; nothing is written.
 
-    Memory is predicted from shapes. Should it not fit, the settings that would help are tried and listed. The step is
-    made on one batch of the data, if it fits into the memory that is there.
+    Memory is predicted from shapes. If it does not fit, settings that reduce it are listed with their memory. The pass
+    is computed on one batch of the data, if that fits into the free memory.
 
     Args:
-        device: that makes the step.
-        processes: of the later run.
-        memory_gib: of each of its GPUs, in GiB (`loop.precision=auto` is then bfloat16); by default that of `device`.
+        device: computes the pass.
+        processes: number of processes of the run.
+        memory_gib: memory of each GPU of the run, in GiB (`loop.precision=auto` is then bfloat16); by default that of
+            `device`.
 
     Raises:
-        as `prepare` does.
+        as `prepare`.
     """
     recipe = training_recipe(recipe)
-    here, job = choose_device(device), prepare(recipe)
+    device_, job = choose_device(device), prepare(recipe)
     loop = recipe.loop.model_copy(update={"compile": "none"})
     settings = TrainingSettings(optimizer=recipe.optimizer, schedule=recipe.schedule, loop=loop)
-    per_epoch = len(job.loader) / loop.grad_accum_steps / processes
-    steps = recipe.schedule.total_steps(per_epoch)
-    counts = {kind: sum(p.numel() for p in job.model.parameters() if p.requires_grad == kind) for kind in (True, False)}
+    steps_per_epoch = len(job.loader) / loop.grad_accum_steps / processes
+    steps = recipe.schedule.total_steps(steps_per_epoch)
+    num_parameters = {
+        kind: sum(p.numel() for p in job.model.parameters() if p.requires_grad == kind) for kind in (True, False)
+    }
     batch = next(iter(job.loader.epoch(0))).to(torch.device("cpu"))  # augmented here, with data.augment.on_device
-    gpu = here.type == "cuda" or memory_gib is not None
-    bfloat16 = loop.precision == "bfloat16" or (loop.precision == "auto" and gpu)
-    plan = _Plan(job.stage.train(), batch, settings, bfloat16, processes)
-    memory, flops = plan.memory(settings)
-    room = _free_memory(here) if memory_gib is None else int(memory_gib * GIB)
-    step, measured = _one_step(job, settings, steps, here, batch, memory, flops)
+    on_gpu = device_.type == "cuda" or memory_gib is not None
+    bfloat16 = loop.precision == "bfloat16" or (loop.precision == "auto" and on_gpu)
+    memory_plan = _MemoryPlan(job.stage.train(), batch, settings, bfloat16, processes)
+    memory, flops = memory_plan.memory(settings)
+    available_bytes = _free_memory(device_) if memory_gib is None else int(memory_gib * GIB)
+    step, measured = _one_step(job, settings, steps, device_, batch, memory, flops)
     memory.setdefault("activations", measured)
     lines = [
         f"recipe    {recipe.about or recipe.stage}",
         f"model     {recipe.model.name} ({type(job.model).__name__})",
         *(f"head      {line}" for line in job.head),
-        f"learning  {counts[True] / 1e6:.3f} M parameters",
-        f"frozen    {counts[False] / 1e6:.3f} M parameters",
-        f"steps     {steps} ({per_epoch:.1f} an epoch, {len(batch)} clips a batch of {_shape(batch)})",
+        f"learning  {num_parameters[True] / 1e6:.3f} M parameters",
+        f"frozen    {num_parameters[False] / 1e6:.3f} M parameters",
+        f"steps     {steps} ({steps_per_epoch:.1f} an epoch, {len(batch)} clips a batch of {_shape(batch)})",
         *([f"compute   {flops / 1e12:.3f} TFLOP a batch on each process, forward and backward"] if flops else []),
         f"memory    {total(memory) / MIB:.1f} MiB on each of {processes} process{'es' if processes > 1 else ''}, "
-        f"temporary tensors not counted, of {room / MIB:.0f} MiB:",
+        f"temporary tensors not counted, of {available_bytes / MIB:.0f} MiB:",
         *(f"          {size / MIB:10.1f} MiB {name}" for name, size in memory.items()),
-        *(plan.remedies(room) if total(memory) > room else ()),
+        *(memory_plan.remedies(available_bytes) if total(memory) > available_bytes else ()),
         step,
     ]
     return "\n".join(lines)
 
 
-class _Plan:
-    """Predict the memory of a step with settings that differ from the recipe's.
+class _MemoryPlan:
+    """Predict the memory of a step, also with other settings than those of the recipe.
 
     Args:
         stage, batch: of the recipe, with values. bfloat16: precision of the activations. processes: of the run.
@@ -82,18 +85,18 @@ class _Plan:
         self.bfloat16, self.processes = bfloat16, processes
 
     def memory(self, settings: TrainingSettings) -> tuple[dict[str, int], int]:
-        """Return bytes by kind, without activations where they cannot be predicted, and floating-point operations."""
-        found = state_bytes(self.stage, settings, self.processes)
+        """Return {kind: bytes}, without activations if they cannot be predicted, and floating-point operations."""
+        bytes_of = state_bytes(self.stage, settings, self.processes)
         checkpoint_activations(self.stage, settings.loop)
         try:
             activations, flops = predict_activations(self.stage, self.batch, bfloat16=self.bfloat16)
         except RunError:
-            return found, 0
+            return bytes_of, 0
         finally:
             checkpoint_activations(self.stage, self.settings.loop)
-        return {**found, "activations": activations}, flops
+        return {**bytes_of, "activations": activations}, flops
 
-    def remedies(self, room: int) -> list[str]:
+    def remedies(self, available_bytes: int) -> list[str]:
         """List settings that need less memory, up to the first that fits."""
         lines, loop, changes = [], self.settings.loop, list[str]()
         can_checkpoint = any(hasattr(module, "checkpointing") for module in self.stage.modules())
@@ -107,18 +110,19 @@ class _Plan:
             text += f" loop.{change}={'true' if change == 'activation_checkpointing' else 'fsdp'}"
             needed, _ = self.memory(self.settings.model_copy(update={"loop": loop}))
             lines.append(f"with     {text}: {total(needed) / MIB:.0f} MiB")
-            if total(needed) <= room:
+            if total(needed) <= available_bytes:
                 return lines
         needed, _ = self.memory(self.settings.model_copy(update={"loop": loop}))
         states = total(needed) - needed.get("activations", 0)
-        if "activations" in needed and states < room:
-            fitting = int(clips * (room - states) / needed["activations"])
-            if 0 < fitting < clips:
-                also = f"{text} and" if text else ""
-                lines.append(f"with     {also} {fitting} clips a batch instead of {clips}: about {room / MIB:.0f} MiB")
+        if "activations" in needed and states < available_bytes:
+            num_clips = int(clips * (available_bytes - states) / needed["activations"])
+            if 0 < num_clips < clips:
+                prefix = f"{text} and" if text else ""
+                size = f"{num_clips} clips a batch instead of {clips}"
+                lines.append(f"with     {prefix} {size}: about {available_bytes / MIB:.0f} MiB")
                 return lines
-        more = "" if self.processes > 1 else "; --processes N shows what loop.parallel=fsdp would need"
-        lines.append(f"does not fit with a smaller batch either{more}")
+        hint = "" if self.processes > 1 else "; --processes N shows what loop.parallel=fsdp would need"
+        lines.append(f"does not fit with a smaller batch either{hint}")
         return lines
 
 
@@ -148,6 +152,6 @@ def _free_memory(device: torch.device) -> int:
 
 
 def _shape(batch: object) -> tuple[int, ...]:
-    """(3, T, S, S) of clips, (C, T) of features: the shape of the first of a batch's largest tensor."""
+    """Return the shape of a sample in the largest tensor of a batch: (3, T, S, S) of clips, (C, T) of features."""
     tensors = [value for value in vars(batch).values() if torch.is_tensor(value)]
     return tuple(max(tensors, key=torch.numel).shape[1:]) if tensors else ()

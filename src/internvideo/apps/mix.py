@@ -38,7 +38,7 @@ DECODER = "caption_decoder."
 
 @dataclass(frozen=True)
 class Mixture:
-    """The file that was written, and how many of its tensors are interpolated with `base` and how many are as tuned."""
+    """The written file, the number of tensors interpolated with `base`, and the number of all other tensors."""
 
     file: Path
     mixed: int
@@ -54,13 +54,13 @@ def mix(
     Args:
         tuned: model.safetensors of runs of one model; they are averaged.
         output: safetensors file to write, with the recipe of the first and the provenance of all.
-        base: weights they started from: CLIP in the public layout, transformers' or ours, or a model.safetensors of an
-            earlier run of the same model. None for the mean alone.
+        base: weights from which `tuned` were trained: CLIP in the layout of OpenAI, transformers or ours, or a
+            model.safetensors of an earlier run of the same model. None to write only the mean.
         base_weight: w of `base`, 0 to 1, in every tensor that both have: w x base + (1 - w) x tuned. WiSE-FT's alpha is
             the weight of the tuned model, 1 - w.
-        tower: interpolate the text tower or the video tower alone.
+        tower: interpolate both towers, or only the text or video tower.
         recipe: name or file of a recipe to store instead, with its model and test preprocessing; a caption decoder that
-            its model does not have is left out.
+            its model does not have is omitted.
 
     Raises:
         RecipeError: a base_weight or a tower that is not allowed.
@@ -72,30 +72,30 @@ def mix(
         raise RecipeError("--tower", repr(tower), ", ".join(get_args(Tower)))
     if os.path.realpath(output) in {os.path.realpath(path) for path in (*tuned, *([base] if base else []))}:
         raise RecipeError("--output", f"{output} is one of the files that are mixed", "a new file")
-    model, state, metadata, about = _mean(tuned)
+    model, state, metadata, provenance = _mean(tuned)
     if recipe is not None:
-        other, classes = read_recipe(recipe), class_names(metadata, tuned[0])
-        model = build_model(other, len(classes))
-        metadata = {**metadata, **model_metadata(other, model, classes, {})}
-        lacking = not any(name.startswith(DECODER) for name in model.state_dict())
-        state = {name: value for name, value in state.items() if not (lacking and name.startswith(DECODER))}
+        other_recipe, classes = read_recipe(recipe), class_names(metadata, tuned[0])
+        model = build_model(other_recipe, len(classes))
+        metadata = {**metadata, **model_metadata(other_recipe, model, classes, {})}
+        drops_decoder = not any(name.startswith(DECODER) for name in model.state_dict())
+        state = {name: value for name, value in state.items() if not (drops_decoder and name.startswith(DECODER))}
         load_state(model, state, where=tuned[0])
     mixed: list[str] = []
     if base is not None:
-        found = _under_our_names(model, base)
-        for name, value in found.items():
+        base_state = _read_base(model, base)
+        for name, value in base_state.items():
             if value.shape != state[name].shape:
                 expected = f"{tuple(state[name].shape)}, as in {tuned[0]}"
                 raise WeightsError(base, f"{name} {tuple(value.shape)}", expected)
-        chosen = {name: value for name, value in found.items() if re.fullmatch(TOWERS[tower], name)}
-        mixed = [name for name in chosen if state[name].is_floating_point() and not re.fullmatch(SCALE, name)]
+        base_tensors = {name: value for name, value in base_state.items() if re.fullmatch(TOWERS[tower], name)}
+        mixed = [name for name in base_tensors if state[name].is_floating_point() and not re.fullmatch(SCALE, name)]
         if not mixed:
             raise WeightsError(base, f"no tensor of the tower '{tower}'", f"weights that {tuned[0]} can be mixed with")
-        state = interpolate_weights(chosen, state, base_weight, SCALE)
-        origin = {"file": str(base), "sha256": weights_hash(found)}
-        about |= {"base": origin, "share_of_base": base_weight, "tower": tower}
-    load_state(model, state, where=output)  # strict: what is written is a whole model
-    save_model(output, state, {**metadata, "mixed": json.dumps(about)})
+        state = interpolate_weights(base_tensors, state, base_weight, SCALE)
+        origin = {"file": str(base), "sha256": weights_hash(base_state)}
+        provenance |= {"base": origin, "share_of_base": base_weight, "tower": tower}
+    load_state(model, state, where=output)  # strict, so that the written model is complete
+    save_model(output, state, {**metadata, "mixed": json.dumps(provenance)})
     return Mixture(output, len(mixed), len(state) - len(mixed))
 
 
@@ -105,13 +105,13 @@ def _mean(paths: Sequence[Path]) -> tuple[nn.Module, State, dict[str, str], dict
     files = [{"file": str(paths[0]), "sha256": weights_hash(first)}]
     total = {name: value.double() if value.is_floating_point() else value for name, value in first.items()}
     for path in paths[1:]:
-        _, other, _ = _read(path)
-        shapes = [{(name, value.shape) for name, value in state.items()} for state in (first, other)]
+        _, other_recipe, _ = _read(path)
+        shapes = [{(name, value.shape) for name, value in state.items()} for state in (first, other_recipe)]
         if shapes[0] != shapes[1]:
             name = min(shapes[0] ^ shapes[1])[0]
             raise WeightsError(path, f"{name} differs from {paths[0]}", "weights of the same model")
-        files.append({"file": str(path), "sha256": weights_hash(other)})
-        for name, value in other.items():
+        files.append({"file": str(path), "sha256": weights_hash(other_recipe)})
+        for name, value in other_recipe.items():
             if value.is_floating_point():
                 total[name] = total[name] + value
     mean = {
@@ -131,14 +131,14 @@ def _read(path: Path) -> tuple[nn.Module, State, dict[str, str]]:
     return trained.model, state, metadata
 
 
-def _under_our_names(model: nn.Module, base: Path) -> State:
-    """Return the tensors of `base` that the model has too, under the model's names."""
+def _read_base(model: nn.Module, base: Path) -> State:
+    """Return the tensors of `base` that the model has too, under the names of the model."""
     state, metadata = read_model(base)
     if "recipe" in metadata:
-        found = {name: value for name, value in state.items() if name in model.state_dict()}
-        if not found:
+        base_state = {name: value for name, value in state.items() if name in model.state_dict()}
+        if not base_state:
             raise WeightsError(base, "no tensor that the tuned model has", "weights of the same model")
-        return found
+        return base_state
     if ("clip",) not in initial_sources(model):
         raise WeightsError(base, "carries no recipe", "a model.safetensors written by `internvideo train`")
     with torch.no_grad():

@@ -1,8 +1,8 @@
 """Detect persons at key frames with a detector of the transformers package.
 
-Spatio-temporal localization is tested on a file of boxes, and any will do (AlphAction: a detector trained on
-COCO, boxes from a score of 0.8 on); this makes one. The DETR family needs no suppression, no torchvision and no code of
-its own: `pip install internvideo[persons]`.
+The evaluation of spatio-temporal localization reads a file of person boxes (AlphAction: of a detector trained on COCO,
+with scores of 0.8 or more); this module writes one. Detectors of the DETR family need neither non-maximum suppression
+nor torchvision: `pip install internvideo[persons]`.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from internvideo.storage import write_text
 from internvideo.tasks.spatio_temporal_localization.data import KeyFrame, centered_positions, key_frames
 from internvideo.terminal import bars_disabled
 
-SOFT_MAX = ("detr", "yolos")
-"""Families whose last class is "nothing"."""
-SIGMOID = ("rt_detr", "rt_detr_v2", "d_fine", "conditional_detr", "deformable_detr")
-"""Families that score every class by itself."""
+SOFTMAX_FAMILIES = ("detr", "yolos")
+"""Families with a softmax over the classes and "no object", the last output."""
+SIGMOID_FAMILIES = ("rt_detr", "rt_detr_v2", "d_fine", "conditional_detr", "deformable_detr")
+"""Families with a sigmoid per class."""
 HUB = "hf://"
-AT_ONCE = 8
+CHUNK_FRAMES = 8
 """Frames in memory at a time."""
 
 Floats = NDArray[np.float64]
@@ -45,7 +45,7 @@ class PersonDetector:
 
     Args:
         source: a folder that transformers' `save_pretrained` wrote, or hf://ORGANISATION/REPOSITORY.
-        device: where it runs.
+        device: of the model.
 
     Raises:
         ExtraError: transformers is not installed. WeightsError: no such detector, no safetensors, or one of another
@@ -56,17 +56,17 @@ class PersonDetector:
         require("persons", "person detection")
         from transformers import AutoConfig, AutoModelForObjectDetection
 
-        place, away = source.removeprefix(HUB), source.startswith(HUB)
-        if not away and not (Path(source) / "config.json").is_file():
+        name_or_path, is_remote = source.removeprefix(HUB), source.startswith(HUB)
+        if not is_remote and not (Path(source) / "config.json").is_file():
             raise WeightsError(source, "holds no config.json", f"a detector's folder, or {HUB}ORGANISATION/REPOSITORY")
-        how: dict[str, Any] = {"local_files_only": not away, "trust_remote_code": False}
+        load_options: dict[str, Any] = {"local_files_only": not is_remote, "trust_remote_code": False}
         try:
-            config = AutoConfig.from_pretrained(place, **how)
+            config = AutoConfig.from_pretrained(name_or_path, **load_options)
             self.family = str(config.model_type)
-            if self.family not in SOFT_MAX + SIGMOID:
-                raise WeightsError(source, f"a '{self.family}'", ", ".join(SOFT_MAX + SIGMOID))
+            if self.family not in SOFTMAX_FAMILIES + SIGMOID_FAMILIES:
+                raise WeightsError(source, f"a '{self.family}'", ", ".join(SOFTMAX_FAMILIES + SIGMOID_FAMILIES))
             # Pickled weights are never opened: convert them first.
-            self.model = AutoModelForObjectDetection.from_pretrained(place, use_safetensors=True, **how)
+            self.model = AutoModelForObjectDetection.from_pretrained(name_or_path, use_safetensors=True, **load_options)
         except (OSError, ValueError, KeyError) as error:
             raise WeightsError(source, f"cannot be loaded: {str(error).splitlines()[0]}", "safetensors") from error
         names = {str(name).lower(): int(index) for index, name in config.id2label.items()}
@@ -74,24 +74,26 @@ class PersonDetector:
             raise WeightsError(source, "its classes have no 'person'", "a detector trained on COCO")
         self.person, self.device = names["person"], device
         self.model.to(device).eval()
-        self.form = _form(Path(place) if not away else _downloaded(place))
+        self.preprocessing = _read_preprocessing(
+            Path(name_or_path) if not is_remote else _download_configs(name_or_path)
+        )
 
     @torch.inference_mode()
     def find(self, frames: Tensor) -> list[Floats]:
         """Detect persons in frames (N, H, W, 3) uint8 -> (K, 5) each: x1, y1, x2, y2 (fractions), score; best first."""
-        pixels = self.form.prepare(frames.to(self.device))
+        pixels = self.preprocessing.prepare(frames.to(self.device))
         output = self.model(pixel_values=pixels)
         logits, boxes = output.logits.float(), output.pred_boxes.float()
-        scores = logits.softmax(-1) if self.family in SOFT_MAX else logits.sigmoid()
+        scores = logits.softmax(-1) if self.family in SOFTMAX_FAMILIES else logits.sigmoid()
         center, half = boxes[..., :2], boxes[..., 2:] / 2
         corners = torch.cat([center - half, center + half], dim=-1).clamp(0.0, 1.0)
         rows = torch.cat([corners, scores[..., self.person, None]], dim=-1).double().cpu().numpy()
-        return [own[np.argsort(-own[:, 4], kind="stable")] for own in rows]
+        return [video_frames[np.argsort(-video_frames[:, 4], kind="stable")] for video_frames in rows]
 
 
 @dataclass(frozen=True)
-class _Form:
-    """Preprocessing of frames; the published defaults of DETR."""
+class _DetectorPreprocessing:
+    """Preprocessing of frames; the defaults are those of DETR."""
 
     shortest: int = 800
     longest: int = 1333
@@ -101,7 +103,7 @@ class _Form:
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
     def prepare(self, frames: Tensor) -> Tensor:
-        """(N, H, W, 3) uint8 -> (N, 3, h, w) float32."""
+        """Resize and normalize frames (N, H, W, 3) uint8 -> (N, 3, h, w) float32."""
         height, width = frames.shape[1:3]
         ratio = min(self.shortest / min(height, width), self.longest / max(height, width))
         size = self.fixed or (round(height * ratio), round(width * ratio))
@@ -111,29 +113,29 @@ class _Form:
         return (pixels * self.scale - mean) / std
 
 
-def _form(folder: Path) -> _Form:
+def _read_preprocessing(folder: Path) -> _DetectorPreprocessing:
     """Read preprocessor_config.json, or return the defaults. Raises WeightsError."""
     path = folder / "preprocessor_config.json"
     if not path.is_file():
-        return _Form()
+        return _DetectorPreprocessing()
     try:
         config = untrusted.read_json(path, untrusted.MAX_SETTINGS_BYTES)
         size = config.get("size", {})
         if not config.get("do_normalize", True):
             config = {**config, "image_mean": (0.0,) * 3, "image_std": (1.0,) * 3}
-        return _Form(
+        return _DetectorPreprocessing(
             int(size.get("shortest_edge", 800)),
             int(size.get("longest_edge", 1333)),
             (int(size["height"]), int(size["width"])) if "height" in size else None,
             float(config.get("rescale_factor", 1 / 255)),
-            tuple(map(float, config.get("image_mean", _Form.mean))),
-            tuple(map(float, config.get("image_std", _Form.std))),
+            tuple(map(float, config.get("image_mean", _DetectorPreprocessing.mean))),
+            tuple(map(float, config.get("image_std", _DetectorPreprocessing.std))),
         )
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise WeightsError(path, f"cannot be read: {error}", "a preprocessor_config.json of transformers") from error
 
 
-def _downloaded(name: str) -> Path:
+def _download_configs(name: str) -> Path:
     from huggingface_hub import snapshot_download  # comes with transformers
 
     return Path(snapshot_download(name, allow_patterns=["*.json"]))
@@ -163,53 +165,53 @@ def find_persons(manifest: Manifest, detector: PersonDetector, *, score_threshol
     frames, reader, found = key_frames(manifest), ManifestClipDecoder(manifest), Persons()
     with tqdm(total=len(frames), desc="persons", unit="frame", disable=bars_disabled()) as bar:
         for _, group in groupby(frames, key=lambda frame: frame.row.id):
-            own = list(group)
+            video_frames = list(group)
             try:
-                for part, pictures in _pictures(reader, own, found):
-                    for frame, boxes in zip(part, detector.find(pictures), strict=True):
+                for chunk, images in _decode_key_frames(reader, video_frames, found):
+                    for frame, boxes in zip(chunk, detector.find(images), strict=True):
                         found.rows += _rows(frame, boxes[boxes[:, 4] >= score_threshold])
-                    found.read += len(part)
+                    found.read += len(chunk)
             except VideoError as error:
-                found.unreadable.append((own[0].row.path, str(error)))
+                found.unreadable.append((video_frames[0].row.path, str(error)))
             found.late += reader.take_truncated_spans()
-            bar.update(len(own))
+            bar.update(len(video_frames))
     return found
 
 
-def _pictures(
+def _decode_key_frames(
     reader: ManifestClipDecoder, frames: Sequence[KeyFrame], found: Persons
 ) -> Iterator[tuple[list[KeyFrame], Tensor]]:
     """Decode the key frames of one video; those outside it are recorded as unreadable."""
-    for start in range(0, len(frames), AT_ONCE):
-        part: list[KeyFrame] = []
+    for start in range(0, len(frames), CHUNK_FRAMES):
+        chunk: list[KeyFrame] = []
 
         def choose(
-            times: NDArray[np.float64], start: int = start, part: list[KeyFrame] = part
+            times: NDArray[np.float64], start: int = start, chunk: list[KeyFrame] = chunk
         ) -> list[NDArray[np.int64]]:
-            places = []
-            for frame in frames[start : start + AT_ONCE]:
+            positions = []
+            for frame in frames[start : start + CHUNK_FRAMES]:
                 try:  # of two raw frames around the key frame the second one is the key frame itself
-                    places.append(centered_positions(times, frame, frames=1, stride=2).round().astype(np.int64))
-                    part.append(frame)
+                    positions.append(centered_positions(times, frame, frames=1, stride=2).round().astype(np.int64))
+                    chunk.append(frame)
                 except VideoError as error:
                     found.unreadable.append((frame.row.path, str(error)))
-            return places or [np.zeros(0, dtype=np.int64)]
+            return positions or [np.zeros(0, dtype=np.int64)]
 
-        pictures = torch.cat(reader.clips(frames[start].row, choose))
-        if part:
-            yield part, pictures
+        images = torch.cat(reader.clips(frames[start].row, choose))
+        if chunk:
+            yield chunk, images
 
 
 def _rows(frame: KeyFrame, boxes: Floats) -> list[tuple[str, float, float, float, float, float, float]]:
     corners = boxes.round(5)
-    kept = corners[(corners[:, 0] < corners[:, 2]) & (corners[:, 1] < corners[:, 3])]
-    return [(frame.video, frame.time, x1, y1, x2, y2, score) for x1, y1, x2, y2, score in kept.tolist()]
+    valid = corners[(corners[:, 0] < corners[:, 2]) & (corners[:, 1] < corners[:, 3])]
+    return [(frame.video, frame.time, x1, y1, x2, y2, score) for x1, y1, x2, y2, score in valid.tolist()]
 
 
 def write_persons(found: Persons, path: Path) -> None:
     """Write `video,time,x1,y1,x2,y2,,score`, which `--persons` of the evaluation reads. Raises RunError."""
     lines = []
     for video, time, *corners, score in found.rows:
-        second = f"{time:.6f}".rstrip("0").rstrip(".")
-        lines.append(",".join([video, second, *(f"{corner:.5f}" for corner in corners), "", f"{score:.5f}"]))
+        time_text = f"{time:.6f}".rstrip("0").rstrip(".")
+        lines.append(",".join([video, time_text, *(f"{corner:.5f}" for corner in corners), "", f"{score:.5f}"]))
     write_text(path, "".join(f"{line}\n" for line in lines))

@@ -51,12 +51,12 @@ class Moment(NamedTuple):
     latency: float
 
 
-class Turn(NamedTuple):
+class PendingWindow(NamedTuple):
     """A complete window: its decoded frames, and `perf_counter()` of its completion."""
 
     start: float
     end: float
-    pictures: list[Any]
+    frames: list[Any]
     complete: float
 
 
@@ -142,7 +142,7 @@ class Stream:
         live = video.kind in ("camera", "address") if self._live is None else self._live
         for turn in self._newest(video, plan) if live else _in_turn(video, plan):
             self.damaged, self.reconnects = video.damaged, video.reconnects
-            yield self._answer(turn.start, turn.end, self._clip(video, turn.pictures), turn.complete)
+            yield self._answer(turn.start, turn.end, self._clip(video, turn.frames), turn.complete)
         self.damaged, self.reconnects = video.damaged, video.reconnects
 
     def _answer(self, start: float, end: float, clip: Tensor, complete: float) -> Moment:
@@ -155,14 +155,14 @@ class Stream:
         self.latencies.append(latency)
         return Moment(end, start, value, latency)
 
-    def _clip(self, video: LiveVideo, pictures: list[Any]) -> Tensor:
+    def _clip(self, video: LiveVideo, frames: list[Any]) -> Tensor:
         """Preprocess a window's frames to a clip; only the sampled frames are converted."""
-        (chosen,) = self.model.preprocessing.indices(len(pictures))
+        (chosen,) = self.model.preprocessing.indices(len(frames))
         transform = self.model.preprocessing.transform_frames
-        squares = {index: transform(video.rgb(pictures[index])[None]) for index in set(chosen.tolist())}
+        squares = {index: transform(video.rgb(frames[index])[None]) for index in set(chosen.tolist())}
         return torch.cat([squares[index] for index in chosen.tolist()], dim=1)
 
-    def _newest(self, video: LiveVideo, plan: Plan) -> Iterator[Turn]:
+    def _newest(self, video: LiveVideo, plan: Plan) -> Iterator[PendingWindow]:
         """Yield the newest complete window of a live source, while another thread reads it."""
         reader = _Reader(video, plan, paced=video.kind == "file")
         try:
@@ -225,21 +225,21 @@ class Ring:
         while len(self.frames) > 1 and self.frames[1].time <= start + SLACK:
             self.bytes -= _bytes(self.frames.popleft())
 
-    def turn(self, start: float, end: float) -> Turn:
+    def turn(self, start: float, end: float) -> PendingWindow:
         """Return the frames with start <= time < end, or the one visible then."""
         inside = [frame.frame for frame in self.frames if start - SLACK <= frame.time < end - SLACK]
         if not inside:
             before = [frame.frame for frame in self.frames if frame.time < start + SLACK]
             inside = before[-1:] or [self.frames[0].frame]
         complete = next((frame for frame in self.frames if frame.time >= end - SLACK), self.frames[-1])
-        return Turn(start, end, inside, complete.arrived)
+        return PendingWindow(start, end, inside, complete.arrived)
 
 
 def _bytes(frame: LiveFrame) -> int:
     return sum(plane.buffer_size for plane in frame.frame.planes)
 
 
-def _in_turn(video: LiveVideo, plan: Plan) -> Iterator[Turn]:
+def _in_turn(video: LiveVideo, plan: Plan) -> Iterator[PendingWindow]:
     """Yield every window of a source that waits; at its end as `windows.spans`."""
     ring = Ring(video.name)
     with video:
@@ -293,7 +293,7 @@ class _Reader:
     def _due(self) -> bool:
         return bool(self._ring.frames) and self._plan.newest(self._ring.latest) >= self._plan.number
 
-    def next(self) -> tuple[Turn, int] | None:
+    def next(self) -> tuple[PendingWindow, int] | None:
         """Return the newest complete window and the number of skipped ones; None at the end of the stream."""
         with self._changed:
             # With a timeout, so that Ctrl-C works on every platform.

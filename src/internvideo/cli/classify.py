@@ -175,7 +175,7 @@ def _open_set(video_model: VideoModel, evaluation: Path) -> Classification:
     rule.check(video_model)
 
     def result(values: Tensor) -> tuple[dict[str, object], str]:
-        decision = rule.answers(video_model, values)[0]
+        decision = rule.predict_logits(video_model, values)[0]
         label = decision.label if decision.known else f"unknown, nearest {decision.label}"
         return asdict(decision), f"{label}, belief {decision.belief:.3f}, uncertainty {decision.uncertainty:.3f}"
 

@@ -29,22 +29,22 @@ def with_captions(manifest: Manifest, choice: CaptionChoice) -> Manifest:
     if choice == "random":
         return manifest
     if choice == "answer":
-        rows = (row.model_copy(update={"captions": _answer(row, manifest.classes)}) for row in manifest.rows)
+        rows = (row.model_copy(update={"captions": _answer_caption(row, manifest.classes)}) for row in manifest.rows)
         return with_captions(replace(manifest, rows=tuple(rows)), "first")
     manifest.require("captions")
 
-    def chosen_rows(row: Sample) -> Iterator[Sample]:
+    def rows_of(row: Sample) -> Iterator[Sample]:
         if choice == "each":
-            for number, caption in enumerate(row.captions):
-                yield row.model_copy(update={"id": f"{row.id}#{number}", "captions": (caption,)})
+            for index, caption in enumerate(row.captions):
+                yield row.model_copy(update={"id": f"{row.id}#{index}", "captions": (caption,)})
         else:
-            only = row.captions[0] if choice == "first" else " ".join(row.captions)
-            yield row.model_copy(update={"captions": (only,)})
+            caption = row.captions[0] if choice == "first" else " ".join(row.captions)
+            yield row.model_copy(update={"captions": (caption,)})
 
-    return replace(manifest, rows=tuple(part for row in manifest.rows for part in chosen_rows(row)))
+    return replace(manifest, rows=tuple(new_row for row in manifest.rows for new_row in rows_of(row)))
 
 
-def _answer(row: Sample, classes: tuple[str, ...]) -> tuple[str, ...]:
+def _answer_caption(row: Sample, classes: tuple[str, ...]) -> tuple[str, ...]:
     if row.choices is not None:
         return (row.choices.options[row.choices.answer],)
     return () if row.label is None else (classes[row.label],)

@@ -157,14 +157,14 @@ class TrainingBatches(Dataset[WorkerResult]):
         self._epoch_order(epoch)  # before the threads need it
         positions = self.plan.positions(batch_index)
         buffer = BatchBuffer(len(positions) * self.repeated_augmentation, self.sampler)
-        augmented = list(self._threads.map(partial(self._augmented, epoch, buffer), enumerate(positions)))
-        rows = [one.row for one in augmented for _ in range(self.repeated_augmentation)]
-        captions = [caption for one in augmented for caption in one.captions]
+        augmented = list(self._threads.map(partial(self._augment_sample, epoch, buffer), enumerate(positions)))
+        rows = [sample_.row for sample_ in augmented for _ in range(self.repeated_augmentation)]
+        captions = [caption for sample_ in augmented for caption in sample_.captions]
         ids, labels = tuple(row.id for row in rows), label_tensor(rows) if self.labeled else None
         text_ids = None if self.tokenizer is None or self.caption == "none" else self.tokenizer.encode(captions)
         batch: Batch | DecodedBatch
         if isinstance(self.transform, TrainTransform) and self.transform.on_device:
-            decoded = [(one.frames, tuple(one.drawn)) for one in augmented if one.frames is not None]
+            decoded = [(sample_.frames, tuple(sample_.drawn)) for sample_ in augmented if sample_.frames is not None]
             frames = [clip for clip, _ in decoded]
             batch = DecodedBatch(
                 pixels=concatenate_frames(frames, _new_batch((sum(clip.numel() for clip in frames),), torch.uint8)),
@@ -176,11 +176,11 @@ class TrainingBatches(Dataset[WorkerResult]):
             batch = Batch(video, ids, labels, text_ids, frame_mask)
         return WorkerResult(
             batch,
-            unreadable=tuple(clip for one in augmented for clip in one.unreadable),
+            unreadable=tuple(clip for sample_ in augmented for clip in sample_.unreadable),
             truncated_spans=self.decoder.take_truncated_spans(),
         )
 
-    def _augmented(self, epoch: int, buffer: BatchBuffer, place: tuple[int, int]) -> _Augmented:
+    def _augment_sample(self, epoch: int, buffer: BatchBuffer, place: tuple[int, int]) -> _Augmented:
         """Decode a sample or its fallback and augment it, given its (place in the batch, position in the epoch)."""
         first, unreadable = place[0] * self.repeated_augmentation, list[Unreadable]()
         index, attempt, clip = self._decode(epoch, place[1], unreadable)
@@ -207,7 +207,7 @@ class TrainingBatches(Dataset[WorkerResult]):
             rng = random_stream(FRAMES, self.plan.seed, epoch, index, attempt)
             row = self.decoder.manifest.rows[index]
             try:
-                (clip,) = self.decoder.clips(row, partial(_one_clip, with_row_stride(row, self.sampler), rng))
+                (clip,) = self.decoder.clips(row, partial(_select_train_clip, with_row_stride(row, self.sampler), rng))
             except VideoError as error:
                 unreadable.append(Unreadable(row.id, row.path, str(error)))
             else:
@@ -243,7 +243,7 @@ def with_frame_rate(times: NDArray[np.float64], sampler: FrameSampler) -> FrameS
     return replace(sampler, rate=float((len(times) - 1) / (times[-1] - times[0])))
 
 
-def _one_clip(sampler: FrameSampler, rng: np.random.RandomState, times: NDArray[np.float64]) -> list[Indices]:
+def _select_train_clip(sampler: FrameSampler, rng: np.random.RandomState, times: NDArray[np.float64]) -> list[Indices]:
     return [with_frame_rate(times, sampler).train(len(times), rng)]
 
 

@@ -30,12 +30,12 @@ from internvideo.terminal import LOGGER
 
 __all__ = ["QA", "Box", "Choice", "Manifest", "Sample", "Segment", "read_manifest", "write_manifest"]
 
-SHOWN = 8
+NUM_EXAMPLES = 8
 _ADAPTER = TypeAdapter(Sample)
 
 
-_NEEDED = {"label": "a label", "captions": "a caption", "choices": "choices", "qa": "a question"}
-"""Field that a task may need in every row -> its name in messages."""
+_FIELD_NAMES = {"label": "a label", "captions": "a caption", "choices": "choices", "qa": "a question"}
+"""Field that a task may require in every row -> its name in messages."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Manifest:
         else:
             without = [index for index, row in enumerate(self.rows) if getattr(row, field) in (None, ())]
         if without:
-            what, first = _NEEDED[field], self.rows[without[0]].id
+            what, first = _FIELD_NAMES[field], self.rows[without[0]].id
             found = f"{len(without)} of {len(self)} rows have no {what.removeprefix('a ')}, first '{first}'"
             raise ManifestError(self.source, found, f"{what} in every row, or a split that has them")
 
@@ -136,7 +136,7 @@ def read_manifest(
     Args:
         path: the file or folder.
         classes: class names in order. Without them they come from `NAME.classes.txt` or `classes.txt` beside the file,
-            else from the labels: sorted names, or 0..highest for numbers (numbers without a clip are noted).
+            else from the labels: sorted names, or 0..maximum if the labels are numbers (a note lists unused ones).
         path_column: csv column of the video file. label_column: csv column of the class; only the default "label" may
             be absent. Both must be the defaults for formats without columns.
 
@@ -163,34 +163,42 @@ def _from_table(source: Path, classes: tuple[str, ...] | None) -> Manifest:
     table = read_table(source, classes)
     if table.rows is None:
         return _from_rows(source, source.parent, lists.Listing(table.raw), ClassNames(classes))
-    notes = () if classes is not None else (*_without_clip(table.used, table.classes), *_alike(table.classes))
+    notes = (
+        ()
+        if classes is not None
+        else (*_note_empty_classes(table.used, table.classes), *_note_similar_names(table.classes))
+    )
     return Manifest(table.rows, table.classes, source.parent, source, notes)
 
 
 def _from_rows(source: Path, root: Path, listing: lists.Listing, labels: ClassNames) -> Manifest:
-    rows = tuple(_validated(source, listing.rows, labels))
+    rows = tuple(_validate_rows(source, listing.rows, labels))
     if not rows:
         raise ManifestError(source, "no sample in it", "at least one row", "; ".join(listing.notes))
-    names, new_index = labels.settle(source)
-    if any(was != now for was, now in new_index.items()):
+    names, new_index = labels.finalize(source)
+    if any(provisional != final for provisional, final in new_index.items()):
         rows = tuple(row.with_class_indices(new_index) for row in rows)
     used = {index for row in rows for index in row.class_indices()}
-    notes = listing.notes if labels.fixed else [*listing.notes, *_without_clip(used, names), *_alike(names)]
+    notes = (
+        listing.notes
+        if labels.fixed
+        else [*listing.notes, *_note_empty_classes(used, names), *_note_similar_names(names)]
+    )
     return Manifest(rows, names, root, source, tuple(notes))
 
 
-def _without_clip(used: Collection[int], names: Sequence[str]) -> Iterator[str]:
-    """Note the classes without rows, which numbers as labels leave if they have gaps or do not start at 0."""
+def _note_empty_classes(used: Collection[int], names: Sequence[str]) -> Iterator[str]:
+    """Yield a note on classes without rows: numeric labels may have gaps, or not start at 0."""
     absent = len(names) - len(used)
     if absent:
-        shown = ", ".join(str(index) for index in islice((i for i in range(len(names)) if i not in used), SHOWN))
-        more = ", ..." if absent > SHOWN else ""
+        shown = ", ".join(str(index) for index in islice((i for i in range(len(names)) if i not in used), NUM_EXAMPLES))
+        more = ", ..." if absent > NUM_EXAMPLES else ""
         first = f"; labels count from 0, these from {min(used)}" if 0 not in used else ""
         yield f"{absent} of {len(names)} classes have no clip: {shown}{more}{first}"
 
 
-def _alike(names: Sequence[str]) -> Iterator[str]:
-    """Note class names that differ only in case, blanks or Unicode normalization."""
+def _note_similar_names(names: Sequence[str]) -> Iterator[str]:
+    """Yield a note on class names that differ only in case, blanks or Unicode normalization."""
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault("".join(unicodedata.normalize("NFKC", name).casefold().split()), []).append(name)
@@ -200,8 +208,8 @@ def _alike(names: Sequence[str]) -> Iterator[str]:
 
 
 def write_manifest(path: str | os.PathLike[str], rows: Iterable[Sample], classes: Sequence[str]) -> None:
-    """Write rows as JSONL and the class names beside it, atomically: in `classes.txt`, or in `NAME.classes.txt` if the
-    folder's `classes.txt` has other names.
+    """Write rows as JSONL, and the class names beside it: in `classes.txt`, or `NAME.classes.txt` if the former has
+    other names. Both files are written atomically.
 
     Raises:
         ManifestError: a duplicate id, a label outside the classes, no row, a duplicate or multi-line class name.
@@ -224,10 +232,10 @@ def write_manifest(path: str | os.PathLike[str], rows: Iterable[Sample], classes
         lines.append(row.model_dump_json(exclude_defaults=True))
     if not lines:
         raise ManifestError(target, "no sample to write", "at least one row")
-    own_classes, shared_classes = target.with_name(f"{target.stem}.classes.txt"), target.with_name("classes.txt")
+    file_classes, shared_classes = target.with_name(f"{target.stem}.classes.txt"), target.with_name("classes.txt")
     differs = shared_classes.exists() and _read_classes(shared_classes) != tuple(classes)
-    if classes or own_classes.exists() or differs:
-        file = own_classes if own_classes.exists() or differs else shared_classes
+    if classes or file_classes.exists() or differs:
+        file = file_classes if file_classes.exists() or differs else shared_classes
         write_text(file, "".join(f"{name}\n" for name in classes))
     write_text(target, "".join(f"{line}\n" for line in lines))
 
@@ -254,14 +262,14 @@ def _read_classes(path: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _validated(source: Path, rows: Iterable[lists.RawRow], labels: ClassNames) -> Iterator[Sample]:
+def _validate_rows(source: Path, rows: Iterable[lists.RawRow], labels: ClassNames) -> Iterator[Sample]:
     first: dict[str, int] = {}
     for line, content in rows:
         try:
             fields = untrusted.parse_json(content) if isinstance(content, str) else content
             row = _ADAPTER.validate_python(fields, context=labels)
         except ValidationError as error:
-            raise explained(f"{source}:{line}", error) from None
+            raise first_error(f"{source}:{line}", error) from None
         except ValueError as error:
             raise ManifestError(f"{source}:{line}", f"not JSON: {error}", "one JSON object per line") from None
         if row.id in first:
@@ -273,17 +281,17 @@ def _validated(source: Path, rows: Iterable[lists.RawRow], labels: ClassNames) -
         yield row
 
 
-_SHAPES = {
+_EXPECTED_OF_TYPE = {
     **dict.fromkeys(("model_type", "dict_type"), "an object {{...}}"),
     **dict.fromkeys(("tuple_type", "list_type"), "a list [...]"),
     "too_long": "at most {max_length} of them",
     "too_short": "at least {min_length} of them",
 }
-"""Type of a pydantic error -> the expected value in JSON's terms."""
+"""Type of a pydantic error -> expected value, in terms of JSON."""
 
 
-def explained(where: str, error: ValidationError) -> ManifestError:
-    """Convert the first validation error of a record to one line that starts with `where` and the field."""
+def first_error(where: str, error: ValidationError) -> ManifestError:
+    """Return the first validation error of a record as a ManifestError that starts with `where` and the field."""
     details = error.errors(include_url=False)
     detail = details[0]
     field = ".".join(str(part) for part in detail["loc"])
@@ -292,19 +300,19 @@ def explained(where: str, error: ValidationError) -> ManifestError:
     if len(found) > 80:
         found = found[:77] + "..."
     if detail["type"] == "extra_forbidden":
-        known = _fields_of(detail["loc"])
+        known = _known_fields(detail["loc"])
         found, expected = f"unknown key{did_you_mean(str(detail['loc'][-1]), known)}", ", ".join(known)
     elif detail["type"] == "missing":
         found, expected = "missing", "a value"
     elif detail["type"] == "value_error":
         expected = str(detail["ctx"]["error"])
-    elif detail["type"] in _SHAPES:
-        expected = _SHAPES[detail["type"]].format(**detail.get("ctx", {}))
+    elif detail["type"] in _EXPECTED_OF_TYPE:
+        expected = _EXPECTED_OF_TYPE[detail["type"]].format(**detail.get("ctx", {}))
     more = f"({len(details) - 1} more in this line)" if len(details) > 1 else ""
     return ManifestError(f"{where} {field}".rstrip(), found, expected, more)
 
 
-def _fields_of(location: Sequence[str | int]) -> list[str]:
+def _known_fields(location: Sequence[str | int]) -> list[str]:
     parts: dict[object, type[BaseModel]] = {"segments": Segment, "boxes": Box, "qa": QA, "choices": Choice}
     model = parts.get(location[0], Sample) if len(location) > 1 else Sample
     return list(model.model_fields)

@@ -17,7 +17,7 @@ def soft_targets(labels: Tensor, num_classes: int, smoothing: float, lam: float 
         labels: (B,) int64 in [0, C).
         num_classes: C.
         smoothing: s; the true class has 1 - s + s / C, the others s / C.
-        lam: lambda, weight of a clip's own label; the label of the reversed batch has 1 - lambda.
+        lam: lambda, weight of the label of a clip; the label of its partner in the reversed batch has 1 - lambda.
 
     Returns: (B, C) float32, rows sum to 1.
 
@@ -33,7 +33,7 @@ def soft_targets(labels: Tensor, num_classes: int, smoothing: float, lam: float 
 
 
 def cutmix_box(height: int, width: int, lam: float, rng: np.random.RandomState) -> tuple[slice, slice]:
-    """Draw the rows and columns of a box that covers about 1 - `lam` of the frame, clipped to the frame."""
+    """Sample the rows and columns of a box that covers about 1 - `lam` of the frame, clipped to the frame."""
     side = math.sqrt(1.0 - lam)
     spans = []
     for length in (height, width):
@@ -48,9 +48,9 @@ class Mixup:
 
     Attributes:
         num_classes: C.
-        mixup_alpha, cutmix_alpha: both parameters of the Beta distribution of lambda; 0 switches the kind off.
-        probability: of mixing a batch at all.
-        switch_probability: of CutMix where both kinds are on.
+        mixup_alpha, cutmix_alpha: alpha of lambda ~ Beta(alpha, alpha); 0 disables mixup or CutMix.
+        probability: of mixing a batch.
+        switch_probability: of CutMix if both are enabled.
         smoothing: label smoothing of the targets, mixed or not.
     """
 
@@ -62,8 +62,12 @@ class Mixup:
     smoothing: float = 0.1
 
     def __post_init__(self) -> None:
-        shares = (self.probability, self.switch_probability, self.smoothing)
-        if self.num_classes < 1 or min(self.mixup_alpha, self.cutmix_alpha) < 0 or not all(0 <= s <= 1 for s in shares):
+        fractions = (self.probability, self.switch_probability, self.smoothing)
+        if (
+            self.num_classes < 1
+            or min(self.mixup_alpha, self.cutmix_alpha) < 0
+            or not all(0 <= s <= 1 for s in fractions)
+        ):
             raise ValueError(f"classes from 1, alphas from 0, probabilities and smoothing in 0..1: {self}")
 
     def __call__(self, video: Tensor, labels: Tensor, rng: np.random.RandomState) -> tuple[Tensor, Tensor]:

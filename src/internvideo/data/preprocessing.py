@@ -1,7 +1,7 @@
-"""Test-time preprocessing: turn a video file, a span of it or decoded frames into a model's input clips.
+"""Test-time preprocessing: convert a video file, a span of it or decoded frames to the input clips of a model.
 
-Published models use the settings of their published evaluation, our own runs those of their recipe. Deterministic, no
-augmentation.
+Published models use the settings of their published evaluation, models of a training run those of their recipe.
+Deterministic, no augmentation.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from internvideo.video.pool import borrow
 from internvideo.video.reader import Video
 
 SLACK = 1e-6
-"""Tolerance of times for rounding, s."""
+"""Tolerance of times for rounding, in seconds."""
 MAX_SIZE = 8192
-"""Largest number of frames of a clip, and of pixels of its side."""
+"""Maximum number of frames of a clip, and of pixels of its side."""
 SAVED_NAMES = {"temporal_stride": "step", "sampled_frames": "sampled", "resize_backend": "style"}
 """Setting -> its name in saved files (kept for compatibility); `keep_aspect` is saved negated as "squash"."""
 
@@ -53,12 +53,13 @@ class Preprocessing:
     Attributes:
         frames: T of a clip.
         size: S, pixels.
-        sampler: rule of `data.sampling.SAMPLERS`; stride: of the dense rules.
-        temporal_stride: the rule picks `sampled_frames` frames (0: T), of which every `temporal_stride`-th is kept.
-        resize: short side before the center crop, None for S; keep_aspect: False resizes to a square of it.
+        sampler: key of `data.sampling.SAMPLERS`. stride: of the dense samplers, in frames.
+        sampled_frames, temporal_stride: the sampler selects `sampled_frames` frames (0 for T), of which the clip has
+            every `temporal_stride`-th.
+        resize: short side in pixels before the center crop, None for S. keep_aspect: False resizes to a square of it.
         resize_backend: pixel arithmetic (`data.resize`); with "torch" clips are float32 in 0..255 instead of uint8.
-        short_side: pixels of the shorter side that the decoder scales to, None for no such scaling.
-        single_frame: the middle frame alone, whatever the rule.
+        short_side: short side in pixels to which the decoder scales, None for no scaling.
+        single_frame: use only the middle frame, whatever the sampler.
 
     Raises:
         RecipeError: settings that do not fit together.
@@ -95,29 +96,29 @@ class Preprocessing:
             raise RecipeError("preprocessing", str(error)) from error
 
     def frame_sampler(self, num_clips: int) -> FrameSampler:
-        """Build the sampler of `num_clips` test clips. Raises RecipeError if the rule does not support as many."""
+        """Build the sampler of `num_clips` test clips. Raises RecipeError if the sampler does not support as many."""
         if self.sampler not in SAMPLERS:
             raise RecipeError("preprocessing.sampler", repr(self.sampler), ", ".join(SAMPLERS))
         takes_num_clips = hasattr(SAMPLERS[self.sampler], "num_clips")
         if num_clips < 1 or (num_clips > 1 and not takes_num_clips):
             expected = "1" if num_clips > 0 else "1 or more"
             raise RecipeError("num_clips", str(num_clips), f"{expected} with the frame rule '{self.sampler}'")
-        given = {"frames": self.sampled_frames or self.frames}
-        given |= {} if self.stride is None else {"stride": self.stride}
-        given |= {"num_clips": num_clips} if takes_num_clips else {}
+        arguments = {"frames": self.sampled_frames or self.frames}
+        arguments |= {} if self.stride is None else {"stride": self.stride}
+        arguments |= {"num_clips": num_clips} if takes_num_clips else {}
         try:
-            return SAMPLERS[self.sampler](**given)
+            return SAMPLERS[self.sampler](**arguments)
         except (TypeError, ValueError) as error:  # a stride for a rule that has none; num_clips or frames out of range
-            raise RecipeError("preprocessing", f"the frame rule '{self.sampler}' does not take {given}") from error
+            raise RecipeError("preprocessing", f"the frame rule '{self.sampler}' does not take {arguments}") from error
 
     def transform(self, num_crops: int = 1) -> EvalTransform:
         """Return the resizing transform with `num_crops` crops per clip."""
         return EvalTransform(self.size, self.resize, num_crops, self.resize_backend, self.keep_aspect)
 
     def for_model(self, temporal_stride: int = 1) -> Preprocessing:
-        """Return the settings for a model's fixed-length input: T frames per video, every `temporal_stride`-th.
+        """Return the settings for a model with fixed-length input that uses every `temporal_stride`-th sampled frame.
 
-        Clips of one frame per second, which vary in length, are spread over the video instead.
+        The sampler "one_per_second", whose clips vary in length, is replaced by "linspace".
         """
         stride = 1 if self.single_frame else temporal_stride
         return self.with_settings(
@@ -137,31 +138,32 @@ class Preprocessing:
         self, video: Video, start: float | None = None, end: float | None = None, *, num_clips: int = 1
     ) -> list[Indices]:
         """Return the frame indices (T,) of each view of `clips` without decoding. Raises as `clips`."""
-        inside = video.without_damaged(_inside(video, start, end))
-        return [inside[indices] for indices in self.indices(len(inside), num_clips)]
+        in_span = video.without_damaged(_frames_in_span(video, start, end))
+        return [in_span[indices] for indices in self.indices(len(in_span), num_clips)]
 
     def clips(
         self, video: Video, start: float | None = None, end: float | None = None, *, num_clips: int = 1
     ) -> list[Tensor]:
-        """Make all test clips of a video or of a span of it, each (3, T, S, S); no frame is decoded twice.
+        """Return all test clips of a video or of a span of it, each (3, T, S, S); no frame is decoded twice.
 
         Args:
-            video: open, at its full size (or scaled to `short_side`).
-            start, end: seconds from the video's start, start <= time < end; None for the ends of the video.
+            video: open, at its full size or scaled to `short_side`.
+            start, end: of the span, start <= time < end in seconds; None for the start and end of the video.
             num_clips: clips at different times.
 
         Raises:
             VideoError: unreadable video, or no frame in the span. RecipeError: `num_clips` is not supported.
         """
-        parts = video.sample(_inside(video, start, end), lambda left: self.indices(len(left), num_clips))
-        return [self.transform_frames(part) for part in parts]
+        span = _frames_in_span(video, start, end)
+        clips = video.sample(span, lambda decodable: self.indices(len(decodable), num_clips))
+        return [self.transform_frames(frames) for frames in clips]
 
     def clip(self, video: Video, start: float | None = None, end: float | None = None) -> Tensor:
-        """Make the single view of a span: uint8 (3, T, S, S), see `clips`."""
+        """Return the only test clip of a span, (3, T, S, S); see `clips`."""
         return self.clips(video, start, end)[0]
 
     def read(self, source: str | Path | Span | NDArray[np.uint8] | Tensor, *, num_clips: int = 1) -> list[Tensor]:
-        """Make all test clips of a file, a span of one, or decoded frames (T', H, W, 3). Raises as `clips`."""
+        """Return all test clips of a file, a span of one, or decoded frames (T', H, W, 3). Raises as `clips`."""
         if isinstance(source, Span):
             with borrow(source.path, short_side=self.short_side, fps=source.fps) as video:
                 return self.clips(video, source.start, source.end, num_clips=num_clips)
@@ -171,7 +173,7 @@ class Preprocessing:
         return self.clips_of_frames(source, num_clips)
 
     def clips_of_frames(self, frames: NDArray[np.uint8] | Tensor, num_clips: int = 1) -> list[Tensor]:
-        """Make all test clips of decoded frames (T', H, W, 3) uint8, T' >= 1. Raises VideoError otherwise."""
+        """Return all test clips of decoded frames (T', H, W, 3) uint8, T' >= 1. Raises VideoError for other arrays."""
         array: NDArray[Any] = frames.cpu().numpy() if isinstance(frames, Tensor) else np.asarray(frames)
         if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] != 3 or not array.size:
             found = f"an array of {array.dtype} {array.shape}"
@@ -179,7 +181,7 @@ class Preprocessing:
         return [self.transform_frames(array[indices]) for indices in self.indices(len(array), num_clips)]
 
     def from_frames(self, frames: NDArray[np.uint8] | Tensor) -> Tensor:
-        """Make the single view of decoded frames (T', H, W, 3): uint8 (3, T, S, S)."""
+        """Return the only test clip of decoded frames (T', H, W, 3): uint8 (3, T, S, S)."""
         return self.clips_of_frames(frames)[0]
 
     def transform_frames(self, frames: NDArray[np.uint8]) -> Tensor:
@@ -187,13 +189,13 @@ class Preprocessing:
         return self.transform().crop_clip(torch.from_numpy(np.ascontiguousarray(frames)))[0]
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values of all settings, under the names of saved files (`SAVED_NAMES`)."""
+        """Return all settings as JSON values, under the names of saved files (`SAVED_NAMES`)."""
         values = {SAVED_NAMES.get(name, name): value for name, value in asdict(self).items()}
         return values | {"squash": not values.pop("keep_aspect")}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any], where: object = "preprocessing") -> Preprocessing:
-        """Build from plain values. Raises RecipeError for an unknown, missing or invalid setting."""
+        """Build from the values of `to_json`. Raises RecipeError for an unknown, missing or invalid setting."""
         names = {SAVED_NAMES.get(field.name, field.name): field.name for field in fields(cls)}
         names["squash"] = names.pop("keep_aspect")
         known = set(names)
@@ -204,24 +206,24 @@ class Preprocessing:
         for name in ("frames", "size", "step", "sampled"):
             if type(values.get(name, 0)) is not int:
                 raise RecipeError(f"{where}: {name}", repr(values[name]), "a whole number")
-        given = {names[name]: value for name, value in values.items()}
-        return cls(**given | ({"keep_aspect": not values["squash"]} if "squash" in values else {}))
+        arguments = {names[name]: value for name, value in values.items()}
+        return cls(**arguments | ({"keep_aspect": not values["squash"]} if "squash" in values else {}))
 
     def with_settings(self, **settings: Any) -> Preprocessing:
         """Return a copy with some settings changed. Raises RecipeError as the constructor."""
         return replace(self, **settings)
 
 
-def _inside(video: Video, start: float | None, end: float | None) -> Indices:
+def _frames_in_span(video: Video, start: float | None, end: float | None) -> Indices:
     """Return the indices of the frames with start <= time < end.
 
-    A span without such a frame returns the frame displayed during it.
+    For a span between two frames return the frame that is displayed then.
     """
     info, times = video.info, video.info.times
     first, last = -np.inf if start is None else start, np.inf if end is None else end
-    inside = np.flatnonzero((times >= first - SLACK) & (times < last - SLACK)).astype(np.int64)
-    if len(inside):
-        return inside
+    in_span = np.flatnonzero((times >= first - SLACK) & (times < last - SLACK)).astype(np.int64)
+    if len(in_span):
+        return in_span
     current = int(np.searchsorted(times, first + SLACK, side="right")) - 1
     if first < -SLACK or first >= last or first > info.duration:
         raise VideoError(info.path, f"no frame from {first:g} s to {last:g} s", f"0.000 s to {info.duration:.3f} s")
@@ -237,7 +239,7 @@ def as_list(videos: VideoSource | Sequence[VideoSource]) -> list[VideoSource]:
     """Return one or several videos as a list.
 
     Raises:
-        VideoError: an item that is no video.
+        VideoError: an item of another type.
     """
     if isinstance(videos, str | Path | Span):
         return [videos]

@@ -63,8 +63,8 @@ def dense_windows(length: int, frames: int, num_clips: int) -> list[int]:
 def strided_indices(n: int, frames: int, stride: int, start: int) -> Indices:
     """Return T indices with `stride` from `start`; the last one before the end of the video is repeated.
 
-    The last frame is reached only as `start`: the released loader counts frames from 1 and steps while the next place
-    is below n (OpenGVLab/InternVideo, InternVideo1/Pretrain/VideoMAE/mae.py, `get_frame_id_list`).
+    The last frame is returned only if it is `start`: the released loader counts frames from 1 and steps while the next
+    one is below n (OpenGVLab/InternVideo, InternVideo1/Pretrain/VideoMAE/mae.py, `get_frame_id_list`).
     """
     last = start + stride * max((n - 2 - start) // stride, 0)
     return np.minimum(start + stride * np.arange(frames, dtype=np.int64), last)
@@ -77,9 +77,9 @@ def looped_indices(n: int, frames: int, stride: int, start: int) -> Indices:
 
 def two_view_order(n: int, segments: int) -> Indices:
     """Return the sorted union of the starts and the middles of T equal segments, (2 T,) (kinetics.py)."""
-    tick = n / segments
-    middles = [int(tick / 2.0 + tick * i) for i in range(segments)]
-    starts = [int(tick * i) for i in range(segments)]
+    segment = n / segments
+    middles = [int(segment / 2.0 + segment * i) for i in range(segments)]
+    starts = [int(segment * i) for i in range(segments)]
     return np.sort(np.asarray(middles + starts, dtype=np.int64))
 
 
@@ -92,7 +92,7 @@ def raw_frames_middle(n: int, segments: int) -> Indices:
 
 
 def first_then_all(n: int, frames: int) -> Indices:
-    """Select T frames of a video of n <= T: copies of the first, then all of them."""
+    """Select T frames of a video of n <= T frames: T - n copies of the first, then all frames."""
     return np.arange(n - frames, n, dtype=np.int64).clip(min=0)
 
 
@@ -151,8 +151,8 @@ def _repeat_last(indices: Indices, frames: int) -> Indices:
 
 
 @dataclass(frozen=True)
-class _Rule:
-    """Base of the samplers: their numbers are at least 1, as are the frames of a video."""
+class _Sampler:
+    """Base of the samplers. Raises ValueError for an integer setting, or a number of frames of a video, below 1."""
 
     frames: int
 
@@ -164,12 +164,12 @@ class _Rule:
 
     def train(self, n: int, rng: np.random.RandomState) -> Indices:
         """Sample a random clip, (T,)."""
-        _check(n)
+        _check_num_frames(n)
         return self._train(n, rng)
 
     def test(self, n: int) -> list[Indices]:
         """Return the test clips, each (T,)."""
-        _check(n)
+        _check_num_frames(n)
         return self._test(n)
 
     def _train(self, n: int, rng: np.random.RandomState) -> Indices:
@@ -177,16 +177,16 @@ class _Rule:
         return self._test(n)[0]
 
     def _test(self, n: int) -> list[Indices]:
-        raise NotImplementedError  # each rule says
+        raise NotImplementedError  # in every subclass
 
 
-def _check(n: int) -> None:
+def _check_num_frames(n: int) -> None:
     if n < 1:
         raise ValueError(f"a clip needs a video of at least one frame, not {n}")
 
 
 @dataclass(frozen=True)
-class Dense(_Rule):
+class Dense(_Sampler):
     """T frames, every `stride`-th: the masked encoder on Kinetics (run_class_finetuning.py).
 
     Test: windows over every `stride`-th frame of the whole video; one view is the center clip of validation.
@@ -211,7 +211,7 @@ class Dense(_Rule):
 
 
 @dataclass(frozen=True)
-class DensePretrain(_Rule):
+class DensePretrain(_Sampler):
     """T frames with exact stride from a random start, masked pretraining (mae.py)."""
 
     frames: int = 16
@@ -228,7 +228,7 @@ class DensePretrain(_Rule):
 
 
 @dataclass(frozen=True)
-class DenseLoop(_Rule):
+class DenseLoop(_Sampler):
     """T frames with exact stride from a random start, a short video repeated: open-set recognition.
 
     Source: OpenGVLab/InternVideo, Open-Set-Action-Recognition/configs/recognition/mae; mmaction2's `DenseSampleFrames`.
@@ -253,7 +253,7 @@ class DenseLoop(_Rule):
 
 
 @dataclass(frozen=True)
-class Sparse(_Rule):
+class Sparse(_Sampler):
     """One frame of each of T equal segments (UniFormerV2 configs)."""
 
     frames: int = 8
@@ -270,15 +270,15 @@ class Sparse(_Rule):
 
 
 @dataclass(frozen=True)
-class SparseTwoView(_Rule):
+class SparseTwoView(_Sampler):
     """Sparse sampling of the masked encoder on Something-Something (kinetics.py).
 
     Attributes:
         frames: T segments.
         num_clips: 1 or 2 test clips; clip v takes every `num_clips`-th of the 2 T sorted starts and middles, a single
             one the middles (validation).
-        short: what training gives for a video of fewer than T frames: "first" as released (copies of the first, then
-            all of them), "zeros" (the first T times) or "spread" (evenly spread frames, some repeated).
+        short: training clips of a video of fewer than T frames: "first", as released (copies of the first frame, then
+            all frames), "zeros" (T times the first frame) or "spread" (evenly spread frames, some repeated).
     """
 
     frames: int = 16
@@ -310,7 +310,7 @@ class SparseTwoView(_Rule):
 
 
 @dataclass(frozen=True)
-class SegmentMiddle(_Rule):
+class SegmentMiddle(_Sampler):
     """One frame of each of T equal intervals: the language tasks (multi-modalities-downstream).
 
     A video of fewer than T frames gives all of them, then its last one again.
@@ -329,7 +329,7 @@ class SegmentMiddle(_Rule):
 
 
 @dataclass(frozen=True)
-class Linspace(_Rule):
+class Linspace(_Sampler):
     """T frames from the first to the last, the same in training and test (Multi-Modalities-Pretraining)."""
 
     frames: int = 8
@@ -340,7 +340,7 @@ class Linspace(_Rule):
 
 
 @dataclass(frozen=True)
-class OnePerSecond(_Rule):
+class OnePerSecond(_Sampler):
     """One frame per second of the whole video, subsampled evenly to at most T (Video-Text-Retrieval).
 
     The only sampler that returns fewer than T indices, for a video shorter than T seconds. The loader pads such a clip

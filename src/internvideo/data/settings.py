@@ -1,6 +1,7 @@
-"""Settings below `data` of a recipe: sampling, augmentation, and what the stages that learn from clips read.
+"""Settings under `data` of a recipe: sampling, augmentation, and the data of stages that are trained on clips.
 
-Each stage has a type of its own, so a setting that it does not read is an error. Types of single tasks are theirs.
+Each stage has its own type of data settings, so that a setting which it does not read is an error; types of a single
+task are defined in its package.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class SamplingSettings(Settings):
 
     @field_validator("kind")
     @classmethod
-    def _known(cls, kind: str) -> str:
+    def _check_kind(cls, kind: str) -> str:
         if kind not in SAMPLERS:
             raise ValueError(f"no sampler '{kind}'; expected: {', '.join(SAMPLERS)}")
         return kind
@@ -49,8 +50,8 @@ class SamplingSettings(Settings):
         """Build the sampler. Raises RecipeError when a setting does not belong to this kind."""
         given = self.model_dump(exclude={"kind"}, exclude_none=True)
         expected = inspect.signature(SAMPLERS[self.kind]).parameters
-        if unread := [f"data.sampling.{name}" for name in given if name not in expected]:
-            raise RecipeError(", ".join(unread), f"not of data.sampling.kind '{self.kind}'", ", ".join(expected))
+        if unused := [f"data.sampling.{name}" for name in given if name not in expected]:
+            raise RecipeError(", ".join(unused), f"not of data.sampling.kind '{self.kind}'", ", ".join(expected))
         try:
             return SAMPLERS[self.kind](**given)
         except ValueError as error:
@@ -64,7 +65,7 @@ class EvalAugment(Settings):
     size: int = Field(224, ge=8, le=8192)
     resize_backend: ResizeBackend = Field("pil", description="of test clips, see data/resize.py")
     test_resize: int | None = Field(None, ge=8, le=8192, description="short side of test clips before the crop")
-    keep_aspect: bool = Field(True, description="false: to a square; test clips, and before training's crops")
+    keep_aspect: bool = Field(True, description="false: resize to a square, in testing and before training crops")
 
     def eval_transform(self, num_crops: int = 1) -> EvalTransform:
         """Return the transform of a test clip."""
@@ -204,14 +205,14 @@ class EvaluationClipData(SampledData):
 
     @model_validator(mode="before")
     @classmethod
-    def _nothing_of_training(cls, values: object) -> object:
+    def _refuse_training_settings(cls, values: object) -> object:
         if isinstance(values, Mapping):
             given = {name for name in ("train", "split", "extra_manifests") if values.get(name)}
             if isinstance(loader := values.get("loader"), Mapping):
-                usual = asdict(LoaderSettings(batch_size=1))
+                defaults = asdict(LoaderSettings(batch_size=1))
                 for name in loader.keys() - {"batch_size", "short_side", "single_frame"}:
                     value = tuple(loader[name]) if isinstance(loader[name], list) else loader[name]
-                    given |= {f"loader.{name}"} if value != usual.get(name) else set()
+                    given |= {f"loader.{name}"} if value != defaults.get(name) else set()
             if given:
                 raise ValueError(f"'{min(given)}' is of training: a recipe for evaluation does not read it")
         return values

@@ -1,4 +1,4 @@
-"""Word vocabulary of navigation instructions: given with the episodes or built from them."""
+"""Map the words of navigation instructions to ids, by a list of words or by the most frequent ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 PAD, UNKNOWN, START = "<pad>", "<unk>", "<start>"
 SPECIAL = (PAD, UNKNOWN, START)
-"""The first words of every list. The planner's choice is read off the start word."""
+"""The first words of every list. The planner reads its output at the position of START."""
 
 _WORD = re.compile(r"[\w']+|[^\w\s]")
 

@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 
 from internvideo import untrusted
 from internvideo.data import lists
-from internvideo.data.manifest import explained
+from internvideo.data.manifest import first_error
 from internvideo.errors import ManifestError
 
 MIN_SEGMENT_SECONDS = 1e-3
@@ -198,7 +198,7 @@ def validate_record(record: type[R], content: object, where: str) -> R:
     try:
         return record.model_validate(content)
     except ValidationError as error:
-        raise explained(where, error) from None
+        raise first_error(where, error) from None
 
 
 def read_json(path: Path, expected: type[T]) -> T:
@@ -262,7 +262,7 @@ def _validate_json(path: Path, expected: type[T], content: object, text: str) ->
         return TypeAdapter(expected).validate_python(content)
     except ValidationError as error:
         location = error.errors(include_url=False)[0]["loc"]
-        raise explained(f"{path}:{line_of(text, location)}", error) from None
+        raise first_error(f"{path}:{line_of(text, location)}", error) from None
 
 
 def line_of(text: str, location: Sequence[str | int]) -> int:
