@@ -27,7 +27,7 @@ test-slow: $(STAMP)     ## the tests that are longer than that suite allows
 
 # Warnings of old libraries about each other are not ours: -W default. UV=--torch-backend=cpu takes the small torch.
 OLDEST := tests/test_silent_settings.py tests/data/test_loader.py tests/data/test_tables.py tests/video/test_video.py \
-  tests/metrics tests/models/test_internvideo2.py tests/weights/test_layouts_loading.py tests/training/test_training_checkpoint.py \
+  tests/metrics tests/models/test_internvideo2.py tests/weights/test_layouts_loading.py tests/weights/test_convert.py tests/training/test_training_checkpoint.py \
   tests/inference/test_hub_layout.py tests/cli/test_cli.py tests/inference/test_export.py tests/probing/test_fit_learn.py \
   tests/search/test_server.py tests/search/test_approximate.py tests/apps/test_report.py
 EXTRAS ?= plots,report,fit,navigation,track,export,parquet,cloud,search,ann,captions

@@ -66,6 +66,7 @@ def write(
                 dynamic_shapes=(dict(axes),),
                 opset_version=opset,
                 dynamo=True,
+                optimize=True,  # the default after torch 2.6: transposed weights are folded, and can be quantized
                 verbose=False,
             )
         except Exception as error:  # the exporter raises many types of exceptions
@@ -75,13 +76,18 @@ def write(
         actual_opset = onnx_program.model.opset_imports[""]
         if opset not in (None, actual_opset):  # it silently falls back to its lowest opset
             raise RecipeError("opset", str(opset), "", f"the exporter wrote {actual_opset}")
-        _name_axes(onnx_program.model.graph, axes)
+        _mend_shapes(onnx_program.model.graph, axes)
         size = sum(tensor.numel() * tensor.element_size() for tensor in program.state_dict.values())
         onnx_program.save(path, external_data=size > MAX_PROTOBUF_BYTES)
 
 
-def _name_axes(graph: Any, axes: Mapping[int, str]) -> None:
-    """Rename the dynamic axes of the input in all values of the graph; torch 2.6 names them after example sizes."""
+def _mend_shapes(graph: Any, axes: Mapping[int, str]) -> None:
+    """Name the dynamic axes, which torch 2.6 names after example sizes, and leave the shapes of weights to the weights.
+
+    ONNX Runtime 1.20 transposes weights when it quantizes them, and then stumbles over shapes that stand beside them.
+    """
+    for weight in graph.initializers.values():
+        weight.shape = None
     shape = graph.inputs[0].shape
     names = {shape[axis].value: name for axis, name in axes.items()}
     values = [*graph.inputs, *graph.outputs, *(value for node in graph for value in node.outputs)]
