@@ -99,7 +99,7 @@ class PlainTower(nn.Module):
                 {
                     "position": nn.Conv3d(width, width, 3, padding=1, groups=width),
                     "block": PlainBlock(
-                        width, heads, int(config.mlp_factor * width), eps=1e-5, gelu=False, context=True
+                        width, heads, int(config.mlp_ratio * width), eps=1e-5, gelu=False, context=True
                     ),
                 }
             )
@@ -134,7 +134,7 @@ class PlainMasked(nn.Module):
         width, size = config.width, (config.tubelet, config.patch_size, config.patch_size)
         self.mean, self.std = mean, std
         self.conv = nn.Conv3d(3, width, kernel_size=size, stride=size)
-        self.register_buffer("positions", torch.zeros(1, config.tokens, width))
+        self.register_buffer("positions", torch.zeros(1, config.num_tokens, width))
         self.blocks = nn.ModuleList(
             PlainBlock(width, config.heads, int(width * config.mlp_ratio), eps=EPS, gelu=True)
             for _ in range(config.depth)

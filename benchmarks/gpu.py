@@ -37,7 +37,7 @@ from internvideo.models.videomae_config import VideoMAEConfig
 from internvideo.objectives.contrastive import symmetric_contrastive
 from internvideo.objectives.reconstruction import reconstruction_loss
 from internvideo.pretraining.masked import MaskedSettings, MaskedStage
-from internvideo.training.memory import counted_activations
+from internvideo.training.memory import count_activations
 from internvideo.training.settings import TrainingSettings
 from internvideo.training.step import TrainStep
 
@@ -100,10 +100,10 @@ def masked(config: VideoMAEConfig, device: torch.device, batch_size: int, repeat
     for where in (device, torch.device("cpu")):  # masks are drawn on the host, so both see the same
         stage = stepper(config, where, "none", "float32").stage
         assert isinstance(stage, MaskedStage)
-        mask = stage.draw_mask(2, torch.Generator().manual_seed(0)).to(where)
+        mask = stage.sample_mask(2, torch.Generator().manual_seed(0)).to(where)
         video = few.to(where).video
         with torch.no_grad():
-            predicted = stage.model(stage.model.normalize(video), mask, config.tokens - stage.masked)
+            predicted = stage.model(stage.model.normalize(video), mask, config.num_tokens - stage.masked)
             losses.append(reconstruction_loss(predicted, stage.targets(video, mask)).item())
     row: dict[str, Any] = {"loss_on_device": losses[0], "loss_on_cpu": losses[1], "batch_size": batch_size}
     batch = clips(config, batch_size).to(device)
@@ -129,7 +129,7 @@ def contrastive(device: torch.device, pairs: int) -> dict[str, Any]:
         def loss(chunk: int | None = chunk) -> Tensor:
             return symmetric_contrastive(video, text, 20.0, chunk)
 
-        with counted_activations(()) as kept:
+        with count_activations(()) as kept:
             value = loss()
         seconds = timed(lambda loss=loss: torch.autograd.grad(loss(), (video, text)), device, 1)
         found[f"chunk_{chunk}"] = {"loss": value.item(), "seconds": round(seconds, 3), "kept_mib": kept.bytes >> 20}

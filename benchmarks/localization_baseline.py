@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 import window_baseline
 from internvideo.tasks.table import print_result, save_result
 from internvideo.tasks.temporal_localization import predict as localization
-from internvideo.tasks.temporal_localization.data import FeatureSet, load, read_feature_set
+from internvideo.tasks.temporal_localization.data import FeatureSet, load_features, read_feature_set
 
 THUMOS_THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
 
@@ -33,7 +33,7 @@ def fitted(features: FeatureSet, steps: int = 400) -> Classify:
     """A linear layer and sigmoids, fitted on the windows of all videos: features (T, width) -> (T, C)."""
     values, targets = [], []
     for video in features.videos:
-        rows = torch.from_numpy(load(video))
+        rows = torch.from_numpy(load_features(video))
         middle = (torch.arange(len(rows)) * video.stride + 0.5 * video.window) / video.fps
         target = torch.zeros(len(rows), len(features.classes))
         for (start, end), label in zip(video.spans.tolist(), video.labels.tolist(), strict=True):

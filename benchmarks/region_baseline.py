@@ -28,7 +28,12 @@ from internvideo.metrics.frame_detection import Boxes, frame_average_precision, 
 from internvideo.pipeline import load_trained
 from internvideo.tasks.spatio_temporal_localization import predict as spatio_temporal
 from internvideo.tasks.spatio_temporal_localization.box_transforms import BoxedTransform
-from internvideo.tasks.spatio_temporal_localization.data import ClipForm, KeyFrameViews, frame_key, key_frames
+from internvideo.tasks.spatio_temporal_localization.data import (
+    KeyFrameClipSettings,
+    KeyFrameViews,
+    frame_key,
+    key_frames,
+)
 from internvideo.tasks.table import Predictions
 
 
@@ -38,7 +43,9 @@ def clip_scores(table: Predictions, manifest_path: Path, weights: Path, split: s
     rows = manifest if split is None else manifest.subset(split=split)
     frames, stride = table.protocol["frames"], table.protocol["stride"]
     size = trained.recipe.data.augment.size
-    form = ClipForm(frames, stride, BoxedTransform(size=size, short=size, longest=2 * size), len(manifest.classes))
+    form = KeyFrameClipSettings(
+        frames, stride, BoxedTransform(size=size, short=size, longest=2 * size), len(manifest.classes)
+    )
     chosen = key_frames(rows)
     keys = zip(table["frame_video"].tolist(), table["frame_time"].tolist(), strict=True)
     number = {frame_key(*key): index for index, key in enumerate(keys)}
@@ -60,7 +67,9 @@ def box_scores(table: Predictions, manifest_path: Path, weights: Path, split: st
     trained, manifest = load_trained(weights, device="cpu"), read_manifest(manifest_path)
     rows = manifest if split is None else manifest.subset(split=split)
     told, size = table.protocol, trained.recipe.data.augment.size
-    form = ClipForm(told["frames"], told["stride"], BoxedTransform(size, around=told["around"]), len(manifest.classes))
+    form = KeyFrameClipSettings(
+        told["frames"], told["stride"], BoxedTransform(size, around=told["around"]), len(manifest.classes)
+    )
     place = [trained.classes.index(name) for name in table["classes"].tolist()]
     model: Any = trained.model
     with torch.no_grad():

@@ -60,7 +60,7 @@ def contrastive(pairs: int = 14_336, dim: int = 512) -> None:
     import torch
 
     from internvideo.objectives.contrastive import symmetric_contrastive
-    from internvideo.training.memory import GIB, counted_activations
+    from internvideo.training.memory import GIB, count_activations
 
     torch.manual_seed(0)
     features = [torch.randn(pairs, dim, requires_grad=True) for _ in range(2)]
@@ -69,7 +69,7 @@ def contrastive(pairs: int = 14_336, dim: int = 512) -> None:
         for feature in features:
             feature.grad = None
         began = time.process_time()
-        with counted_activations(features) as kept:
+        with count_activations(features) as kept:
             loss = symmetric_contrastive(features[0], features[1], 1 / 0.07, chunk)
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it so
         cpu = time.process_time() - began

@@ -100,8 +100,8 @@ class PlainPretrain(nn.Module):
         )
         self.decoder_norm = nn.LayerNorm(narrow, eps=1e-6)
         self.head = nn.Linear(narrow, config.pixels)
-        self.register_buffer("positions", plain_table(config.tokens, width), persistent=False)
-        self.register_buffer("decoder_positions", plain_table(config.tokens, narrow), persistent=False)
+        self.register_buffer("positions", plain_table(config.num_tokens, width), persistent=False)
+        self.register_buffer("decoder_positions", plain_table(config.num_tokens, narrow), persistent=False)
 
     def forward(self, video: Tensor, mask: Tensor) -> Tensor:
         x = self.patch_embed(video).flatten(2).transpose(1, 2) + self.positions
@@ -159,7 +159,7 @@ class Pair:
         self.batch = Batch(torch.randint(0, 256, shape, dtype=torch.uint8, device=device), tuple("x" * batch))
         mean, std = (torch.tensor(v, device=device)[None, :, None, None, None] for v in (MEAN, STD))
         self.video = (self.batch.video.float() / 255 - mean) / std
-        self.mask = self.stage.draw_mask(batch, self.generator())
+        self.mask = self.stage.sample_mask(batch, self.generator())
         self.optimisers = [torch.optim.AdamW(m.parameters(), 1e-6) for m in (self.stage, self.plain) if optimizer]
 
     def generator(self) -> torch.Generator:

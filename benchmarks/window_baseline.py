@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from internvideo.errors import RunError
 from internvideo.tasks.table import Predictions
-from internvideo.tasks.temporal_localization.data import FeatureSet, FeatureVideo, load
+from internvideo.tasks.temporal_localization.data import FeatureSet, FeatureVideo, load_features
 from internvideo.tasks.temporal_localization.nms import SuppressionSettings, soft_nms
-from internvideo.tasks.temporal_localization.predict import FEATURE_FACTS, Segments, make_table
+from internvideo.tasks.temporal_localization.predict import FEATURE_PROTOCOL_KEYS, Segments, make_table
 
 Floats = NDArray[np.floating[Any]]
 
@@ -93,7 +93,7 @@ def predict(
     ignored = [scores.classes.index(name) for name in background]
     found = []
     for video in scores.videos:
-        values = load(video)
+        values = load_features(video)
         found.append(find(video, values if classify is None else classify(values), settings, ignored))
     protocol = {
         "model": "sliding windows",
@@ -101,7 +101,7 @@ def predict(
         "split_sha256": scores.fingerprint,
         "splits": sorted({video.subset for video in scores.videos}),
         "source": str(scores.source),
-        "features": {key: scores.protocol.get(key) for key in FEATURE_FACTS if key in scores.protocol},
+        "features": {key: scores.protocol.get(key) for key in FEATURE_PROTOCOL_KEYS if key in scores.protocol},
         "tiou": list(tiou_thresholds),
         "levels": list(LEVELS),
         "smoothed": SMOOTHED,

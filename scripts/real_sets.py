@@ -52,7 +52,7 @@ def main() -> None:
             print(f"{data / name}/index.csv is not there: left out")
 
 
-def rows_of(folder: Path) -> Iterator[dict[str, str]]:
+def logit_indices(folder: Path) -> Iterator[dict[str, str]]:
     """Rows of a set's index."""
     with (folder / "index.csv").open(encoding="utf-8", newline="") as stream:
         yield from csv.DictReader(stream)
@@ -60,7 +60,7 @@ def rows_of(folder: Path) -> Iterator[dict[str, str]]:
 
 def grid(folder: Path, output: Path) -> None:
     """Mouth views of the speaker who said most: words, and sentences."""
-    rows = [row for row in rows_of(folder) if row["mouth_path"]]
+    rows = [row for row in logit_indices(folder) if row["mouth_path"]]
     speakers = [row["group"] for row in rows]
     most = max(set(speakers), key=speakers.count)
     rows = [row for row in rows if row["group"] == most]
@@ -97,7 +97,7 @@ def surv_fight(folder: Path, output: Path) -> None:
     """Five folds; every scene is tested once."""
     from sklearn.model_selection import StratifiedGroupKFold
 
-    rows = list(rows_of(folder))
+    rows = list(logit_indices(folder))
     classes = sorted({row["label"] for row in rows})
     labels, groups = [classes.index(row["label"]) for row in rows], [row["group"] for row in rows]
     folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0).split(rows, labels, groups)
@@ -116,7 +116,7 @@ def surv_fight(folder: Path, output: Path) -> None:
 
 def wlasl100(folder: Path, output: Path) -> None:
     """No signer of the test is trained on."""
-    rows = list(rows_of(folder))
+    rows = list(logit_indices(folder))
     classes = sorted({row["label"] for row in rows})
     samples = [
         Sample(

@@ -203,7 +203,7 @@ def test_no_folder_holds_more_than_about_twenty_files() -> None:
 
 def test_models_are_asked_what_they_can_not_of_which_class_they_are() -> None:
     """Classes of models in `isinstance`: the few places that tell two kinds of a task's models apart."""
-    kinds = ("Module", "Encoder", "Classifier", "Trunk", "Network")
+    kinds = ("Module", "Encoder", "Classifier", "Backbone", "Network")
     trees = {path: parsed(text_of(path)) for path in FILES}
     models = {
         node.name

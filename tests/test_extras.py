@@ -116,9 +116,9 @@ def _persons(folder: Path) -> None:
 
 
 def _captions(folder: Path) -> None:
-    from internvideo.tasks.captioning.predict import judge
+    from internvideo.tasks.captioning.predict import compute_caption_metrics
 
-    judge({"1": ["a dog"]}, {"1": ["a dog"]})
+    compute_caption_metrics({"1": ["a dog"]}, {"1": ["a dog"]})
 
 
 def _track(folder: Path) -> None:

@@ -14,7 +14,7 @@ from internvideo.data.mixup import Mixup
 from internvideo.data.settings import TrainClipData
 from internvideo.errors import RecipeError
 from internvideo.recipe import Recipe, build_recipe, read_recipe, shipped_recipes
-from internvideo.tasks import STAGES, task_named
+from internvideo.tasks import STAGES, get_task
 from internvideo.training.model_setup import build_model
 from internvideo.training.optimizer import parameter_rules
 
@@ -41,7 +41,7 @@ def test_a_shipped_recipe_builds(name: str) -> None:
     recipe, model = built(name)
     assert recipe.about
     if not isinstance(recipe, Recipe):
-        task = task_named(recipe.task)
+        task = get_task(recipe.task)
         assert task is not None
         assert isinstance(model, task.evaluates)
         return
@@ -344,7 +344,7 @@ WRONG_OVERRIDES = {
     "two lengths": ("schedule.steps=10", ["either schedule.steps or schedule.epochs, found schedule.steps 10 and"]),
     "two faults": ("schedule={steps: 5, warmup: 6, kind: multistep}", ["schedule.warmup 6", "schedule.milestones"]),
     "batch of none": ("data.loader={batch_size: 0, workers: -1}", ["loader.batch_size is 0", "; data.loader.workers"]),
-    "settings below a value": ("stage.deeper=1", ["stage.deeper=1", "'stage' holds a value"]),
+    "settings below a value": ("stage.deeper=1", ["stage.deeper=1", "'stage' is a value"]),
     "no equals sign": ("--fast", ["--fast", "key.key=value"]),
     "not YAML": ("about=[1", ["about=[1", "not YAML"]),
 }

@@ -24,8 +24,8 @@ from internvideo.errors import InternVideoError, ManifestError, RecipeError, Wei
 from internvideo.recipe import Recipe, build_recipe, read_recipe, shipped_recipes
 from internvideo.storage import DIGESTS, read_safetensors
 from internvideo.tasks import STAGES
-from internvideo.tasks.captioning.predict import Writing
-from internvideo.training.recipe_files import LARGER, apply_override
+from internvideo.tasks.captioning.predict import DecodingSettings
+from internvideo.training.recipe_files import UNLIMITED_KEYS, apply_override
 from internvideo.weights.convert import convert
 
 
@@ -67,7 +67,7 @@ def test_every_stage_has_a_recipe() -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_no_number_of_a_stage_is_without_a_bound(stage: str) -> None:
-    of_data = [setting for setting in numbers(STAGES[stage].data, "data.") if setting not in LARGER]
+    of_data = [setting for setting in numbers(STAGES[stage].data, "data.") if setting not in UNLIMITED_KEYS]
     for setting in (*numbers(STAGES[stage].settings, "settings."), *of_data):
         is_bounded(recipes()[stage], setting)
 
@@ -75,7 +75,7 @@ def test_no_number_of_a_stage_is_without_a_bound(stage: str) -> None:
 @pytest.mark.parametrize("section", ["optimizer", "schedule", "loop"])
 def test_no_number_of_any_recipe_is_without_a_bound(section: str) -> None:
     (settings,) = (kind for kind in [Recipe.model_fields[section].annotation] if kind is not None)
-    found = [setting for setting in numbers(settings, f"{section}.") if setting not in LARGER]
+    found = [setting for setting in numbers(settings, f"{section}.") if setting not in UNLIMITED_KEYS]
     assert found
     for setting in found:
         is_bounded("sample/masked", setting)
@@ -112,7 +112,7 @@ def test_a_head_is_not_asked_for_where_there_is_none() -> None:
 
 
 def test_settings_of_another_optimizer_are_refused() -> None:
-    with pytest.raises(RecipeError, match=r"optimizer\.momentum: not of optimizer\.kind 'adamw'"):
+    with pytest.raises(RecipeError, match=r"optimizer\.momentum: not a setting of optimizer\.kind 'adamw'"):
         read_recipe("sample/masked", ["optimizer.momentum=0.5"])
     tree = read_recipe("sample/masked", ["optimizer.kind=sgd", "optimizer.betas=[0.9,0.999]"]).resolved()
     assert build_recipe(tree).optimizer.kind == "sgd"  # what is saved is read again
@@ -151,15 +151,15 @@ def test_options_of_what_was_not_asked_for_are_refused(line: str, option: str) -
 
 
 def test_every_stage_and_its_heads_are_known() -> None:
-    assert [name for name, entry in STAGES.items() if not entry.classifiers] == [
+    assert [name for name, entry in STAGES.items() if not entry.classifier_paths] == [
         "masked", "multimodal", "retrieval", "refinement", "multiple_choice", "waypoints", "navigation"
     ]  # fmt: skip
 
 
 def test_a_seed_without_draws_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="without a nucleus"):
-        Writing(1, 0.0, 3)
-    Writing(1, 0.9, 3)
+    with pytest.raises(RecipeError, match="without top_p"):
+        DecodingSettings(1, 0.0, 3)
+    DecodingSettings(1, 0.9, 3)
     result = CliRunner().invoke(app, ["caption", str(tmp_path), "-e", "clip-b16", "--seed", "3"])
     assert isinstance(result.exception, RecipeError)
     assert "--top-p" in str(result.exception)

@@ -14,28 +14,36 @@ from internvideo.cli.evaluate import task_command
 from internvideo.errors import RecipeError
 from internvideo.evaluation import evaluate_task, find_task
 from internvideo.pretraining.masked import MaskedSettings
-from internvideo.recipe import build_recipe, read_recipe, saved_recipe
+from internvideo.recipe import build_recipe, build_saved_recipe, read_recipe
 from internvideo.tasks import STAGES, TASKS
 from internvideo.tasks.task import EvaluateOptions
 from internvideo.training.recipe import VERSION
 
 OTHERS: dict[str, tuple[str, str, str]] = {
-    "words of queries": ("sample/supervised_masked", "data.queries.max_vocab=7", "it is of grounding"),
-    "proposals": ("sample/supervised_masked", "data.proposals.files=[nofile.json]", "it is of refinement"),
-    "one class": ("sample/supervised_masked", "data.features.class_agnostic=true", "it is of temporal_localization"),
+    "words of queries": ("sample/supervised_masked", "data.queries.max_vocab=7", "it is a setting of grounding"),
+    "proposals": ("sample/supervised_masked", "data.proposals.files=[nofile.json]", "it is a setting of refinement"),
+    "one class": (
+        "sample/supervised_masked",
+        "data.features.class_agnostic=true",
+        "it is a setting of temporal_localization",
+    ),
     "a detector's boxes": (
         "sample/masked",
         "data.key_frames.candidates=no.json",
-        "it is of spatio_temporal_localization, anticipation",
+        "it is a setting of spatio_temporal_localization, anticipation",
     ),
-    "a world": ("sample/multimodal", "data.world.kind=miniworld", "it is of waypoints, navigation"),
-    "panoramas": ("sample/navigation", "data.world.panoramas=7", "it is of waypoints"),
-    "image batches": ("sample/supervised_masked", "data.image_batch_size=3", "it is of multimodal"),
-    "mixing": ("sample/masked", "data.augment.mixup=0.8", "it is of supervised"),
-    "captions": ("sample/supervised_multimodal", "data.captions=each", "it is of multimodal, retrieval"),
-    "clips of features": ("sample/temporal_localization", "data.sampling.frames=3", "it is of masked"),
-    "colours of boxes": ("sample/spatio_temporal_localization", "data.augment.erasing=0.5", "it is of masked"),
-    "questions": ("sample/multiple_choice", "data.questions.max_answers=3", "it is of question_answering"),
+    "a world": ("sample/multimodal", "data.world.kind=miniworld", "it is a setting of waypoints, navigation"),
+    "panoramas": ("sample/navigation", "data.world.panoramas=7", "it is a setting of waypoints"),
+    "image batches": ("sample/supervised_masked", "data.image_batch_size=3", "it is a setting of multimodal"),
+    "mixing": ("sample/masked", "data.augment.mixup=0.8", "it is a setting of supervised"),
+    "captions": ("sample/supervised_multimodal", "data.captions=each", "it is a setting of multimodal, retrieval"),
+    "clips of features": ("sample/temporal_localization", "data.sampling.frames=3", "it is a setting of masked"),
+    "colours of boxes": (
+        "sample/spatio_temporal_localization",
+        "data.augment.erasing=0.5",
+        "it is a setting of masked",
+    ),
+    "questions": ("sample/multiple_choice", "data.questions.max_answers=3", "it is a setting of question_answering"),
 }
 
 
@@ -58,11 +66,11 @@ def test_saved_recipes_of_version_1_are_read_without_what_their_stage_never_read
     tree = build_recipe(small_recipe("supervised")).resolved()
     old = {name: value for name, value in tree.items() if name != "version"}
     old["data"] = {**tree["data"], "queries": {"most": 7}, "world": {"kind": "embedded"}, "captions": "random"}
-    assert saved_recipe(old).resolved() == tree
+    assert build_saved_recipe(old).resolved() == tree
     with pytest.raises(RecipeError, match=r"no setting 'data\.unheard_of'"):
-        saved_recipe({**old, "data": {**old["data"], "unheard_of": 1}})
+        build_saved_recipe({**old, "data": {**old["data"], "unheard_of": 1}})
     with pytest.raises(RecipeError, match=f"reads recipes up to version {VERSION}"):
-        saved_recipe({**tree, "version": VERSION + 1})
+        build_saved_recipe({**tree, "version": VERSION + 1})
 
 
 EARLIER: dict[str, dict[str, Any]] = {
@@ -89,7 +97,7 @@ def test_saved_recipes_of_earlier_versions_have_other_names(stage: str, version:
     for key in ("settings", "loop", "schedule"):
         old[key] = EARLIER[stage].get(key, tree.get(key, {}))
     old["data"] = {**tree["data"], **EARLIER[stage]["data"]}
-    found = saved_recipe(old)
+    found = build_saved_recipe(old)
     data: Any = found.data
     if stage == "masked":
         assert found.settings == MaskedSettings(mask="center", normalize_targets=False)
@@ -124,7 +132,9 @@ def test_a_value_of_an_earlier_version_is_answered_with_the_present_one() -> Non
         read_recipe("sample/masked", ["stage=regions"])
     with pytest.raises(RecipeError, match=r"found 'localisation'.* did you mean 'temporal_localization'"):
         find_task("localisation")
-    assert saved_recipe({**small_recipe("question_answering"), "stage": "answering"}).stage == "question_answering"
+    assert (
+        build_saved_recipe({**small_recipe("question_answering"), "stage": "answering"}).stage == "question_answering"
+    )
 
 
 @pytest.mark.parametrize("value", ["5", "[1]", "text", "true"])
@@ -135,7 +145,9 @@ def test_settings_that_are_none_do_not_become_the_usual_ones(value: str) -> None
 
 def test_settings_of_another_stage_are_refused() -> None:
     assert read_recipe("sample/supervised_masked", ["settings="]).settings == STAGES["supervised"].settings()
-    with pytest.raises(RecipeError, match=r"settings.caption_weight' in the stage 'supervised', it is of multimodal"):
+    with pytest.raises(
+        RecipeError, match=r"settings.caption_weight' in the stage 'supervised', it is a setting of multimodal"
+    ):
         read_recipe("sample/supervised_masked", ["settings.caption_weight=1"])
     with pytest.raises(RecipeError, match="must be settings of the stage"):
         build_recipe({**small_recipe("supervised"), "settings": MaskedSettings()})

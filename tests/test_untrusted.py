@@ -23,7 +23,7 @@ from internvideo.data.shard_files import read_shard, shard_addresses
 from internvideo.data.shards import read_shards
 from internvideo.errors import InternVideoError, ManifestError, RecipeError, WeightsError, shown
 from internvideo.model_table import create_model
-from internvideo.models.declared import within
+from internvideo.models.declared import limit_model_size
 from internvideo.pipeline import load_trained
 from internvideo.recipe import read_recipe, shipped_recipes
 from internvideo.storage import class_names, read_safetensors, write_safetensors
@@ -252,8 +252,8 @@ def test_building_stops_at_the_first_parameter_too_many() -> None:
     def build() -> None:
         built.extend(torch.nn.Linear(2, 2) for _ in range(1000))
 
-    told = "a larger model than its 1 tensors of 4 numbers"
-    with pytest.raises(ValueError, match=told), within({"a": torch.ones(4)}):
+    told = "a larger model than its 1 tensors of 4 elements"
+    with pytest.raises(ValueError, match=told), limit_model_size({"a": torch.ones(4)}):
         build()
     assert len(built) < 300
     build()  # and no hook is left

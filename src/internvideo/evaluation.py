@@ -11,7 +11,7 @@ from internvideo import distributed
 from internvideo.distributed import choose_device
 from internvideo.errors import RecipeError, RunError
 from internvideo.inference.trained_model import open_trained
-from internvideo.tasks import TASKS, task_named
+from internvideo.tasks import TASKS, get_task
 from internvideo.tasks.scoring import mean_of_splits
 from internvideo.tasks.spatio_temporal_localization import predict as spatio_temporal
 from internvideo.tasks.table import EARLIER_NAMES, Predictions, Result, print_result, print_results, short_names
@@ -29,7 +29,7 @@ RENAMED_OPTIONS = {
 
 def find_task(name: str) -> TaskSpec:
     """Return the task of a name. Raises RecipeError."""
-    task = task_named(name)
+    task = get_task(name)
     if task is None:
         names = [task.name for task in TASKS]
         close = [EARLIER_NAMES[name]] if name in EARLIER_NAMES else difflib.get_close_matches(name, names, n=1)
@@ -99,7 +99,7 @@ def evaluate_task(
     with distributed.process_group(choose_device(settings.device)) as device:
         trained = open_trained(weights, device=str(device))
         members: tuple[Path, ...] = getattr(settings, "ensemble_with", ())
-        trained = replace(trained, others=tuple(open_trained(path, device=str(device)) for path in members))
+        trained = replace(trained, ensemble_members=tuple(open_trained(path, device=str(device)) for path in members))
         if not isinstance(trained.model, task.evaluates):
             names = ", ".join(kind.__name__ for kind in task.evaluates)
             found = f"holds a {type(trained.model).__name__}"
@@ -110,7 +110,7 @@ def evaluate_task(
 
 def score(table: Predictions) -> Result:
     """Compute the metrics of a saved table. Raises RunError: its task is unknown."""
-    task = task_named(table.task)
+    task = get_task(table.task)
     if task is None:
         names = ", ".join(task.name for task in TASKS)
         raise RunError("table", f"task '{table.task}'", names, "score it with the version that wrote it")
@@ -135,7 +135,7 @@ def score_results(results: Path, truth: Path | None, labels: Path | None, exclud
     if truth is None or labels is None:
         missing = "--truth" if truth is None else "--labels"
         raise RunError(results, f"results in AVA's format, without {missing}", "--truth CSV and --labels PBTXT")
-    result = score(spatio_temporal.table_of_files(truth, results, labels, excluded))
+    result = score(spatio_temporal.make_table_from_files(truth, results, labels, excluded))
     print_result(result)
     return result
 

@@ -18,16 +18,16 @@ from internvideo.datasets.catalog import BENCHMARKS
 from internvideo.distributed import choose_device
 from internvideo.errors import RecipeError, RunError, WeightsError
 from internvideo.models.video_language import interpolate_weights
-from internvideo.pretraining.gradient_cache import PartSettings
-from internvideo.recipe import Recipe, read_recipe, saved_recipe, shipped_recipes
+from internvideo.pretraining.gradient_cache import ChunkSettings
+from internvideo.recipe import Recipe, build_saved_recipe, read_recipe, shipped_recipes
 from internvideo.storage import read_metadata, write_text
 from internvideo.tasks import CATALOG, STAGES, TASKS
 from internvideo.terminal import LOGGER
 from internvideo.training import checkpoint, run_folder, trained
-from internvideo.training.earlier_recipes import upgraded
-from internvideo.training.head import check_start
+from internvideo.training.earlier_recipes import upgrade
+from internvideo.training.head import check_init_head
 from internvideo.training.loop import train
-from internvideo.training.positions import with_positions
+from internvideo.training.positions import add_position_settings
 from internvideo.training.recipe import EvaluationRecipe, Job
 from internvideo.training.recipe_files import RECIPE_FILE
 from internvideo.training.settings import TrainingSettings
@@ -68,13 +68,13 @@ def run_recipe(
         RunInterruptedError: the run was interrupted; the same call resumes it.
     """
     target, recipe = folder / "model.safetensors", training_recipe(recipe)
-    check_start(recipe)
+    check_init_head(recipe)
     with distributed.process_group(choose_device(device), recipe.loop.timeout_s) as here:
         recipe = for_processes(recipe)
         job = prepare(recipe, skipped=folder / "skipped.jsonl")
         initial = {name: value.clone() for name, value in job.model.state_dict().items()} if recipe.base_weight else {}
         if distributed.rank() == 0:
-            for line in job.head:
+            for line in job.head_init_lines:
                 LOGGER.info(f"head: {line}")
         with run_folder.locked(folder):
             _train_and_write(job, folder, target, title or recipe.stage, here, changes, initial)
@@ -101,7 +101,7 @@ def _train_and_write(
         title=title,
         ignore_keys=ignore_keys,
         changes=changes,
-        fill_defaults=lambda written: _of_today(written, job.facts),
+        fill_defaults=lambda written: _of_today(written, job.data_fingerprints),
     )
     asked = recipe.schedule.total_steps(len(job.loader) / recipe.loop.grad_accum_steps)
     if result.step > asked and not target.is_file():
@@ -128,7 +128,7 @@ def for_processes(recipe: Recipe) -> Recipe:
     loop, loader = recipe.loop, recipe.data.loader
     if loop.global_batch_size is None:
         return recipe
-    processes, contrastive = distributed.world_size(), isinstance(recipe.settings, PartSettings)
+    processes, contrastive = distributed.world_size(), isinstance(recipe.settings, ChunkSettings)
     share = processes * (loop.grad_accum_steps if contrastive else loader.batch_size)
     if loop.global_batch_size % share:
         unit = "accumulated batches" if contrastive else "clips per batch"
@@ -142,7 +142,11 @@ def for_processes(recipe: Recipe) -> Recipe:
 
 
 def _facts(job: Job) -> dict[str, object]:
-    return {"training_rows": job.fingerprint, **job.facts, **({"head": list(job.head)} if job.head else {})}
+    return {
+        "training_rows": job.fingerprint,
+        **job.data_fingerprints,
+        **({"head": list(job.head_init_lines)} if job.head_init_lines else {}),
+    }
 
 
 def _places(recipe: Recipe) -> tuple[str, ...]:
@@ -157,9 +161,9 @@ def _of_today(written: Mapping[str, Any], facts: Mapping[str, Any] | None = None
 
     For image data the `facts`, which it did not store, are assumed to be the same.
     """
-    written = upgraded(written, CATALOG)
+    written = upgrade(written, CATALOG)
     try:
-        recipe = saved_recipe({key: value for key, value in written.items() if key in Recipe.model_fields})
+        recipe = build_saved_recipe({key: value for key, value in written.items() if key in Recipe.model_fields})
     except RecipeError:
         return written  # the differing keys will be reported
     images = any(getattr(recipe.data, name, None) is not None for name in ("image_manifest", "image_shards"))
@@ -183,7 +187,7 @@ def save_trained(path: Path, job: Job) -> None:
 
 
 def _write(path: Path, job: Job, weights: Mapping[str, Tensor]) -> None:
-    save_model(path, weights, trained.model_metadata(job.recipe, job.model, job.classes, job.context))
+    save_model(path, weights, trained.model_metadata(job.recipe, job.model, job.classes, job.extra_metadata))
     # After the weights: a run that is killed in between writes both again.
     write_text(path.with_name(RECIPE_FILE), json.dumps(job.recipe.resolved(), indent=1) + "\n")
 
@@ -209,7 +213,7 @@ def prepare(recipe: Recipe, *, skipped: Path | None = None) -> Job:
 
     Raises RecipeError: contradictory settings. ManifestError, WeightsError: data or weights cannot be used.
     """
-    return recipe.spec.build(with_positions(recipe), skipped)
+    return recipe.spec.build(add_position_settings(recipe), skipped)
 
 
 def seconds_per_step(recipe: Recipe, *, device: str = "auto") -> float:
@@ -229,10 +233,10 @@ def seconds_per_step(recipe: Recipe, *, device: str = "auto") -> float:
 
 def listing(what: str) -> dict[str, str]:
     """List "models", "stages", "tasks", "recipes" or "benchmarks": name -> description. Raises RecipeError."""
-    recipes, millions = shipped_recipes(), {name: entry.parameters for name, entry in CATALOG.models.items()}
+    recipes, millions = shipped_recipes(), {name: entry.million_parameters for name, entry in CATALOG.models.items()}
     sizes = {name: "" if count is None else f"{count:.1f} M" for name, count in millions.items()}
     tables: dict[str, dict[str, str]] = {
-        "models": {name: f"{sizes[name]:>10}  {entry.about}" for name, entry in CATALOG.models.items()},
+        "models": {name: f"{sizes[name]:>10}  {entry.description}" for name, entry in CATALOG.models.items()},
         "stages": {name: entry.about for name, entry in STAGES.items()},
         "tasks": {task.name: task.about for task in TASKS},
         "recipes": {name: read_recipe(path).about for name, path in recipes.items()},

@@ -14,7 +14,7 @@ from small_world import small_recipe
 
 from internvideo.apps.mix import mix
 from internvideo.errors import RecipeError, WeightsError
-from internvideo.models.clip import Clip, ClipConfig
+from internvideo.models.clip import CLIPConfig, CLIPModel
 from internvideo.pipeline import load_trained, run_recipe
 from internvideo.recipe import build_recipe
 from internvideo.storage import read_safetensors, write_safetensors
@@ -59,7 +59,7 @@ def test_one_tower_alone(runs: list[Path], tmp_path: Path, tower: Any, moved: tu
 
 def test_clip_has_the_share_wherever_it_has_the_tensor(runs: list[Path], tmp_path: Path) -> None:
     torch.manual_seed(7)
-    clip = Clip(ClipConfig(small_world.SIDE, 8, 48, 3, 2, small_world.image_text_model().text.config, 24))
+    clip = CLIPModel(CLIPConfig(small_world.SIDE, 8, 48, 3, 2, small_world.image_text_model().text.config, 24))
     save_model(tmp_path / "clip.safetensors", clip)
     mix(runs[:1], tmp_path / "mixed.safetensors", base=tmp_path / "clip.safetensors", base_weight=0.5)
     model = load_trained(runs[0], device="cpu").model

@@ -12,7 +12,7 @@ from internvideo.data.dataset import with_row_stride
 from internvideo.data.manifest import Manifest, Sample, read_manifest
 from internvideo.data.sampling import Dense
 from internvideo.errors import ManifestError
-from internvideo.tasks.class_rows import under_classes
+from internvideo.tasks.class_rows import map_labels_to_classes
 
 
 def written(folder: Path, text: str, name: str = "m.csv") -> Manifest:
@@ -172,11 +172,11 @@ def test_number_names_of_folders_are_found_by_name_in_a_model(tmp_path: Path) ->
     for name in ("1", "3"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.mp4").touch()
-    assert [row.label for row in under_classes(read_manifest(tmp_path), ("1", "2", "3")).rows] == [0, 2]
+    assert [row.label for row in map_labels_to_classes(read_manifest(tmp_path), ("1", "2", "3")).rows] == [0, 2]
     with pytest.raises(ManifestError, match="not trained on the class"):
-        under_classes(read_manifest(tmp_path), ("a", "b", "c", "d"))
+        map_labels_to_classes(read_manifest(tmp_path), ("a", "b", "c", "d"))
     numbers = written(tmp_path, "x.mp4 1\ny.mp4 3\n", "list.txt")
-    assert [row.label for row in under_classes(numbers, ("a", "b", "c", "d")).rows] == [1, 3]
+    assert [row.label for row in map_labels_to_classes(numbers, ("a", "b", "c", "d")).rows] == [1, 3]
 
 
 def test_names_that_are_not_utf8_are_told_and_the_others_read(tmp_path: Path) -> None:

@@ -131,8 +131,8 @@ def test_classes_of_users_may_be_called_as_those_of_the_sample_world(
     rows = (Sample(id="a", path="a.mp4", label=0),)
     manifest = Manifest(rows, ("opening", "closing"), tmp_path, tmp_path / "m.jsonl")
     told: dict[str, Any] = {}
-    monkeypatch.setattr(clips, "scorer", lambda trained: None)
-    monkeypatch.setattr(clips, "clip_source", lambda *_: None)
+    monkeypatch.setattr(clips, "make_scorer", lambda trained: None)
+    monkeypatch.setattr(clips, "make_clip_inputs", lambda *_: None)
     monkeypatch.setattr(clips.recognition, "predict", lambda *_, **options: told.update(options))
     trained = SimpleNamespace(model=None, recipe=SimpleNamespace(model=SimpleNamespace(name="x")))
     clips.predict(cast(Any, trained), manifest, clips.RecognitionOptions(device="cpu"))

@@ -139,7 +139,7 @@ def test_a_head_keeps_the_rows_of_its_names(tmp_path: Path, stage: str) -> None:
     for part in ("weight", "bias"):
         assert torch.equal(own[f"{name}.{part}"], other[f"{name}.{part}"][[3, 1]])
     assert all(torch.equal(own[key], other[key]) for key in other if not key.startswith(name))
-    assert job.head == (f"2 of 5 classes by name, 1 spelled differently ('{FIRST}' is '{FIRST.upper()}')",)
+    assert job.head_init_lines == (f"2 of 5 classes by name, 1 spelled differently ('{FIRST}' is '{FIRST.upper()}')",)
 
 
 def test_a_fresh_head_is_drawn_as_without_weights(tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_a_fresh_head_is_drawn_as_without_weights(tmp_path: Path) -> None:
     own = job.model.state_dict()
     assert torch.equal(own["head.weight"], drawn["head.weight"])
     assert torch.equal(own["blocks.0.mlp.fc1.weight"], old.state_dict()["blocks.0.mlp.fc1.weight"])
-    assert job.head == ("random, 2 classes",)
+    assert job.head_init_lines == ("random, 2 classes",)
 
 
 def test_a_map_serves_weights_that_know_no_names(tmp_path: Path) -> None:

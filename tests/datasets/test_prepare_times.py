@@ -14,10 +14,10 @@ from internvideo.datasets.annotation_times import compare, shift_times
 from internvideo.datasets.prepare import Prepared, prepare
 from internvideo.errors import ManifestError, VideoError
 from internvideo.tasks.spatio_temporal_localization.box_transforms import BoxedTransform
-from internvideo.tasks.spatio_temporal_localization.data import ClipForm, key_frames, read_clip
+from internvideo.tasks.spatio_temporal_localization.data import KeyFrameClipSettings, key_frames, read_clip
 from internvideo.video.writer import write_video
 
-FORM = ClipForm(4, 2, BoxedTransform(size=16, short=16, longest=40, hue=0, saturation=0, value=0), 80)
+FORM = KeyFrameClipSettings(4, 2, BoxedTransform(size=16, short=16, longest=40, hue=0, saturation=0, value=0), 80)
 
 
 @pytest.fixture

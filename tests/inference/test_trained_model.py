@@ -28,7 +28,7 @@ from internvideo.probing.fit import FitSettings, fit
 from internvideo.recipe import build_recipe, read_recipe
 from internvideo.storage import read_safetensors, write_safetensors
 from internvideo.tasks import CATALOG
-from internvideo.training.earlier_recipes import upgraded
+from internvideo.training.earlier_recipes import upgrade
 from internvideo.training.model_setup import build_model
 from internvideo.training.recipe import VERSION
 from internvideo.weights.convert import convert
@@ -187,7 +187,7 @@ def test_weights_with_the_earlier_name_of_num_classes_open(places: dict[str, Pat
 def test_nested_settings_of_version_3_are_read_and_a_typed_one_is_answered() -> None:
     overrides = {"masked": {"classes": 4, "width": 8}, "multimodal": {"classes": 4}}
     tree = {"version": 3, "stage": "interaction", "model": {"name": "x", "overrides": overrides}}
-    assert upgraded(tree, CATALOG)["model"]["overrides"] == {
+    assert upgrade(tree, CATALOG)["model"]["overrides"] == {
         "masked": {"num_classes": 4, "width": 8},
         "multimodal": {"num_classes": 4},
     }

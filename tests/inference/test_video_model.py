@@ -69,7 +69,7 @@ def test_embeddings_are_those_of_the_module(family: str) -> None:
     video = module.normalize(next(model.read(small_apps.clips())))
     with torch.no_grad():
         if family == "masked":
-            expected = module.encode(video, torch.zeros(3, module.config.tokens, dtype=torch.bool)).mean(1)
+            expected = module.encode(video, torch.zeros(3, module.config.num_tokens, dtype=torch.bool)).mean(1)
         elif family == "multimodal":
             expected = module.encode_video(video)
         else:
@@ -242,7 +242,7 @@ def test_captions_are_what_the_decoder_writes(beams: int) -> None:
     module, tokenizer = model.module, Tokenizer(context_length=32)
     assert isinstance(module, VideoLanguage)
     video = module.normalize(next(model.read(paths)))
-    ids = module.generate(video, start=tokenizer.start, end=tokenizer.end, max_length=6, beams=beams)
+    ids = module.generate(video, start=tokenizer.start, end=tokenizer.end, max_length=6, num_beams=beams)
     written = model.caption(paths, num_beams=beams, max_length=6, batch_size=2)
     assert written == [tokenizer.decode(row, special=False) for row in ids]
     assert all("<|" not in text for text in written)

@@ -162,10 +162,10 @@ def retrieval_value(path: str) -> Any:
     counts = a.get(f"{prefix}_captions_per_video", len(sim) // videos)
     owner = None if len(sim) == videos else np.repeat(np.arange(videos), counts)
     direction, figure = rest
-    dual = "released" if direction.startswith("dsl_") else "none"
-    ranks = r.directions(sim, owner, dual=dual)[0 if direction.endswith("t2v") else 1]
+    dual = "official" if direction.startswith("dsl_") else "off"
+    ranks = r.bidirectional_ranks(sim, owner, dual_softmax_mode=dual)[0 if direction.endswith("t2v") else 1]
     lower = figure == "MedianR_lower" or (figure == "MedianR" and owner is not None and direction.endswith("t2v"))
-    return in_percent(r.rank_figures(ranks, median="lower" if lower else "mean"), figure)
+    return in_percent(r.rank_metrics(ranks, median="lower" if lower else "mean"), figure)
 
 
 def in_percent(figures: dict[str, float], name: str) -> float:
@@ -181,12 +181,12 @@ def prefix_of(group: str) -> str:
 def ties_value(group: str, rest: list[str]) -> float:
     sim = arrays("retrieval")[f"{group}_sim"]
     if rest[0] == "official":
-        return in_percent(r.rank_figures(r.row_ranks(sim, ties="official")), rest[1])
+        return in_percent(r.rank_metrics(r.row_ranks(sim, ties="official")), rest[1])
     if rest[0] == "official_number_of_matches":
         return len(r.row_ranks(sim, ties="official"))
     rule, figure = rest[0].rsplit("_", 1)
     assert rule in ("optimistic", "pessimistic")
-    return in_percent(r.rank_figures(r.row_ranks(sim, ties=rule)), figure)  # type: ignore[arg-type]  # from the path
+    return in_percent(r.rank_metrics(r.row_ranks(sim, ties=rule)), figure)  # type: ignore[arg-type]  # from the path
 
 
 def discovered() -> list[tuple[str, Any]]:

@@ -12,7 +12,7 @@ import pytest
 from goldens_folder import GOLDENS
 
 from internvideo.tasks.navigation import metrics as n
-from internvideo.tasks.navigation.metrics import Walked
+from internvideo.tasks.navigation.metrics import WalkResult
 
 FOLDER = GOLDENS / "tasks" / "vln_metrics"
 EXPECTED: dict[str, Any] = json.loads((FOLDER / "expected.json").read_text("utf-8"))
@@ -23,7 +23,7 @@ QUANTITIES = tuple(EXPECTED["mean"])
 @cache
 def measured(number: int) -> dict[str, float]:
     episode = EPISODES[number]
-    walked = Walked(
+    walked = WalkResult(
         np.asarray(episode["path"]),
         np.asarray(episode["geodesic_distance_to_goal_at_decisions"]),
         episode["stop_called"],
@@ -83,7 +83,7 @@ def line(*x: float) -> np.ndarray[Any, np.dtype[np.float64]]:
 
 def test_a_walk_along_the_reference_is_perfect() -> None:
     path = line(0, 1, 2, 3)
-    walked = Walked(path, np.asarray([3.0, 0.0]), True)
+    walked = WalkResult(path, np.asarray([3.0, 0.0]), True)
     assert n.ndtw(path, path, fast=False) == n.ndtw(path, path) == 1.0
     assert n.success(walked) == n.success_by_path_length(walked) == 1.0
 
@@ -94,19 +94,19 @@ def test_being_off_by_the_radius_all_along_costs_a_factor_of_e() -> None:
 
 
 def test_a_detour_halves_spl_and_one_who_does_not_stop_has_none() -> None:
-    there = Walked(line(0, 4, 0, 4), np.asarray([6.0, 2.0]), True)
+    there = WalkResult(line(0, 4, 0, 4), np.asarray([6.0, 2.0]), True)
     assert n.success_by_path_length(there) == pytest.approx(6 / 12)
-    assert n.success_by_path_length(Walked(there.path, there.decisions, False)) == 0.0
-    assert n.oracle_success(Walked(there.path, there.decisions, False)) == 1.0
+    assert n.success_by_path_length(WalkResult(there.path, there.decisions, False)) == 0.0
+    assert n.oracle_success(WalkResult(there.path, there.decisions, False)) == 1.0
 
 
 def test_the_two_oracle_measures_differ_at_the_edge_and_between_decisions() -> None:
-    walked = Walked(line(0, 1, 2), np.asarray([5.0, 3.0]), True, steps=np.asarray([5.0, 4.0, 3.0]))
-    assert (n.oracle_success(walked), n.oracle_success_of_steps(walked)) == (1.0, 0.0)
-    passing = Walked(walked.path, np.asarray([5.0, 4.0]), True, steps=np.asarray([5.0, 1.0, 4.0]))
-    assert (n.oracle_success(passing), n.oracle_success_of_steps(passing)) == (0.0, 1.0)
+    walked = WalkResult(line(0, 1, 2), np.asarray([5.0, 3.0]), True, steps=np.asarray([5.0, 4.0, 3.0]))
+    assert (n.oracle_success(walked), n.oracle_success_any_position(walked)) == (1.0, 0.0)
+    passing = WalkResult(walked.path, np.asarray([5.0, 4.0]), True, steps=np.asarray([5.0, 1.0, 4.0]))
+    assert (n.oracle_success(passing), n.oracle_success_any_position(passing)) == (0.0, 1.0)
     with pytest.raises(ValueError, match="has no distances of its steps"):
-        n.oracle_success_of_steps(Walked(walked.path, walked.decisions, True))
+        n.oracle_success_any_position(WalkResult(walked.path, walked.decisions, True))
 
 
 def test_the_approximate_alignment_is_never_cheaper_and_equals_the_exact_one_within_a_wide_radius() -> None:
@@ -120,7 +120,7 @@ def test_the_approximate_alignment_is_never_cheaper_and_equals_the_exact_one_wit
 
 def test_one_point_and_standing_still_are_walks_too() -> None:
     here = line(1.0)
-    walked = Walked(here, np.asarray([0.0]), True)
+    walked = WalkResult(here, np.asarray([0.0]), True)
     assert n.path_length(walked) == 0.0
     assert n.success_by_path_length(walked) == 1.0
     assert n.ndtw(here, line(0, 1), fast=True) == pytest.approx(math.exp(-1 / 6))

@@ -58,7 +58,7 @@ def test_binary_figures(group: str, name: str) -> None:
     if name == "closed_set_accuracy":
         value = float((ARRAYS["ind_logits"].argmax(axis=1) == ARRAYS["ind_labels"]).mean())
     else:
-        value = o.binary_figures(*uncertainties(group), threshold)[name]
+        value = o.detection_metrics(*uncertainties(group), threshold)[name]
     assert value == pytest.approx(STORED[group][name], abs=1e-6)
 
 
@@ -66,7 +66,7 @@ def test_binary_figures(group: str, name: str) -> None:
 def test_mann_whitney() -> None:
     raw = o.auroc(*uncertainties("raw"))
     assert raw == pytest.approx(STORED["independent_auroc_mann_whitney"], abs=1e-9)
-    binary = o.binary_figures(*uncertainties("raw"), STORED["train_threshold_95"])["auroc"]
+    binary = o.detection_metrics(*uncertainties("raw"), STORED["train_threshold_95"])["auroc"]
     assert binary == pytest.approx(STORED["independent_binarised_auroc"], abs=1e-9)
 
 
@@ -78,7 +78,7 @@ def test_openness() -> None:
 
 def predictions() -> tuple[Any, Any]:
     return tuple(
-        o.rejected(
+        o.reject_uncertain(
             ARRAYS[f"{name}_logits"].argmax(axis=1), ARRAYS[f"{name}_unctt"], STORED["train_threshold_95"], CLASSES
         )
         for name in ("ind", "ood")
@@ -146,11 +146,11 @@ def test_against_an_independent_library(known: list[int], unknown: list[int]) ->
 
 def test_perfect_and_useless_uncertainty() -> None:
     low, high = np.zeros(5), np.ones(4)
-    assert o.binary_figures(low, high) == {"auroc": 1.0, "aupr": 1.0, "fpr95": 0.0}
+    assert o.detection_metrics(low, high) == {"auroc": 1.0, "aupr": 1.0, "fpr95": 0.0}
     assert o.auroc(low, np.zeros(4)) == 0.5
     with pytest.raises(ValueError, match="both known and unknown"):
         o.auroc(low, np.zeros(0))
-    with pytest.raises(ValueError, match="no element"):
+    with pytest.raises(ValueError, match="no threshold"):
         o.rejection_threshold(np.zeros(0))
 
 
@@ -158,17 +158,18 @@ def test_perfect_and_useless_uncertainty() -> None:
 def test_figures_of_drawn_samples_are_those_of_the_samples(digits: int) -> None:
     rng = np.random.default_rng(0)
     known, unknown = rng.normal(size=60).round(digits), rng.normal(1, 1, size=40).round(digits)
-    statistic = o.weighted_figures(np.concatenate([known, unknown]), np.repeat([False, True], [60, 40]))
+    statistic = o.detection_statistic(np.concatenate([known, unknown]), np.repeat([False, True], [60, 40]))
     draws = rng.integers(0, 3, (5, 100))
     draws[0] = 1
     expected = [
-        list(o.binary_figures(np.repeat(known, drawn[:60]), np.repeat(unknown, drawn[60:])).values()) for drawn in draws
+        list(o.detection_metrics(np.repeat(known, drawn[:60]), np.repeat(unknown, drawn[60:])).values())
+        for drawn in draws
     ]
     np.testing.assert_allclose(statistic(draws.astype(float)), expected, rtol=1e-12)
 
 
 def test_a_draw_without_one_kind_takes_all_of_it() -> None:
-    statistic = o.weighted_figures(np.array([0.1, 0.2, 0.3, 0.15]), np.array([False, False, True, True]))
+    statistic = o.detection_statistic(np.array([0.1, 0.2, 0.3, 0.15]), np.array([False, False, True, True]))
     values = statistic(np.array([[2.0, 2.0, 0.0, 0.0], [2.0, 2.0, 1.0, 1.0]]))
     assert values[0].tolist() == values[1].tolist()
 

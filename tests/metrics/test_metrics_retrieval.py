@@ -32,8 +32,8 @@ def test_column_pass_counts_more_than_a_byte_holds() -> None:
 
 def test_a_constant_model_is_last_by_default_and_first_only_when_asked() -> None:
     constant = np.ones((20, 20))
-    assert r.rank_figures(r.row_ranks(constant))["r1"] == 0
-    assert r.rank_figures(r.row_ranks(constant, ties="optimistic"))["r1"] == 1
+    assert r.rank_metrics(r.row_ranks(constant))["r1"] == 0
+    assert r.rank_metrics(r.row_ranks(constant, ties="optimistic"))["r1"] == 1
     assert len(r.row_ranks(constant, ties="official")) == 400
     assert r.tied_queries(constant) == 20
 
@@ -49,16 +49,16 @@ def test_without_ties_every_rule_gives_the_same() -> None:
 def test_captions_in_any_order() -> None:
     rng = np.random.default_rng(2)
     similarity, owner = rng.normal(size=(30, 6)), np.concatenate([np.arange(6), rng.integers(6, size=24)])
-    best = r.best_caption(similarity, owner, 6)
+    best = r.max_over_captions(similarity, owner, 6)
     for video in range(6):
         np.testing.assert_array_equal(best[video], similarity[owner == video].max(axis=0))
     with pytest.raises(ValueError, match="at least one caption"):
-        r.best_caption(similarity, owner % 5, 6)
+        r.max_over_captions(similarity, owner % 5, 6)
 
 
 def test_one_caption_each_is_the_square_case() -> None:
     similarity = np.random.default_rng(3).normal(size=(15, 15))
-    plain, captions = r.directions(similarity), r.directions(similarity, np.arange(15))
+    plain, captions = r.bidirectional_ranks(similarity), r.bidirectional_ranks(similarity, np.arange(15))
     np.testing.assert_array_equal(plain[0], captions[0])
     np.testing.assert_array_equal(plain[1], captions[1])
 
@@ -66,10 +66,17 @@ def test_one_caption_each_is_the_square_case() -> None:
 def test_dual_softmax_clean_and_released_differ_only_for_many_captions() -> None:
     rng = np.random.default_rng(4)
     square = 10 * rng.normal(size=(40, 40))
-    for one, two in zip(r.directions(square, dual="released"), r.directions(square, dual="clean"), strict=True):
+    for one, two in zip(
+        r.bidirectional_ranks(square, dual_softmax_mode="official"),
+        r.bidirectional_ranks(square, dual_softmax_mode="per_direction"),
+        strict=True,
+    ):
         np.testing.assert_array_equal(one, two)
     many, owner = 5 * rng.normal(size=(80, 20)), np.repeat(np.arange(20), 4)
-    released, clean = r.directions(many, owner, dual="released"), r.directions(many, owner, dual="clean")
+    released, clean = (
+        r.bidirectional_ranks(many, owner, dual_softmax_mode="official"),
+        r.bidirectional_ranks(many, owner, dual_softmax_mode="per_direction"),
+    )
     np.testing.assert_array_equal(released[0], clean[0])
     assert (released[1] != clean[1]).any()
 
@@ -98,23 +105,23 @@ def test_a_bank_damps_hubs_and_leaves_other_rows_alone() -> None:
     assert r.row_ranks(similarity).tolist() == [0, 1, 0]
     sums = np.log(np.exp(0.2 * bank).sum(axis=0))
     for blocks in ([bank], [bank[:1], bank[1:]]):
-        total, active = r.bank_counts(blocks)
+        total, active = r.querybank_statistics(blocks)
         np.testing.assert_allclose(total, sums)
         assert active.tolist() == [True, False, False]
-    damped = r.query_bank(similarity, total, active)
+    damped = r.querybank_normalize(similarity, total, active)
     np.testing.assert_allclose(damped[:2], 0.2 * similarity[:2] - sums)
     np.testing.assert_array_equal(damped[2], similarity[2])
     assert r.row_ranks(damped)[1:].tolist() == [0, 0]
     with pytest.raises(ValueError, match="query bank is empty"):
-        r.bank_counts([])
+        r.querybank_statistics([])
 
 
 def test_medians() -> None:
     ranks = np.array([0, 1, 4, 9])
-    assert r.rank_figures(ranks)["median_rank"] == 3.5
-    assert r.rank_figures(ranks, median="lower")["median_rank"] == 2
+    assert r.rank_metrics(ranks)["median_rank"] == 3.5
+    assert r.rank_metrics(ranks, median="lower")["median_rank"] == 2
     with pytest.raises(ValueError, match="no queries"):
-        r.rank_figures(ranks[:0])
+        r.rank_metrics(ranks[:0])
 
 
 def test_not_a_number_is_refused() -> None:

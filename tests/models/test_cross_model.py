@@ -99,7 +99,7 @@ def test_uniform_placement_has_a_module_after_every_stage() -> None:
     assert insertion_layers((20, 21, 22, 23), 24, 32, "uniform") == (8, 16, 24)
     assert insertion_layers((8, 9, 10, 11), 12, 12, "uniform") == (3, 6, 9)
     assert insertion_layers((1, 2, 3), 4, 4, "uniform") == (2, 3)
-    with pytest.raises(ValueError, match="placement 'early': late, uniform"):
+    with pytest.raises(ValueError, match="placement 'early': expected one of late, uniform"):
         CrossModelConfig(placement="early")  # type: ignore[arg-type]  # the mistake
 
 

@@ -62,7 +62,7 @@ def test_a_patch_that_does_not_divide_224_pixels_has_the_table_of_the_whole_patc
     native = sin_cos_table(8 * 9 * 9, 8)  # 224 // 24 = 9
     assert torch.equal(resized_table((8, 10, 10), 8, 24, 2), resize_table(native, (8, 9, 9), (8, 10, 10)))
     assert torch.equal(resized_table((5, 9, 9), 8, 24, 3), sin_cos_table(5 * 9 * 9, 8)), "16 // 3 slots"
-    with pytest.raises(ValueError, match="no 224 px / 16 frame table for patch 256"):
+    with pytest.raises(ValueError, match="224 px and 16 frames has no patch of 256 px"):
         resized_table((8, 1, 1), 8, 256, 2)
 
 

@@ -23,9 +23,9 @@ CONFIG = VideoLanguageConfig(
     UniFormerV2Config(
         image_size=32, patch_size=16, frames=2, width=24, depth=2, heads=2, global_layers=(1,), num_classes=0
     ),
-    TextConfig(width=32, heads=4, layers=3, vocabulary=WORDS, context=16),
+    TextConfig(width=32, heads=4, layers=3, vocab_size=WORDS, context_length=16),
     joint_width=12,
-    caption=CaptionDecoderConfig(width=32, heads=4, vision_width=24, layers=3, vocabulary=WORDS, queries=5),
+    caption=CaptionDecoderConfig(width=32, heads=4, vision_width=24, layers=3, vocab_size=WORDS, num_queries=5),
 )
 
 
@@ -65,7 +65,7 @@ def test_the_text_tower_reads_on_where_it_stopped() -> None:
     word = torch.tensor([[7], [9]])
     whole = tower.tokens(torch.cat([ids[[2, 0]], word], dim=1))[:, -1:]
     torch.testing.assert_close(tower.tokens(word, kv_cache=kv_cache), whole, atol=1e-12, rtol=1e-12)
-    for _ in range(CONFIG.text.context - 11):
+    for _ in range(CONFIG.text.context_length - 11):
         tower.tokens(word, kv_cache=kv_cache)
     with pytest.raises(ValueError, match="17 tokens, the text tower takes at most 16"):
         tower.tokens(word, kv_cache=kv_cache)
@@ -83,7 +83,7 @@ def test_captions_are_those_of_the_plain_form(beams: int, seed: int, monkeypatch
         original(kv_cache, rows)
 
     monkeypatch.setattr(KVCache, "reorder", reorder)
-    fast = of.generate(video, start=START, end=END, beams=beams)
+    fast = of.generate(video, start=START, end=END, num_beams=beams)
     decoder = of.caption_decoder
     assert decoder is not None
     with torch.no_grad():
@@ -92,7 +92,7 @@ def test_captions_are_those_of_the_plain_form(beams: int, seed: int, monkeypatch
         def plain(ids: Tensor, rows: Tensor) -> Tensor:
             return decoder.decode(of.text.tokens(ids), pooled[rows])[:, -1].float().log_softmax(dim=-1)
 
-        slow = generate(plain, len(video), START, END, CONFIG.text.context, device=video.device, beams=beams)
+        slow = generate(plain, len(video), START, END, CONFIG.text.context_length, device=video.device, num_beams=beams)
     assert torch.equal(fast, slow)
     assert len({tuple(row) for row in fast.tolist()}) > 1, "every clip has the same caption"
     assert bool(moved) is (beams > 1)
@@ -102,12 +102,12 @@ def test_captions_are_those_of_the_plain_form(beams: int, seed: int, monkeypatch
 @torch.no_grad()
 def test_half_precision_writes_too() -> None:
     of = VideoLanguage(replace(CONFIG, joint_width=8)).bfloat16().eval()
-    assert of.generate(clips(2).bfloat16(), start=START, end=END, beams=2).shape == (2, CONFIG.text.context)
+    assert of.generate(clips(2).bfloat16(), start=START, end=END, num_beams=2).shape == (2, CONFIG.text.context_length)
 
 
 def test_after_the_first_words_come_single_ones() -> None:
     attention, kv_cache = Attention(8, 2), LayerKVCache()
     attention(torch.zeros(1, 3, 8), causal=True, kv_cache=kv_cache)
     assert kv_cache.length == 3
-    with pytest.raises(ValueError, match="2 tokens at once after the first"):
+    with pytest.raises(ValueError, match="2 new tokens"):
         attention(torch.zeros(1, 2, 8), causal=True, kv_cache=kv_cache)

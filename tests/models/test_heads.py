@@ -78,7 +78,7 @@ def test_a_fresh_head_is_fresh(build: Callable[[Path], Recipe], tmp_path: Path) 
     drawn = prepare(first.recipe).model.state_dict()
     old, own = first.model.state_dict(), job.model.state_dict()
     layer = f"{LAYERS[build]}."
-    assert job.head == (f"random, {len(job.classes)} classes",)
+    assert job.head_init_lines == (f"random, {len(job.classes)} classes",)
     assert any(name.startswith(layer) for name in own)
     for name, value in own.items():
         assert value.equal(drawn[name] if name.startswith(layer) else old[name]), name
@@ -128,5 +128,5 @@ def test_settings_of_a_part_that_are_none_are_refused() -> None:
     recipe = build_recipe(
         {**small_recipe("interaction"), "model": {"name": "interaction-b", "overrides": {"masked": 5}}}
     )
-    with pytest.raises(RecipeError, match=r"model.overrides.masked: found 5"):
+    with pytest.raises(RecipeError, match=r"model.overrides.masked: 5"):
         build_model(recipe, 2)

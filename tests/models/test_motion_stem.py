@@ -78,11 +78,11 @@ def test_a_motion_stem_sees_what_moves_and_pictures_get_nothing_from_it(downsamp
     still = clips(frames=1).expand(-1, -1, 4, -1, -1)
     moving = still + 0.3 * clips()
     with torch.no_grad():
-        seen = {name: stem.patches(video) for name, video in (("still", still), ("moving", moving))}
+        seen = {name: stem.embed_patches(video) for name, video in (("still", still), ("moving", moving))}
         assert stem.motion is not None
         stem.motion.zero_()
-        torch.testing.assert_close(seen["still"], stem.patches(still))
-        assert (seen["moving"] - stem.patches(moving)).abs().max() > 0.05
+        torch.testing.assert_close(seen["still"], stem.embed_patches(still))
+        assert (seen["moving"] - stem.embed_patches(moving)).abs().max() > 0.05
 
 
 def test_weights_without_a_motion_stem_fill_a_model_that_has_one() -> None:
@@ -138,10 +138,10 @@ def test_pretraining_fills_a_classifiers_motion_stem() -> None:
 
 
 def test_a_head_that_keeps_places_tells_where_something_was() -> None:
-    model = VideoMAEClassifier(dataclasses.replace(TINY, head_places=True)).eval()
+    model = VideoMAEClassifier(dataclasses.replace(TINY, spatial_head=True)).eval()
     places = TINY.grid[1] * TINY.grid[2]
     assert model.head_layer.in_features == model.embed_dim == places * TINY.width
-    tokens = torch.randn(2, TINY.tokens, TINY.width)
+    tokens = torch.randn(2, TINY.num_tokens, TINY.width)
     pooled = model.pool(tokens)
     assert pooled.shape == (2, places * TINY.width)
     moved = tokens.view(2, TINY.grid[0], places, -1).roll(1, dims=2).flatten(1, 2)
@@ -150,7 +150,7 @@ def test_a_head_that_keeps_places_tells_where_something_was() -> None:
     with torch.no_grad():
         torch.testing.assert_close(model(video), model.head(model.pool(model.tokens(video))))
     load_pretrained(model, VideoMAEPretrain(TINY).state_dict())
-    with pytest.raises(ValueError, match="no head"):
-        VideoMAEPretrain(dataclasses.replace(TINY, head_places=True))
-    with pytest.raises(ValueError, match="head_places"):
-        dataclasses.replace(TINY, head_places=True, pooling="first")
+    with pytest.raises(ValueError, match="settings of the classifier only"):
+        VideoMAEPretrain(dataclasses.replace(TINY, spatial_head=True))
+    with pytest.raises(ValueError, match="spatial_head"):
+        dataclasses.replace(TINY, spatial_head=True, pooling="first")

@@ -22,7 +22,7 @@ from transformers import CLIPModel
 from internvideo.errors import RecipeError, WeightsError
 from internvideo.model_table import create_model
 from internvideo.models.embeddings import resize_table, sin_cos_table
-from internvideo.models.positions import learned_grid, resize_patches
+from internvideo.models.positions import infer_learned_grid, resize_patches
 from internvideo.models.uniformerv2 import UniFormerV2
 from internvideo.models.videomae import VideoMAEClassifier
 from internvideo.pipeline import load_trained, prepare, run_recipe
@@ -286,7 +286,7 @@ GRIDS = {
 
 @pytest.mark.parametrize("tokens", GRIDS)
 def test_learned_positions_tell_frames_and_picture_or_are_asked_for(tokens: int) -> None:
-    assert learned_grid(tokens, 14) == GRIDS[tokens]
+    assert infer_learned_grid(tokens, 14) == GRIDS[tokens]
 
 
 @pytest.mark.parametrize("tubelet", [1, 2])
@@ -314,6 +314,6 @@ def test_what_the_tokens_do_not_tell_is_asked_for() -> None:
 
 
 def test_a_table_of_no_whole_patch_is_told() -> None:
-    with pytest.raises(RecipeError, match="no 4 px") as caught:
+    with pytest.raises(RecipeError, match="no patch of 16 px") as caught:
         create_model("videomae-s-classifier", {"position_table": "resized", "native_clip": [4, 16]})
     assert "\n" not in str(caught.value)

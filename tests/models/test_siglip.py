@@ -54,7 +54,7 @@ def test_frames_have_equal_outputs_in_double_precision(change: dict[str, Any], w
     frames = video.transpose(1, 2).flatten(0, 1)
     wanted = theirs(pixel_values=frames)
     module: Any = ours.module.double()
-    assert (module.frame_patches(video) - wanted.last_hidden_state).abs().max() < 1e-12
+    assert (module.encode_frames(video) - wanted.last_hidden_state).abs().max() < 1e-12
     vectors = wanted.pooler_output.view(2, 5, -1)
     assert (module.features(video[:, :, :1]) - vectors[:, 0]).abs().max() < 1e-12  # of one frame its own
     lengths = vectors.norm(dim=-1, keepdim=True)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from internvideo.errors import WeightsError
 from internvideo.models.block import DropPath
-from internvideo.models.clip import Clip, ClipConfig, TextConfig
+from internvideo.models.clip import CLIPConfig, CLIPModel, TextConfig
 from internvideo.models.multimodal_sizes import MULTIMODAL_MODELS
 from internvideo.models.uniformerv2 import UniFormerV2, UniFormerV2Config
 from internvideo.weights.clip_import import from_clip
@@ -45,11 +45,11 @@ def clips(config: UniFormerV2Config = SMALL, batch: int = 2, frames: int = 4) ->
     return torch.randn(batch, 3, frames, config.image_size, config.image_size, generator=generator)
 
 
-def clip_model(config: UniFormerV2Config = SMALL) -> Clip:
+def clip_model(config: UniFormerV2Config = SMALL) -> CLIPModel:
     torch.manual_seed(2)
-    text = TextConfig(width=16, heads=2, layers=1, vocabulary=30, context=7, mask_embedding=False)
-    model = Clip(
-        ClipConfig(config.image_size, config.patch_size, config.width, config.depth, config.heads, text, 12)
+    text = TextConfig(width=16, heads=2, layers=1, vocab_size=30, context_length=7, mask_embedding=False)
+    model = CLIPModel(
+        CLIPConfig(config.image_size, config.patch_size, config.width, config.depth, config.heads, text, 12)
     ).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -57,13 +57,13 @@ def clip_model(config: UniFormerV2Config = SMALL) -> Clip:
     return model
 
 
-@pytest.mark.parametrize("name", [n for n, entry in MULTIMODAL_MODELS.items() if entry.parameters])
+@pytest.mark.parametrize("name", [n for n, entry in MULTIMODAL_MODELS.items() if entry.million_parameters])
 def test_parameter_count_of_a_named_size(name: str) -> None:
     entry = MULTIMODAL_MODELS[name]
     with shapes_only():
         model = entry.build(entry.config)
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    assert millions == pytest.approx(entry.parameters, abs=0.0011)
+    assert millions == pytest.approx(entry.million_parameters, abs=0.0011)
 
 
 def test_sample_size_runs_and_learns() -> None:
@@ -197,7 +197,7 @@ def test_initial_widths_of_a_scratch_model() -> None:
 
 def test_settings_that_do_not_fit_are_refused() -> None:
     for wrong in ({"global_layers": (2, 1)}, {"global_layers": ()}, {"global_layers": (1, 3)}, {"local_blocks": 3}):
-        with pytest.raises(ValueError, match=r"global layers|local blocks"):
+        with pytest.raises(ValueError, match=r"global layers|local_blocks 3"):
             replace(SMALL, **wrong)  # type: ignore[arg-type]  # the mistakes under test
     with pytest.raises(ValueError, match="expected a video"):
         make()(torch.zeros(1, 3, 4, 16, 16))
@@ -208,7 +208,7 @@ def test_settings_that_do_not_fit_are_refused() -> None:
 # --- CLIP import ---
 
 
-def public_layout(clip: Clip) -> dict[str, Tensor]:
+def public_layout(clip: CLIPModel) -> dict[str, Tensor]:
     """The state dict as CLIP's own checkpoints name it."""
     pairs = [
         ("visual.stem.conv.weight", "visual.conv1.weight"),
@@ -255,7 +255,7 @@ def test_public_clip_layout_loads_like_ours() -> None:
     assert {"query", "balance", "proj.linear.weight"} <= set(report.newly_initialized)
     assert "visual.projection" in report.dropped
     assert set(report.filled) | set(report.newly_initialized) == set(first.state_dict())
-    twin = Clip(clip.config).eval()
+    twin = CLIPModel(clip.config).eval()
     load_reference(twin, public)
     assert torch.equal(twin.encode_video(clips()), clip.encode_video(clips()))
     assert not torch.equal(fresh.features(clips()), first.features(clips()))

@@ -18,7 +18,7 @@ from torch.nn.functional import cosine_similarity
 from internvideo.errors import WeightsError
 from internvideo.model_table import create_model
 from internvideo.models.caption_decoder import CaptionDecoder, CaptionDecoderConfig, rotate
-from internvideo.models.clip import Clip, ClipConfig, TextConfig, TextTower, at_end_of_text
+from internvideo.models.clip import CLIPConfig, CLIPModel, TextConfig, TextTower, at_end_of_text
 from internvideo.models.heads import PairScoringMultipleChoice, VideoQuestionAnswering, ZeroShotMultipleChoice
 from internvideo.models.multimodal_sizes import MULTIMODAL_MODELS
 from internvideo.models.uniformerv2 import UniFormerV2Config
@@ -34,8 +34,8 @@ START, END, WORDS = 18, 19, 20
 VISION = UniFormerV2Config(
     image_size=32, patch_size=16, frames=4, width=24, depth=2, heads=2, global_layers=(0, 1), num_classes=0
 )
-TEXT = TextConfig(width=16, heads=2, layers=2, vocabulary=WORDS, context=8)
-CAPTION = CaptionDecoderConfig(width=16, heads=2, vision_width=24, layers=2, vocabulary=WORDS, queries=5)
+TEXT = TextConfig(width=16, heads=2, layers=2, vocab_size=WORDS, context_length=8)
+CAPTION = CaptionDecoderConfig(width=16, heads=2, vision_width=24, layers=2, vocab_size=WORDS, num_queries=5)
 CONFIG = VideoLanguageConfig(VISION, TEXT, joint_width=12, caption=CAPTION)
 
 
@@ -51,9 +51,9 @@ def shaken(model: Model, jitter: float) -> Model:
     return model.eval()
 
 
-def clip_model() -> Clip:
+def clip_model() -> CLIPModel:
     torch.manual_seed(2)
-    return shaken(Clip(ClipConfig(32, 16, 24, 2, 2, replace(TEXT, mask_embedding=False), 12)), 0.1)
+    return shaken(CLIPModel(CLIPConfig(32, 16, 24, 2, 2, replace(TEXT, mask_embedding=False), 12)), 0.1)
 
 
 def clips(batch: int = 3, frames: int = 4) -> Tensor:
@@ -66,7 +66,7 @@ TOKENS = torch.tensor([[18, 3, 4, 19, 0, 0, 0, 0], [18, 5, 19, 0, 0, 0, 0, 0], [
 # --- identity with CLIP ---
 
 
-def of_mean_token(clip: Clip, video: torch.Tensor) -> torch.Tensor:
+def of_mean_token(clip: CLIPModel, video: torch.Tensor) -> torch.Tensor:
     """CLIP's vector of the mean of the frames' class tokens."""
     return clip.visual.norm(clip.visual.class_tokens(video).mean(dim=1)) @ clip.visual.projection
 
@@ -101,7 +101,7 @@ def test_without_the_epsilon_the_identity_is_exact() -> None:
 
 def test_viclip_starts_as_clip_on_one_frame() -> None:
     clip = clip_model()
-    config = ViCLIPConfig(32, 16, 24, 2, 2, 12, replace(TEXT, mask_embedding=False, context=6), frames=4)
+    config = ViCLIPConfig(32, 16, 24, 2, 2, 12, replace(TEXT, mask_embedding=False, context_length=6), frames=4)
     model = ViCLIP(config).eval()
     report = from_clip(model, clip.state_dict())
     assert torch.allclose(model.encode_video(clips(frames=1)), clip.encode_video(clips(frames=1)), atol=1e-6)
@@ -223,7 +223,7 @@ def test_decoders_constant_buffers_are_checked() -> None:
 
 
 def test_sizes_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match="num_classes=0"):
+    with pytest.raises(ValueError, match="num_classes 3"):
         replace(CONFIG, vision=replace(VISION, num_classes=3))
     with pytest.raises(ValueError, match="widths"):
         replace(CONFIG, caption=replace(CAPTION, width=8))
@@ -266,13 +266,13 @@ def test_caption_decoder_parameter_counts(width: int, vision: int, layers: int, 
 
 
 def test_viclip_keeps_a_share_of_the_patches_in_training() -> None:
-    config = ViCLIPConfig(32, 16, 24, 2, 2, 12, TEXT, frames=4, keep=0.25)
+    config = ViCLIPConfig(32, 16, 24, 2, 2, 12, TEXT, frames=4, token_keep_rate=0.25)
     model = shaken(ViCLIP(config), 0.1)
     assert model.visual.tokens(clips()).shape == (3, 1 + 16, 24)
     model.train()
     assert model.visual.tokens(clips()).shape == (3, 1 + 4, 24)
     assert model.visual.tokens(clips(frames=2)).shape == (3, 1 + 2, 24)
-    with pytest.raises(ValueError, match="time positions"):
+    with pytest.raises(ValueError, match="temporal positions"):
         model.encode_video(clips(frames=5))
 
 
@@ -343,7 +343,7 @@ def test_captions_are_written_as_learned() -> None:
     model, video = make(jitter=0.0), clips()
     teach_captions(model, video, TOKENS)
     assert torch.equal(model.generate(video, start=START, end=END), TOKENS)
-    assert torch.equal(model.generate(video, start=START, end=END, beams=3), TOKENS)
+    assert torch.equal(model.generate(video, start=START, end=END, num_beams=3), TOKENS)
     cut = model.generate(video, start=START, end=END, max_length=4)
     assert cut.tolist() == [[18, 3, 4, 19], [18, 5, 19, 0], [18, 7, 8, 19]]
 
@@ -390,7 +390,7 @@ def test_every_frame_of_the_image_text_model_weighs_alike() -> None:
         lengths = (frames.norm(dim=-1) * mask).sum(1) / mask.sum(1)  # their mean comes back: an image keeps its vector
         torch.testing.assert_close(found.norm(dim=-1), expected.norm(dim=-1) * lengths)
         torch.testing.assert_close(model.encode_video(video[:, :, :1]), frames[:, 0])
-        plain = Clip(replace(model.config, unit_frames=False)).eval()
+        plain = CLIPModel(replace(model.config, normalize_frames=False)).eval()
         plain.load_state_dict(model.state_dict())
         torch.testing.assert_close(plain.encode_video(video), frames.mean(dim=1))
         assert not torch.allclose(plain.encode_video(video), model.encode_video(video), atol=0.05)

@@ -67,5 +67,5 @@ def test_a_config_at_odds_is_refused(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace('"hidden_size": 96', '"hidden_size": 64'))
     with pytest.raises(WeightsError, match="hidden_size 64"):
         load(tmp_path, device="cpu")
-    with pytest.raises(ValueError, match="three rotations need 6"):
+    with pytest.raises(ValueError, match="rotations over three axes need 6"):
         VJEPA2Config(width=64, heads=16)

@@ -93,7 +93,7 @@ def inputs(name: str, count: int) -> Batch | FeatureBatch | NavigationBatch | Pa
         clips = batch(count)
         boxes = torch.tensor([[1.0, 2.0, 20.0, 30.0]]).repeat(count, 1)
         targets = torch.tensor([[1.0, 0.4] if name == "anticipation" else [1.0, 0.0, 1.0]]).repeat(count, 1)
-        return RegionBatch(clips.video, clips.ids, clip=torch.arange(count), boxes=boxes, targets=targets)
+        return RegionBatch(clips.video, clips.ids, clip_index=torch.arange(count), boxes=boxes, targets=targets)
     if name == "verb_noun":  # one verb, two nouns; half of the clips have no noun
         words = torch.stack([torch.zeros(count), torch.arange(count) % 4 - 1], dim=1).long()
         return replace(batch(count), labels=words.where((words >= 0) & (words < 2), torch.tensor(-100)))
@@ -220,7 +220,7 @@ def test_a_batch_without_what_the_stage_learns_from_is_a_mistake(name: str) -> N
 def test_masked_learns_more_than_the_mean_colour() -> None:
     stage = MaskedStage(small_world.pretraining_model(), MaskedSettings(ratio=0.5, normalize_targets=False))
     clips = batch(16)
-    constant = stage.targets(clips.video, stage.draw_mask(len(clips), generator())).var().item()
+    constant = stage.targets(clips.video, stage.sample_mask(len(clips), generator())).var().item()
     losses = learn(stage, clips, 100, rate=3e-3)
     assert sum(losses[-10:]) / 10 < 0.8 * constant < losses[0]
 
@@ -230,8 +230,8 @@ def test_the_masked_count_is_known_without_looking(kind: MaskKind) -> None:
     model = small_world.pretraining_model()
     model.config = replace(model.config, frames=8)
     stage = MaskedStage(model, MaskedSettings(mask=kind, ratio=0.7))
-    mask = stage.draw_mask(5, generator())
-    assert mask.shape == (5, model.config.tokens)
+    mask = stage.sample_mask(5, generator())
+    assert mask.shape == (5, model.config.num_tokens)
     assert mask.sum(1).tolist() == [stage.masked] * 5
     video = torch.randint(0, 256, (5, 3, 8, 32, 32), generator=generator(), dtype=torch.uint8)
     targets = stage.targets(video, mask)

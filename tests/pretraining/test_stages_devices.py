@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from internvideo.errors import RunError
 from internvideo.tasks import STAGES
-from internvideo.training.memory import counted_activations, predict_activations
+from internvideo.training.memory import count_activations, predict_activations
 
 WALKS = {"navigation"}
 """Stages that walk: where an agent stands is decided on the host after every step."""
@@ -69,10 +69,10 @@ class Expected(NamedTuple):
 def on_the_cpu(label: str, low: bool = False) -> Expected:
     name, build, given = CASE_OF[label]
     stage = built(name, build, given)
-    with counted_activations([*stage.parameters(), *stage.buffers()]) as activations:
+    with count_activations([*stage.parameters(), *stage.buffers()]) as activations:
         losses = step(stage, inputs(name, 4), generator(), "cpu", low)
     gradients = {key: value.grad for key, value in stage.named_parameters() if value.grad is not None}
-    return Expected({key: value.detach() for key, value in losses.items()}, gradients, activations.bytes)
+    return Expected({key: value.detach() for key, value in losses.items()}, gradients, activations.peak_bytes)
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def uneven(name: str) -> Any:
     if name == "anticipation":
         targets = clips.targets.clone()
         targets[:2, 1] = torch.nan
-        return replace(clips, targets=targets[1:], clip=clips.clip[1:], boxes=clips.boxes[1:])
+        return replace(clips, targets=targets[1:], clip_index=clips.clip_index[1:], boxes=clips.boxes[1:])
     if isinstance(clips, QueryBatch):
         mask = clips.mask.clone()
         mask[:2, 11:] = False
@@ -75,9 +75,9 @@ def share(batch: Any, rank: int) -> Any:
     """Half of eight clips."""
     mine = slice(4 * rank, 4 * rank + 4)
     if isinstance(batch, RegionBatch):
-        kept = batch.clip // 4 == rank
+        kept = batch.clip_index // 4 == rank
         return replace(
-            batch, video=batch.video[mine], ids=batch.ids[mine], clip=batch.clip[kept] - 4 * rank,
+            batch, video=batch.video[mine], ids=batch.ids[mine], clip=batch.clip_index[kept] - 4 * rank,
             boxes=batch.boxes[kept], targets=batch.targets[kept],
         )  # fmt: skip
     cut = {field.name: getattr(batch, field.name) for field in fields(batch)}

@@ -38,7 +38,7 @@ from internvideo.sample_world.language import (
     partial_captions,
 )
 from internvideo.sample_world.scene import COLORS, SHAPES, TEXTURES, Actor, Look, Scene
-from internvideo.tasks.zero_shot.templates import templates_of
+from internvideo.tasks.zero_shot.templates import read_templates
 from internvideo.video.reader import read_frames, read_video_info
 
 SMALL = WorldSettings(clips=40, seed=3, size=48, frames=12, fps=6, long_videos=2)
@@ -228,7 +228,7 @@ def test_what_is_asked_of_unseen_classes_is_in_words_of_training_captions(world:
         *captions(row, np.random.default_rng(number)), *partial_captions(row, np.random.default_rng(number))
     ) for word in caption.split()}  # fmt: skip
     templates = (world.folder / "templates.txt").read_text("utf-8").splitlines()
-    assert tuple(templates) == templates_of(world.folder / "zero_shot.jsonl")
+    assert tuple(templates) == read_templates(world.folder / "zero_shot.jsonl")
     for template in templates:
         for name in HELD_OUT_CLASSES:
             assert set(template.format(name).split()) <= trained

@@ -67,7 +67,7 @@ WITHOUT_BANK = ("activitynet_captions", "didemo", "vatex")
 
 
 @dataclass(frozen=True)
-class Walked:
+class WalkResult:
     """What came out, and what it is to be compared with."""
 
     result: dict[str, Any]
@@ -85,7 +85,7 @@ def measuring(name: str) -> dict[str, Any]:
     return {"task": task, **found}
 
 
-def walk(name: str, folder: Path) -> Walked:
+def walk(name: str, folder: Path) -> WalkResult:
     """Walk one entry. Everything is written below `folder`."""
     arguments = measuring(name)
     source, manifest = _sources(name, arguments, folder)
@@ -100,7 +100,7 @@ def measured(
     manifest: Manifest | None,
     *,
     overrides: Sequence[str] = (),
-) -> Walked:
+) -> WalkResult:
     """Build the small recipe's model on `source`, measure it there, score the saved table again.
 
     Args:
@@ -127,7 +127,7 @@ def measured(
     asked = len(read_episodes(source, arguments["split"]) if manifest is None else manifest.rows)
     if placed.get("unknown_manifest") is not None:
         asked += len(read_manifest(placed["unknown_manifest"]).rows)
-    return Walked(result, score_table(saved.with_suffix(".npz")), weights_hash(model), asked)
+    return WalkResult(result, score_table(saved.with_suffix(".npz")), weights_hash(model), asked)
 
 
 def _sources(name: str, arguments: dict[str, Any], folder: Path) -> tuple[Path, Manifest | None]:
@@ -281,7 +281,7 @@ def _class_scores(name: str, manifest: Manifest, folder: Path) -> Path:
     return path
 
 
-def check(name: str, walked: Walked) -> None:
+def check(name: str, walked: WalkResult) -> None:
     """The contract of every entry."""
     entry, result = BENCHMARKS[name], walked.result
     assert result["task"] == entry.measure.evaluation

@@ -208,7 +208,7 @@ def read_features(folder: Path) -> int:
     found = feature_sequences.read_feature_set(folder)
     settings = feature_sequences.FeatureSettings()
     for video in found.videos:
-        feature_sequences.actions(video, feature_sequences.sequence(video, settings), settings)
+        feature_sequences.actions_in_steps(video, feature_sequences.read_sequence(video, settings), settings)
     assert len(found.fingerprint) == 16
     return 0
 

@@ -15,7 +15,7 @@ from internvideo.tasks.navigation.model import ImageConfig, Navigator, Navigator
 from internvideo.tasks.navigation.planner import PlannerConfig
 from internvideo.tasks.navigation.waypoints import WaypointConfig
 from internvideo.tasks.navigation.world.batch import NavigationBatch, PanoramaBatch
-from internvideo.tasks.navigation.world.house import HouseSettings, draw_house
+from internvideo.tasks.navigation.world.house import HouseSettings, generate_house
 from internvideo.tasks.navigation.world.loader import EpisodeLoader, PanoramaLoader
 from internvideo.tasks.navigation.world.protocol import Episode, Pose
 from internvideo.tasks.navigation.world.settings import PanoramaSettings
@@ -44,7 +44,7 @@ def navigator() -> Navigator:
 
 @cache
 def house_world() -> World:
-    scene = draw_house("house", 1, HouseSettings(columns=2, rows=1, smallest=5.0, largest=5.5, landmarks=2))
+    scene = generate_house("house", 1, HouseSettings(columns=2, rows=1, smallest=5.0, largest=5.5, landmarks=2))
     return World({"house": scene}, SIZE, SIZE)
 
 
@@ -52,12 +52,12 @@ def house_world() -> World:
 def episodes(count: int) -> tuple[Episode, ...]:
     """Ways of some meters between free places."""
     world = house_world()
-    width, depth = world.enter("house").scene.size
+    width, depth = world.load_house("house").scene.size
     rng = np.random.default_rng(0)
     made: list[Episode] = []
     while len(made) < count:
         x, y, goal_x, goal_y = (rng.random(4) * (width, depth, width, depth)).tolist()
-        ground = world.enter("house").ground
+        ground = world.load_house("house").ground
         away = float(ground.distances(np.array([[x, y]]), (goal_x, goal_y))[0])
         if not 2.5 < away < 5:
             continue

@@ -21,7 +21,7 @@ from internvideo.data.sampling import SegmentMiddle
 from internvideo.data.tokenizer import Tokenizer
 from internvideo.data.transforms import TrainTransform
 from internvideo.models.caption_decoder import CaptionDecoderConfig
-from internvideo.models.clip import Clip, ClipConfig, TextConfig
+from internvideo.models.clip import CLIPConfig, CLIPModel, TextConfig
 from internvideo.models.cross_model import CrossModelConfig, InteractionConfig, build_cross_model
 from internvideo.models.heads import PairScoringMultipleChoice, VideoQuestionAnswering
 from internvideo.models.uniformerv2 import UniFormerV2, UniFormerV2Config
@@ -42,9 +42,12 @@ VISION = UniFormerV2Config(
     image_size=SIDE, patch_size=8, frames=FRAMES, width=48, depth=3, heads=2, global_layers=(1, 2), num_classes=0,
     head_dropout=0.0, mlp_dropout=0.0,
 )  # fmt: skip
-TEXT = TextConfig(width=32, heads=2, layers=2, context=WORDS)
+TEXT = TextConfig(width=32, heads=2, layers=2, context_length=WORDS)
 LANGUAGE = VideoLanguageConfig(
-    VISION, TEXT, joint_width=24, caption=CaptionDecoderConfig(width=32, heads=2, vision_width=48, layers=1, queries=4)
+    VISION,
+    TEXT,
+    joint_width=24,
+    caption=CaptionDecoderConfig(width=32, heads=2, vision_width=48, layers=1, num_queries=4),
 )
 
 
@@ -68,9 +71,9 @@ def language_model() -> VideoLanguage:
     return VideoLanguage(LANGUAGE)
 
 
-def image_text_model() -> Clip:
+def image_text_model() -> CLIPModel:
     torch.manual_seed(0)
-    return Clip(ClipConfig(SIDE, 8, 48, 3, 2, replace(TEXT, mask_embedding=False), joint_width=24))
+    return CLIPModel(CLIPConfig(SIDE, 8, 48, 3, 2, replace(TEXT, mask_embedding=False), joint_width=24))
 
 
 def answering_model() -> VideoQuestionAnswering:

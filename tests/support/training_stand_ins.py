@@ -25,7 +25,7 @@ from internvideo.distributed import (
 from internvideo.errors import InternVideoError, RunError
 from internvideo.pretraining.global_contrastive import global_contrastive, global_dual_softmax
 from internvideo.storage import folder_lock, write_safetensors, write_text
-from internvideo.training.earlier_recipes import renamed
+from internvideo.training.earlier_recipes import rename_settings
 from internvideo.training.loop import RunInterruptedError, TrainResult, train
 from internvideo.training.settings import TrainingSettings
 
@@ -110,7 +110,7 @@ def run(folder: Path, stage: nn.Module | None = None, loader: TinyLoader | None 
         folder,
         chosen.model_dump(mode="json"),
         batch_size=2,
-        fill_defaults=renamed,
+        fill_defaults=rename_settings,
     )
 
 

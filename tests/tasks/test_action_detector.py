@@ -12,7 +12,7 @@ from internvideo.data.batch import RegionBatch
 from internvideo.errors import WeightsError
 from internvideo.models.embeddings import resize_table
 from internvideo.models.videomae import VideoMAEClassifier, VideoMAEConfig, VideoMAEPretrain
-from internvideo.tasks.spatio_temporal_localization.model import ActionDetector, of_encoder
+from internvideo.tasks.spatio_temporal_localization.model import ActionDetector, select_encoder_weights
 from internvideo.tasks.spatio_temporal_localization.regions import region_loss
 from internvideo.tasks.spatio_temporal_localization.stage import RegionSettings, RegionStage
 from internvideo.weights.initialize import initialize
@@ -65,7 +65,7 @@ def test_a_box_sees_its_own_clip() -> None:
 
 @pytest.mark.parametrize("shape", [(1, 3, 3, 32, 32), (1, 3, 4, 7, 32)])
 def test_another_form_is_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="the model takes"):
+    with pytest.raises(ValueError, match="expected a video"):
         detector().tokens(torch.zeros(shape))
 
 
@@ -76,7 +76,7 @@ def test_it_starts_from_an_earlier_stage(kind: type[VideoMAEClassifier], tmp_pat
     model = detector()
     before = model.head.projection.weight.clone()
     initialize(model, {"weights": tmp_path / "w.safetensors"})
-    for name, value in of_encoder(source.state_dict()).items():
+    for name, value in select_encoder_weights(source.state_dict()).items():
         if not name.startswith(("decoder", "mask_token")):
             assert torch.equal(model.state_dict()[name], value), name
     assert torch.equal(model.head.projection.weight, before)
@@ -100,13 +100,13 @@ def region_batch(boxes: int) -> RegionBatch:
     video = torch.randint(0, 256, (2, 3, 4, 32, 32), dtype=torch.uint8)
     corners = torch.tensor([[2.0, 2, 20, 28]]).repeat(boxes, 1)
     targets = torch.tensor([[1.0, 0, 1]]).repeat(boxes, 1)
-    return RegionBatch(video, ("a", "b"), clip=torch.arange(boxes) % 2, boxes=corners, targets=targets)
+    return RegionBatch(video, ("a", "b"), clip_index=torch.arange(boxes) % 2, boxes=corners, targets=targets)
 
 
 def test_the_stage_moves_boxes_in_training_alone() -> None:
     model, batch = detector(), region_batch(3)
     stage = RegionStage(model, RegionSettings())
-    plain = region_loss(model(model.normalize(batch.video), batch.clip, batch.boxes), batch.targets)
+    plain = region_loss(model(model.normalize(batch.video), batch.clip_index, batch.boxes), batch.targets)
     generator = torch.Generator().manual_seed(0)
     assert stage.eval()(batch, generator)["loss"] == plain
     assert stage.train()(batch, generator)["loss"] != plain

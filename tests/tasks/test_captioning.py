@@ -28,25 +28,25 @@ def table(written: list[str], references: list[list[str]]) -> Predictions:
         "owner": np.asarray([number for number, own in enumerate(references) for _ in own]),
     }
     coverage = {"asked": len(written), "read": len(written), "unreadable": []}
-    return Predictions(captioning.NAME, arrays, {"writing": {}}, coverage)
+    return Predictions(captioning.NAME, arrays, {"decoding": {}}, coverage)
 
 
 def test_a_word_is_drawn_from_the_nucleus_and_as_often_as_it_is_likely() -> None:
     # Words: 0 padding, 1 start, 2 end, 3, 4, 5. The nucleus of 0.8 holds 3 and 4 alone.
     likely = torch.tensor([1e-9, 1e-9, 1e-9, 0.6, 0.3, 0.1])
     step = lambda ids, _: likely.log().expand(len(ids), -1)  # noqa: E731  # a table of words
-    drawn = sample(step, 4000, 1, 2, 3, device=HERE, nucleus=0.8, generator=torch.Generator().manual_seed(0))
+    drawn = sample(step, 4000, 1, 2, 3, device=HERE, top_p=0.8, generator=torch.Generator().manual_seed(0))
     words = drawn[:, 1]
     assert set(words.tolist()) == {3, 4}
     assert (words == 3).float().mean().item() == pytest.approx(2 / 3, abs=0.03)
     assert (drawn[:, 0] == 1).all()
     assert (drawn[:, 2] == 2).all()
-    again = sample(step, 4000, 1, 2, 3, device=HERE, nucleus=0.8, generator=torch.Generator().manual_seed(0))
+    again = sample(step, 4000, 1, 2, 3, device=HERE, top_p=0.8, generator=torch.Generator().manual_seed(0))
     assert torch.equal(drawn, again)
-    narrow = sample(step, 50, 1, 2, 3, device=HERE, nucleus=0.1)
+    narrow = sample(step, 50, 1, 2, 3, device=HERE, top_p=0.1)
     assert (narrow[:, 1] == 3).all()  # the likeliest word is always in
-    with pytest.raises(ValueError, match="nucleus"):
-        sample(step, 1, 1, 2, 3, device=HERE, nucleus=0.0)
+    with pytest.raises(ValueError, match="top_p"):
+        sample(step, 1, 1, 2, 3, device=HERE, top_p=0.0)
 
 
 def test_nothing_follows_the_end_of_a_drawn_text() -> None:
@@ -97,7 +97,7 @@ def test_a_split_is_captioned_and_scored_again_from_its_table(weights: Path, tmp
     settings = {"device": "cpu", "batch_size": 5, "num_beams": 2}
     result = evaluate_task("captioning", weights, rows(tmp_path, 22), tmp_path, settings)
     assert result["coverage"]["read"] == 22
-    assert result["protocol"]["writing"] == {"beams": 2, "nucleus": 0.0, "seed": 0}
+    assert result["protocol"]["decoding"] == {"num_beams": 2, "top_p": 0.0, "seed": 0}
     assert score_table(tmp_path / "captioning.npz")["figures"] == result["figures"]
     assert len((tmp_path / "examples.jsonl").read_text().splitlines()) == 20, "no more than so many"
 
@@ -113,5 +113,5 @@ def test_drawn_captions_follow_from_the_seed(weights: Path, tmp_path: Path) -> N
 
 @pytest.mark.parametrize(("beams", "nucleus"), [(0, 0.0), (2, 0.5), (1, 1.5)])
 def test_ways_of_writing_that_there_are_not(beams: int, nucleus: float) -> None:
-    with pytest.raises(RecipeError, match="writing"):
-        captioning.Writing(beams, nucleus)
+    with pytest.raises(RecipeError, match="decoding"):
+        captioning.DecodingSettings(beams, nucleus)

@@ -125,7 +125,7 @@ def test_rows_of_different_numbers_of_options_are_tested() -> None:
     three = Choice(options=("up", "down", "round"), answer=2)
     few = replace(rows, rows=(rows.rows[0].model_copy(update={"choices": three}), *rows.rows[1:3]))
     clips = ClipProtocol(frames=FRAMES, size=SIDE)
-    table = multiple_choice.predict_ranked(
+    table = multiple_choice.predict_pair_scores(
         ClipInputs(small_world.choosing_model(), Source(few, clips), few, clips, CPU)
     )
     assert table["options"].tolist() == [3, 5, 5]

@@ -17,7 +17,7 @@ from test_tasks_recognition import VIEWS, run
 from internvideo.errors import RunError
 from internvideo.evaluation import score_tables
 from internvideo.tasks import ensemble
-from internvideo.tasks.ensemble import combine, join, member
+from internvideo.tasks.ensemble import combine, join, make_member
 from internvideo.tasks.ensemble_files import combine_files
 from internvideo.tasks.recognition import predict as recognition
 from internvideo.tasks.table import Predictions
@@ -26,7 +26,7 @@ from internvideo.tasks.table import Predictions
 def one_and_two() -> list[ensemble.Member]:
     """A model of three views that is wrong about clip 0, and one of a single view."""
     wrong = run(clips=VIEWS, model=Reader(strength=2.0), shift={(0, v): 1 for v in range(3)})
-    return [member("three views", wrong), member("one view", run(model=Reader(strength=4.0)))]
+    return [make_member("three views", wrong), make_member("one view", run(model=Reader(strength=4.0)))]
 
 
 def table_of(logits: np.ndarray, sample: np.ndarray, labels: np.ndarray, view: np.ndarray | None = None) -> Predictions:
@@ -76,7 +76,7 @@ def test_ensembles_equal_the_stored_ones() -> None:
     stored = dict(np.load(folder / "classification.npz"))
     expected = json.loads((folder / "expected.json").read_text())["views"]
     tables = [table_of(*rows(number), stored["view_labels"]) for number in range(3)]
-    members = [member(str(number), table) for number, table in enumerate(tables)]
+    members = [make_member(str(number), table) for number, table in enumerate(tables)]
     pooled = recognition.probabilities(combine(members).tables["views"])
     np.testing.assert_allclose(pooled[0], expected["first_video_three_model_probs"], atol=1e-6)
     top1 = combine(members[:2]).ensembles["models"]["figures"]["top1"]
@@ -89,16 +89,16 @@ def test_a_clip_that_stands_twice_counts_once() -> None:
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(size=(6, 3)), np.asarray([0, 1])
     sample, view = np.asarray([0, 0, 1, 1, 0, 1]), np.asarray([0, 1, 0, 1, 0, 1])
-    first = member("a", table_of(logits, sample, labels, view))
-    once = member("a", table_of(logits[:4], sample[:4], labels, view[:4]))
-    other = member("b", table_of(logits[:4] + 1.5 * np.eye(4, 3), sample[:4], labels, view[:4]))
-    for pool in ensemble.POOLS:
-        got, wanted = join([first, other], pool), join([once, other], pool)
+    first = make_member("a", table_of(logits, sample, labels, view))
+    once = make_member("a", table_of(logits[:4], sample[:4], labels, view[:4]))
+    other = make_member("b", table_of(logits[:4] + 1.5 * np.eye(4, 3), sample[:4], labels, view[:4]))
+    for weighting in ensemble.WEIGHTINGS:
+        got, wanted = join([first, other], weighting), join([once, other], weighting)
         np.testing.assert_array_equal(recognition.probabilities(got), recognition.probabilities(wanted))
 
 
 def test_an_ensemble_holds_only_what_every_model_read() -> None:
-    some = [member("a", run(unreadable=[1])), member("b", run(unreadable=[4], shift={(0, 0): 1}))]
+    some = [make_member("a", run(unreadable=[1])), make_member("b", run(unreadable=[4], shift={(0, 0): 1}))]
     joined = join(some)
     assert joined["ids"].tolist() == [f"clip{i}" for i in range(12) if i not in (1, 4)]
     assert joined.coverage["read"] == 10
@@ -109,12 +109,12 @@ def test_an_ensemble_holds_only_what_every_model_read() -> None:
 def test_an_interaction_takes_part_by_a_column() -> None:
     whole = run(model=TwoReaders(), clips=replace(CLIPS, frames=4))
     other = run(model=Reader(strength=4.0), clips=replace(CLIPS, frames=4))
-    made = combine([member("z", whole, "fused"), member("b", other)])
+    made = combine([make_member("z", whole, "fused"), make_member("b", other)])
     assert made.ensembles["views"]["protocol"]["members"][0]["column"] == "fused"
     with pytest.raises(RunError, match="masked, multimodal, fused; name one"):
-        member("z", whole)
+        make_member("z", whole)
     with pytest.raises(RunError, match="no score column 'fussed'"):
-        member("z", whole, "fussed")
+        make_member("z", whole, "fussed")
 
 
 def changed(table: Predictions, **protocol: Any) -> Predictions:
@@ -131,11 +131,11 @@ def test_what_does_not_belong_together_is_refused() -> None:
     turned = changed(replace(two.table, arrays=order), split_sha256="")
     cases: list[tuple[list[ensemble.Member], list[float] | None, str]] = [
         ([one], None, "1 table; expected: two or more"),
-        ([one, member("b", run(videos=11))], None, "another split"),
-        ([one, member("b", fewer)], None, "scores 6 classes, b 5"),
-        ([one, member("b", renamed)], None, "another classes"),
-        ([one, member("b", turned)], None, "another order of classes"),
-        ([one, member("b", one.table)], None, "the same predictions"),
+        ([one, make_member("b", run(videos=11))], None, "another split"),
+        ([one, make_member("b", fewer)], None, "scores 6 classes, b 5"),
+        ([one, make_member("b", renamed)], None, "another classes"),
+        ([one, make_member("b", turned)], None, "another order of classes"),
+        ([one, make_member("b", one.table)], None, "the same predictions"),
         ([one, replace(two, name=one.name)], None, "two members of one name"),
         ([one, two], [1.0], "2 numbers above 0"),
         ([one, two], [1.0, 0.0], "found 1, 0"),
@@ -146,15 +146,15 @@ def test_what_does_not_belong_together_is_refused() -> None:
             combine(members, weights)
         assert "\n" not in str(caught.value)
     with pytest.raises(RunError, match="an ensemble already"):
-        member("a", join([one, two]))
+        make_member("a", join([one, two]))
     with pytest.raises(RunError, match="a table of retrieval"):
-        member("a", replace(one.table, task="retrieval"))
+        make_member("a", replace(one.table, task="retrieval"))
 
 
 def test_files_become_a_table_that_is_scored_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one, two = one_and_two()
     files = [str(one.table.save(tmp_path / "a/recognition.npz")), str(two.table.save(tmp_path / "b/recognition.npz"))]
-    path = combine_files(files, tmp_path / "both", weights=[1, 3], keep="models")
+    path = combine_files(files, tmp_path / "both", weights=[1, 3], weighting="models")
     shown = capsys.readouterr().out
     for word in ("a", "b", "ensemble of views", "ensemble of models", "12 of 12"):
         assert word in shown
@@ -163,7 +163,7 @@ def test_files_become_a_table_that_is_scored_again(tmp_path: Path, capsys: pytes
     assert result["protocol"]["pool"] == "models"
     again = recognition.score(Predictions.load(path))
     assert again["figures"]["top1"] == result["figures"]["models.top1"]
-    assert combine_files(files, tmp_path / "both", weights=[1, 3], keep="models") == path, (
+    assert combine_files(files, tmp_path / "both", weights=[1, 3], weighting="models") == path, (
         "the same again may be written"
     )
     with pytest.raises(RunError, match="has a table with other"):

@@ -23,8 +23,8 @@ from internvideo.evaluation import evaluate_task
 from internvideo.pipeline import Trained, prepare, run_recipe
 from internvideo.recipe import build_recipe
 from internvideo.tasks import PRETRAINING, STAGES, TASKS
-from internvideo.tasks.class_rows import under_classes
-from internvideo.tasks.clip_evaluation import clip_source
+from internvideo.tasks.class_rows import map_labels_to_classes
+from internvideo.tasks.clip_evaluation import make_clip_inputs
 from internvideo.tasks.table import Predictions
 from internvideo.tasks.task import ClipOptions
 
@@ -75,7 +75,7 @@ def test_a_class_of_which_the_model_knows_nothing_is_named(weights: Path, tmp_pa
 
 def test_names_that_are_numbers_are_names_where_a_file_says_so(tmp_path: Path) -> None:
     write_manifest(tmp_path / "test.jsonl", [Sample(id="a", path="a.mp4", label=0)], ("1", "0"))
-    assert under_classes(read_manifest(tmp_path / "test.jsonl"), ("0", "1")).rows[0].label == 1
+    assert map_labels_to_classes(read_manifest(tmp_path / "test.jsonl"), ("0", "1")).rows[0].label == 1
 
 
 @pytest.mark.parametrize("task", ["zero_shot", "retrieval", "multiple_choice"])
@@ -121,9 +121,9 @@ def test_views_are_those_asked_for_else_the_recipes(
     manifest = read_manifest(small_world.world())
     trained = Trained(small_world.masked_classifier(), recipe, manifest.classes)
     one = Manifest(manifest.rows[:1], manifest.classes, manifest.root, manifest.source)
-    inputs = clip_source(trained, one, ClipOptions(num_clips=asked))
-    assert inputs.clips.num_clips == num_clips
-    assert np.concatenate([numbers for _, numbers in inputs.source]).tolist() == list(range(num_clips))
+    inputs = make_clip_inputs(trained, one, ClipOptions(num_clips=asked))
+    assert inputs.protocol.num_clips == num_clips
+    assert np.concatenate([numbers for _, numbers in inputs.loader]).tolist() == list(range(num_clips))
 
 
 @pytest.mark.parametrize(("sampling", "asked"), [({"kind": "segment_middle"}, 2), ({"kind": "sparse_two_view"}, 3)])
@@ -132,7 +132,7 @@ def test_views_that_a_sampler_does_not_have_are_refused(sampling: dict[str, Any]
     recipe = build_recipe(small_recipe("supervised", sampling=sampling))
     trained = Trained(small_world.masked_classifier(), recipe, manifest.classes)
     with pytest.raises(RecipeError, match="num_clips"):
-        clip_source(trained, manifest, ClipOptions(num_clips=asked))
+        make_clip_inputs(trained, manifest, ClipOptions(num_clips=asked))
 
 
 def test_the_protocol_tells_the_recipes_views(tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_test_clips_are_cut_in_the_arithmetic_that_the_recipe_names(tmp_path: Pa
         }
         recipe = build_recipe(small_recipe("supervised", augment=changes))
         trained = Trained(job.model, recipe, job.classes)
-        ((batch, _),) = clip_source(trained, rows, ClipOptions(device="cpu")).source
+        ((batch, _),) = make_clip_inputs(trained, rows, ClipOptions(device="cpu")).loader
         first[resize_backend, keep_aspect] = batch.video[0].float()
         assert batch.video.dtype == (torch.float32 if resize_backend == "torch" else torch.uint8)
         rule = recipe.data.preprocessing()

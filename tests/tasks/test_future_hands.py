@@ -17,7 +17,7 @@ from internvideo.errors import ManifestError, RecipeError
 from internvideo.evaluation import evaluate_task, score_table
 from internvideo.pipeline import run_recipe
 from internvideo.recipe import Recipe, build_recipe
-from internvideo.tasks.future_hands.data import HandLoader, HandSettings, mirror_hands, observed
+from internvideo.tasks.future_hands.data import HandLoader, HandSettings, hflip_hands, make_rows_and_targets
 from internvideo.tasks.future_hands.predict import submission
 from internvideo.tasks.table import Predictions
 from internvideo.video.writer import write_video
@@ -64,19 +64,19 @@ def recipe(folder: Path, **changes: Any) -> Recipe:
 
 
 def test_a_row_is_seen_up_to_its_first_moment(tmp_path: Path) -> None:
-    rows, targets = observed(world(tmp_path, 2), HandSettings(seconds=0.5))
+    rows, targets = make_rows_and_targets(world(tmp_path, 2), HandSettings(seconds=0.5))
     assert rows.rows[0].span == pytest.approx((7.5 / 8 - 0.5, 7.5 / 8))
     assert targets.size.tolist() == [[48, 32]] * 2
     assert targets.positions[1, :, 0, 0].tolist() == [24 + frame - 4 for frame in FRAMES.values()]
     assert not targets.positions[:, :, 1].any()
-    assert targets.seen[1, :, 0].tolist() == [[27, targets.positions[1, 0, 0, 1]], [1, 0]]
-    assert targets.steps[0].tolist() == [1, 4, 7, 9, 10]
+    assert targets.last_motion[1, :, 0].tolist() == [[27, targets.positions[1, 0, 0, 1]], [1, 0]]
+    assert targets.frame_offsets[0].tolist() == [1, 4, 7, 9, 10]
 
 
 def test_a_moment_without_annotation_lies_where_the_others_say(tmp_path: Path) -> None:
     manifest = world(tmp_path, 1)
     told = {"hands": json.dumps({"contact_frame": {"frame": 60, "left_hand": [3, 4]}}), "size": "48x32"}
-    rows, targets = observed(
+    rows, targets = make_rows_and_targets(
         Manifest((manifest.rows[0].model_copy(update={"attributes": told}),), (), tmp_path, manifest.source),
         HandSettings(),
     )
@@ -99,26 +99,26 @@ def test_a_moment_without_annotation_lies_where_the_others_say(tmp_path: Path) -
 def test_a_row_that_cannot_be_learned_from_is_named(tmp_path: Path, attributes: dict[str, str], found: str) -> None:
     row = Sample(id="bad", path="a.mp4", attributes=attributes)
     with pytest.raises(ManifestError, match=f"row 'bad'.*{found}"):
-        observed(Manifest((row,), (), tmp_path, tmp_path / "m.jsonl"), HandSettings())
+        make_rows_and_targets(Manifest((row,), (), tmp_path, tmp_path / "m.jsonl"), HandSettings())
 
 
 def test_mirrored_hands_are_exchanged_and_stay_invisible() -> None:
     positions = np.zeros((1, 5, 2, 2))
     positions[0, 2, 0] = (10, 20)
-    turned = mirror_hands(positions, np.array([[48.0, 32.0]]))
+    turned = hflip_hands(positions, np.array([[48.0, 32.0]]))
     assert turned[0, 2].tolist() == [[0, 0], [38, 20]]
     assert np.count_nonzero(turned) == 2
-    np.testing.assert_array_equal(mirror_hands(turned, np.array([[48.0, 32.0]])), positions)
+    np.testing.assert_array_equal(hflip_hands(turned, np.array([[48.0, 32.0]])), positions)
 
 
 def test_a_mirrored_clip_shows_its_hand_where_the_target_says(tmp_path: Path) -> None:
-    rows, targets = observed(world(tmp_path, 8), HandSettings(seconds=0.3))
+    rows, targets = make_rows_and_targets(world(tmp_path, 8), HandSettings(seconds=0.3))
     transform = TrainTransform(32, "center", resize=32, keep_aspect=False)
     clips = Loader(rows, Sparse(2), transform, LoaderSettings(8))
     assert clips.manifest is rows
     before = targets.positions.copy()
     mirrored = 0
-    for batch in HandLoader(clips, targets, mirror=True).epoch(0):
+    for batch in HandLoader(clips, targets, hflip=True).epoch(0):
         for video, positions, name in zip(batch.video, batch.positions, batch.ids, strict=True):
             hand = 1 if positions[0, 1].any() else 0
             mirrored += hand
@@ -158,7 +158,7 @@ def test_train_evaluate_submit_and_score_again(tmp_path: Path) -> None:
 def test_a_submission_names_rows_as_the_challenge_does() -> None:
     predicted = np.arange(60.0).reshape(3, 5, 2, 2)
     arrays = {"id": np.asarray(["a", "b", "c"]), "uid": np.asarray(["7_99", "7_120", "7_99"]), "predicted": predicted}
-    sent = json.loads(submission(Predictions("future_hands", arrays, {}, {}), clips=2))
+    sent = json.loads(submission(Predictions("future_hands", arrays, {}, {}), num_views=2))
     assert sent == {
         "7_99": (predicted[0] + predicted[2]).ravel().tolist(),
         "7_120": (2 * predicted[1]).ravel().tolist(),

@@ -23,9 +23,9 @@ from internvideo.evaluation import score as score_any
 from internvideo.objectives.grounding import NO_ANSWER, highlight_loss, highlight_targets, span_loss, span_to_steps
 from internvideo.pipeline import run_recipe
 from internvideo.recipe import Recipe, build_recipe
-from internvideo.tasks.grounding.data import QueryLoader, QuerySet, QuerySettings, answered, read_query_set
-from internvideo.tasks.grounding.model import ContextQueryAttention, Grounder, GrounderConfig, likely_spans
-from internvideo.tasks.grounding.predict import prior_of, score, submission
+from internvideo.tasks.grounding.data import QueryLoader, QuerySet, QuerySettings, read_query_set, select_answered
+from internvideo.tasks.grounding.model import ContextQueryAttention, Grounder, GrounderConfig, most_probable_spans
+from internvideo.tasks.grounding.predict import compute_prior, score, submission
 from internvideo.tasks.table import Predictions
 from internvideo.tasks.temporal_localization.data import FeatureSettings
 
@@ -128,10 +128,10 @@ def test_without_features_or_answers_there_is_nothing_to_learn(tmp_path: Path) -
     write_manifest(path, rows, ["answer"])
     queries = read(path)
     assert (len(queries), queries.missing) == (2, ("c",))
-    assert [query.id for query in answered(queries).queries] == ["b"]
+    assert [query.id for query in select_answered(queries).queries] == ["b"]
     write_manifest(path, rows[:1], ["answer"])
     with pytest.raises(ManifestError, match="none of 1 queries has an answer"):
-        answered(read(path))
+        select_answered(read(path))
 
 
 def test_a_batch_depends_on_its_place_alone_and_carries_its_words(tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_the_likeliest_spans_are_those_of_all_pairs() -> None:
     start, end = torch.randn(7, dtype=torch.float64), torch.randn(7, dtype=torch.float64)
     pairs = {(i, j): float(start.softmax(0)[i] * end.softmax(0)[j]) for i in range(7) for j in range(i, 7)}
     order = sorted(pairs, key=lambda pair: -pairs[pair])
-    spans, scores = likely_spans(start, end, 5, 1.0)
+    spans, scores = most_probable_spans(start, end, 5, 1.0)
     assert [(row[0] + 0.5, row[1] - 0.5) for row in spans.tolist()] == order[:5]
     np.testing.assert_allclose(scores, [pairs[pair] for pair in order[:5]], rtol=1e-6)
 
@@ -234,12 +234,12 @@ def test_the_likeliest_spans_are_those_of_all_pairs() -> None:
 def test_a_span_near_a_likelier_one_waits() -> None:
     start, end = torch.full((20,), -9.0), torch.full((20,), -9.0)
     start[2], start[3], start[12], end[9], end[15] = 5.0, 4.9, 2.0, 5.0, 2.0
-    spans, scores = likely_spans(start, end, 3, 0.7)
+    spans, scores = most_probable_spans(start, end, 3, 0.7)
     assert spans[0].tolist() == [1.5, 9.5]
     assert [2.5, 9.5] not in spans.tolist()
     assert scores.tolist() == sorted(scores.tolist(), reverse=True)
-    assert likely_spans(torch.zeros(1), torch.zeros(1), 5, 0.7)[0].tolist() == [[-0.5, 0.5]]
-    assert len(likely_spans(torch.zeros(2), torch.zeros(2), 5, 0.0)[0]) == 3
+    assert most_probable_spans(torch.zeros(1), torch.zeros(1), 5, 0.7)[0].tolist() == [[-0.5, 0.5]]
+    assert len(most_probable_spans(torch.zeros(2), torch.zeros(2), 5, 0.0)[0]) == 3
 
 
 def stored(name: str) -> Any:
@@ -318,7 +318,7 @@ def test_the_prior_covers_as_many_training_answers_as_it_can(tmp_path: Path) -> 
     write_manifest(path, rows, ["answer"])
     queries = read(path)
     length = queries.features.videos[0].duration
-    told = prior_of(queries)
+    told = compute_prior(queries)
     assert told["usual_length"] == 2.0
     np.testing.assert_allclose(np.asarray(told["prior"])[:3] * length, [[0, 2], [5, 7], [3, 4]], atol=1e-4)
 

@@ -19,18 +19,18 @@ from internvideo.data.sample import Box
 from internvideo.errors import ManifestError, RecipeError, VideoError
 from internvideo.tasks.spatio_temporal_localization.box_transforms import (
     BoxedTransform,
-    fitted_size,
-    shift_colour,
+    resized_size,
+    shift_color,
     square_around,
 )
 from internvideo.tasks.spatio_temporal_localization.data import (
-    ClipForm,
     KeyFrame,
+    KeyFrameClipSettings,
     KeyFrameLoader,
     KeyFrameViews,
     centered_positions,
     key_frames,
-    with_persons,
+    with_detected_persons,
 )
 from internvideo.video.writer import write_video
 
@@ -60,7 +60,7 @@ def world(folder: Path, videos: int = 2) -> Manifest:
     return read_manifest(folder / "m.jsonl")
 
 
-FORM = ClipForm(4, 2, BoxedTransform(size=16, short=16, longest=40, hue=0, saturation=0, value=0), 2)
+FORM = KeyFrameClipSettings(4, 2, BoxedTransform(size=16, short=16, longest=40, hue=0, saturation=0, value=0), 2)
 SETTINGS = LoaderSettings(batch_size=2)
 
 
@@ -143,8 +143,8 @@ def test_times_of_a_clip_count_from_its_start_or_from_that_of_the_upload() -> No
     by_upload = key_frame(121.281427, path=path, attributes={"source": "kinetics"})
     assert places.tolist() == centered_positions(times, by_upload, frames=16, stride=4).tolist()
     assert 90 < places[0] < places[-1] < 165  # around frame 128
-    (detected,) = with_persons([frame], {("abc", 121.281): [(0, 0, 1, 1, 0.9)]}, 0.5)
-    assert centered_positions(times, detected, frames=16, stride=4).tolist() == places.tolist()
+    (with_detected_boxes,) = with_detected_persons([frame], {("abc", 121.281): [(0, 0, 1, 1, 0.9)]}, 0.5)
+    assert centered_positions(times, with_detected_boxes, frames=16, stride=4).tolist() == places.tolist()
     for odd in (116.0, 128.0):
         with pytest.raises(VideoError):
             centered_positions(times, key_frame(odd, path=path, attributes=kinetics), frames=16, stride=4)
@@ -175,7 +175,7 @@ def test_a_span_must_begin_in_its_video(tmp_path: Path) -> None:
     ("height", "width", "size"), [(480, 640, (256, 341)), (640, 480, (341, 256)), (240, 576, (193, 464))]
 )
 def test_short_side_and_cap(height: int, width: int, size: tuple[int, int]) -> None:
-    assert fitted_size(height, width, 256, 464) == size
+    assert resized_size(height, width, 256, 464) == size
 
 
 def square(left: int = 12, top: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
@@ -201,7 +201,7 @@ def test_boxes_move_with_what_is_in_them(seed: int) -> None:
 
 def test_the_whole_frame_in_testing_and_padding_in_training() -> None:
     clip, box = square()
-    whole = BoxedTransform(short=16, longest=99).whole(clip, box)
+    whole = BoxedTransform(short=16, longest=99).resize(clip, box)
     assert whole.clip.shape == (3, 2, 16, 24)
     torch.testing.assert_close(whole.boxes, torch.tensor([[6.0, 4, 12, 12]]))
     narrow = BoxedTransform(size=24, short=32, longest=30, hue=0, saturation=0, value=0)
@@ -231,8 +231,8 @@ def test_a_clip_around_every_box_shows_what_is_in_it(seed: int | None) -> None:
     boxes = torch.tensor([[4 / 60, 4 / 40, 12 / 60, 12 / 40], [40 / 60, 20 / 40, 48 / 60, 32 / 40]])
     transform = BoxedTransform(size=32, flip=True, hue=0, saturation=0, value=0, around=1.5)
     rng = None if seed is None else np.random.RandomState(seed)
-    made = transform.each(clip, boxes, rng)
-    assert [piece.kept.tolist() for piece in made] == [[0], [1]]
+    made = transform.crop_boxes(clip, boxes, rng)
+    assert [piece.box_index.tolist() for piece in made] == [[0], [1]]
     for colour, piece in enumerate(made):
         assert piece.clip.shape == (3, 2, 32, 32)
         lit = (piece.clip[colour, 0] > 127).nonzero().float()
@@ -244,28 +244,28 @@ def test_a_clip_around_every_box_shows_what_is_in_it(seed: int | None) -> None:
 
 def test_a_key_frame_becomes_as_many_clips_as_boxes(tmp_path: Path) -> None:
     manifest = world(tmp_path)
-    form = ClipForm(4, 2, BoxedTransform(size=16, hue=0, saturation=0, value=0, around=2.0), 2)
+    form = KeyFrameClipSettings(4, 2, BoxedTransform(size=16, hue=0, saturation=0, value=0, around=2.0), 2)
     (batch,) = KeyFrameLoader(manifest, form, LoaderSettings(batch_size=4, shuffle=False)).epoch(0)
     # One box at .5 s and two at 1.5 s, in both videos.
     assert batch.video.shape == (6, 3, 4, 16, 16)
-    assert batch.clip.tolist() == [0, 1, 2, 3, 4, 5]
+    assert batch.clip_index.tolist() == [0, 1, 2, 3, 4, 5]
     assert batch.ids == ("v0@0.5", "v0@1.5", "v0@1.5", "v1@0.5", "v1@1.5", "v1@1.5")
     assert batch.targets.tolist() == [[1, 0], [1, 1], [0, 0]] * 2
     views = KeyFrameViews(manifest, key_frames(manifest), form, SETTINGS)
-    tested = [(index, part.video.shape[0], part.clip.tolist()) for (index,), part in views]
+    tested = [(index, part.video.shape[0], part.clip_index.tolist()) for (index,), part in views]
     assert tested == [(0, 1, [0]), (1, 2, [0, 1]), (2, 1, [0]), (3, 2, [0, 1])]
 
 
 def test_colour() -> None:
     torch.manual_seed(0)
     clip = torch.randint(0, 256, (2, 3, 5, 6), dtype=torch.uint8)
-    assert torch.equal(shift_colour(clip, 0, 0, 0), clip)
-    assert torch.equal(shift_colour(clip, 360, 0, 0), clip)
-    assert torch.equal(shift_colour(clip, 120, 0, 0), clip[:, [2, 0, 1]])
+    assert torch.equal(shift_color(clip, 0, 0, 0), clip)
+    assert torch.equal(shift_color(clip, 360, 0, 0), clip)
+    assert torch.equal(shift_color(clip, 120, 0, 0), clip[:, [2, 0, 1]])
     grey = torch.full((1, 3, 2, 2), 100, dtype=torch.uint8)
-    assert torch.equal(shift_colour(grey, 20, 0.1, 0.1), torch.full_like(grey, 126))
+    assert torch.equal(shift_color(grey, 20, 0.1, 0.1), torch.full_like(grey, 126))
     pale = torch.tensor([200, 150, 150], dtype=torch.uint8).view(1, 3, 1, 1)
-    assert shift_colour(pale, 0, 0.1, 0).flatten().tolist() == [200, 130, 130]
+    assert shift_color(pale, 0, 0.1, 0).flatten().tolist() == [200, 130, 130]
 
 
 # --- key frames and persons ------------------------------------------------------------------------------------------
@@ -293,7 +293,7 @@ def test_person_boxes_take_the_place_of_the_annotated_ones(tmp_path: Path) -> No
         ("v1", 0.5): [(*box, 0.5)],
         ("elsewhere", 0.5): [(*box, 1.0)],
     }
-    found = with_persons(frames, persons, 0.8)
+    found = with_detected_persons(frames, persons, 0.8)
     assert [(frame.video, frame.time, frame.scores.tolist()) for frame in found] == [
         ("v0", 0.5, [0.9]),
         ("v0", 1.0, [0.8]),
@@ -309,12 +309,12 @@ def test_batches_depend_on_their_place_alone(tmp_path: Path) -> None:
     whole = list(loader.epoch(1))
     (last,) = KeyFrameLoader(manifest, FORM, LoaderSettings(batch_size=2, cache_megabytes=50)).epoch(1, start=1)
     assert len(whole) == len(loader) == 2
-    for name in ("video", "clip", "boxes", "targets"):
+    for name in ("video", "clip_index", "boxes", "targets"):
         assert torch.equal(getattr(whole[1], name), getattr(last, name)), name
     assert sorted(name for batch in whole for name in batch.ids) == ["v0@0.5", "v0@1.5", "v1@0.5", "v1@1.5"]
     batch = whole[0]
     assert batch.video.shape == (2, 3, 4, 16, 16)
-    assert len(batch.boxes) == len(batch.clip) == len(batch.targets)
+    assert len(batch.boxes) == len(batch.clip_index) == len(batch.targets)
     with pytest.raises(RecipeError, match="batch_size"):
         KeyFrameLoader(manifest, FORM, LoaderSettings(batch_size=5))
 
@@ -322,7 +322,7 @@ def test_batches_depend_on_their_place_alone(tmp_path: Path) -> None:
 def test_targets_belong_to_their_boxes(tmp_path: Path) -> None:
     for batch in KeyFrameLoader(world(tmp_path), FORM, SETTINGS).epoch(0):
         for name, index in zip(batch.ids, range(2), strict=True):
-            wide = (batch.boxes[:, 2] - batch.boxes[:, 0] > 3) & (batch.clip == index)
+            wide = (batch.boxes[:, 2] - batch.boxes[:, 0] > 3) & (batch.clip_index == index)
             for row in batch.targets[wide]:
                 assert row.tolist() == ([1, 1] if name.endswith("1.5") else [1, 0])
 

@@ -14,7 +14,7 @@ from internvideo.tasks.multiple_choice import predict as multiple_choice
 from internvideo.tasks.open_set import metrics as open_set_metrics
 from internvideo.tasks.open_set import predict as open_set
 from internvideo.tasks.table import Predictions
-from internvideo.tasks.zero_shot.templates import ACTION_TEMPLATES, templates_of
+from internvideo.tasks.zero_shot.templates import ACTION_TEMPLATES, read_templates
 
 COVERAGE = {"asked": 3, "read": 3, "unreadable": []}
 
@@ -61,7 +61,7 @@ def test_the_open_set_tells_near_from_far_unknowns() -> None:
     table = Predictions("open_set", arrays, {"known_classes": 2}, COVERAGE)
     figures = open_set.score(table)["figures"]
     for kind in ("near", "far"):
-        expected = open_set_metrics.binary_figures(doubt[:80], doubt[novelty == kind])["auroc"]
+        expected = open_set_metrics.detection_metrics(doubt[:80], doubt[novelty == kind])["auroc"]
         assert figures[f"model.auroc_{kind}"] == pytest.approx(expected)
     assert figures["model.auroc_near"] < figures["model.auroc"] < figures["model.auroc_far"]
     del arrays["novelty"]  # a table of before
@@ -70,12 +70,12 @@ def test_the_open_set_tells_near_from_far_unknowns() -> None:
 
 def test_templates_are_those_of_the_data_set(tmp_path: Path) -> None:
     manifest = tmp_path / "test.jsonl"
-    assert templates_of(manifest) == ACTION_TEMPLATES
+    assert read_templates(manifest) == ACTION_TEMPLATES
     (tmp_path / "templates.txt").write_text("a clip of {}\n\nsomething {}\n")
-    assert templates_of(manifest) == ("a clip of {}", "something {}")
+    assert read_templates(manifest) == ("a clip of {}", "something {}")
     (tmp_path / "test.templates.txt").write_text("{}\n")
-    assert templates_of(manifest) == ("{}",)
+    assert read_templates(manifest) == ("{}",)
     given = tmp_path / "own.txt"
     given.write_text("no place for it\n")
     with pytest.raises(ManifestError, match="no place for it"):
-        templates_of(manifest, given)
+        read_templates(manifest, given)

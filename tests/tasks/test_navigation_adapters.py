@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 from internvideo.errors import RunError
-from internvideo.tasks.navigation.world.episodes import from_habitat, heading_of, to_habitat
+from internvideo.tasks.navigation.world.episodes import from_habitat, quaternion_to_heading, to_habitat
 from internvideo.tasks.navigation.world.habitat import Habitat
-from internvideo.tasks.navigation.world.house import draw_house
+from internvideo.tasks.navigation.world.house import generate_house
 from internvideo.tasks.navigation.world.miniworld import MiniWorld
 from internvideo.tasks.navigation.world.protocol import Episode, NavEnv, Pose
-from internvideo.tasks.navigation.world.raycast import FARTHEST
+from internvideo.tasks.navigation.world.raycast import MAX_DEPTH
 from internvideo.tasks.navigation.world.world import House, World
 
-SCENES = {name: draw_house(name, seed) for name, seed in (("a", 3), ("b", 4))}
+SCENES = {name: generate_house(name, seed) for name, seed in (("a", 3), ("b", 4))}
 
 
 class StandIn:
@@ -37,9 +37,9 @@ class StandIn:
         if not self.is_navigable(position):
             return None
         x, y, _ = from_habitat(position)
-        rgb, depth = self.house.camera.views(Pose(x, y, 0.0), np.array([heading_of(rotation)]), 0, 16)
+        rgb, depth = self.house.camera.views(Pose(x, y, 0.0), np.array([quaternion_to_heading(rotation)]), 0, 16)
         alpha = np.full((16, 16, 1), 255, dtype=np.uint8)
-        seen = {"rgb": np.concatenate([rgb[0], alpha], axis=2), "depth": depth[0][..., None] * FARTHEST}
+        seen = {"rgb": np.concatenate([rgb[0], alpha], axis=2), "depth": depth[0][..., None] * MAX_DEPTH}
         return {name: seen[name] for name in self.sensors}
 
     def geodesic_distance(self, position_a: list[float], position_b: list[float]) -> float:
@@ -67,7 +67,7 @@ def test_habitat_and_the_embedded_world_agree_on_the_same_house() -> None:
         opened.append(name)
         return StandIn(name)
 
-    habitat: NavEnv = Habitat(open_scene, largest_depth=FARTHEST)
+    habitat: NavEnv = Habitat(open_scene, max_depth=MAX_DEPTH)
     world: NavEnv = World(SCENES, 16)
     for scene in ("a", "b", "b"):
         assert habitat.reset(episode(scene)) == world.reset(episode(scene))
@@ -75,7 +75,7 @@ def test_habitat_and_the_embedded_world_agree_on_the_same_house() -> None:
         for _ in range(6):
             turn, distance = float(rng.uniform(-3, 3)), float(rng.uniform(0, 3))
             ours, theirs = world.step(turn, distance), habitat.step(turn, distance)
-            assert (ours.times, ours.collided) == (theirs.times, theirs.collided)
+            assert (ours.ticks, ours.collided) == (theirs.ticks, theirs.collided)
             for a, b in zip(ours.poses, theirs.poses, strict=True):
                 np.testing.assert_allclose((a.x, a.y, a.heading, a.height), (b.x, b.y, b.heading, b.height), atol=1e-9)
         seen, other = world.observe(time=0), habitat.observe()
@@ -99,8 +99,8 @@ def test_what_habitat_does_not_show_is_told() -> None:
     habitat.simulator.sensors.discard("depth")  # type: ignore[attr-defined]  # of the stand-in
     with pytest.raises(RunError, match="rgb"):
         habitat.observe()
-    habitat.place(Pose(1, 1, 0.0), 4)
-    assert (habitat.pose, habitat.time) == (Pose(1, 1, 0.0), 4)
+    habitat.set_state(Pose(1, 1, 0.0), 4)
+    assert (habitat.pose, habitat.tick) == (Pose(1, 1, 0.0), 4)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("miniworld") is None, reason="MiniWorld is an optional extra")

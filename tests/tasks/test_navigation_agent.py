@@ -23,7 +23,7 @@ from internvideo.tasks.navigation.rollout import (
     EpisodeState,
     ObservationEncoder,
     PlannerState,
-    ShortestPathExpert,
+    ShortestPathTeacher,
     observation,
     rollout,
 )
@@ -37,7 +37,7 @@ from internvideo.tasks.navigation.world.loader import open_world
 from internvideo.tasks.navigation.world.protocol import Pose
 from internvideo.tasks.navigation.world.settings import WorldSettings
 from internvideo.tasks.navigation.world.trajectories import TrajectorySettings
-from internvideo.tasks.navigation.world.walks import heat_map, in_views, open_lengths, open_places
+from internvideo.tasks.navigation.world.walks import choose_waypoints, free_lengths, heat_map, label_views
 from internvideo.tasks.table import Predictions
 
 
@@ -70,13 +70,13 @@ def test_words_are_the_commonest_and_others_are_unknown() -> None:
 def test_open_places_are_far_apart_and_can_be_walked_to() -> None:
     one = state()
     env, pose = one.env, one.env.pose
-    lengths = open_lengths(house_world(), pose)
-    found = open_places(lengths)
+    lengths = free_lengths(house_world(), pose)
+    found = choose_waypoints(lengths)
     assert 1 <= len(found) <= 5
     for number, (angle, distance) in enumerate(found):
         env.step(-angle * math.pi / 60, (distance + 1) * 0.25)
         assert math.dist(env.pose.position, pose.position) == pytest.approx((distance + 1) * 0.25, abs=1e-6)
-        env.place(pose, 0)
+        env.set_state(pose, 0)
         for other, _ in found[number + 1 :]:
             assert min(abs(angle - other), 120 - abs(angle - other)) > 10
     heat = heat_map(found)
@@ -86,14 +86,14 @@ def test_open_places_are_far_apart_and_can_be_walked_to() -> None:
 
 def test_things_are_told_of_the_view_that_looks_at_them() -> None:
     env = house_world()
-    scene = env.enter("house").scene
+    scene = env.load_house("house").scene
     env.reset(small_navigation.episodes(1)[0])
     thing = scene.landmarks[0]
     near = [(thing.x + 1.2 * math.cos(a), thing.y + 1.2 * math.sin(a)) for a in np.arange(0, 6.3, 0.4)]
     x, y = next(place for place in near if env.free(place))
     ahead = Pose(x, y, math.atan2(thing.y - y, thing.x - x))
-    things, motions = in_views(env, ahead)
-    left, _ = in_views(env, replace(ahead, heading=ahead.heading - math.pi / 2))
+    things, motions = label_views(env, ahead)
+    left, _ = label_views(env, replace(ahead, heading=ahead.heading - math.pi / 2))
     assert things[0].any()
     assert left[3].any()
     assert np.array_equal(left[3], things[0])
@@ -136,20 +136,20 @@ def test_what_can_be_chosen() -> None:
 
 def test_the_teacher_goes_where_the_goal_is_nearest_and_stops_beside_it() -> None:
     one = state()
-    teacher, goal = ShortestPathExpert(1.5), one.episode.goal
+    teacher, goal = ShortestPathTeacher(1.5), one.episode.goal
     assert goal is not None
     every = waypoints(*((angle, 5) for angle in range(0, 120, 10)))
     best = teacher(one, every)
     pose = one.env.pose
     one.step(float(every.turn[best]), float(every.meters[best]))
     reached = one.env.geodesic(one.env.pose.position, goal)
-    one.env.place(pose, 0)
+    one.env.set_state(pose, 0)
     for turn, meters in zip(every.turn.tolist(), every.meters.tolist(), strict=True):
         one.env.step(turn, meters)
         assert reached <= one.env.geodesic(one.env.pose.position, goal) + 1e-9
-        one.env.place(pose, 0)
+        one.env.set_state(pose, 0)
     assert teacher(one, waypoints()) == 0
-    one.env.place(Pose(goal[0], goal[1], 0.0), 0)
+    one.env.set_state(Pose(goal[0], goal[1], 0.0), 0)
     assert teacher(one, every) == len(every.angle)
     with pytest.raises(ValueError, match="no goal"):
         teacher(EpisodeState(0, replace(one.episode, goal=None), one.env), every)
@@ -180,7 +180,7 @@ def test_the_chance_of_the_teachers_step_falls_with_the_iterations() -> None:
     stage = NavigationStage(navigator(), NavigationSettings(max_steps=5, teacher_every=2))
     shares = []
     for _ in range(5):
-        shares.append(stage.teacher_share)
+        shares.append(stage.teacher_probability)
         stage.iteration += 1
     assert shares == pytest.approx([0.75, 0.75, 0.75**2, 0.75**2, 0.75**3])
 

@@ -26,20 +26,20 @@ from internvideo.tasks.navigation.world.episodes import (
     write_world,
 )
 from internvideo.tasks.navigation.world.follower import ACTION_TURN, FORWARD, LEFT, NEAR, RIGHT, STOP, follow
-from internvideo.tasks.navigation.world.house import draw_house
+from internvideo.tasks.navigation.world.house import generate_house
 from internvideo.tasks.navigation.world.instructions import (
     Pass,
     Route,
     Stop,
     Thing,
     Through,
-    say,
-    told_by_motion,
-    understand,
+    generate_instruction,
+    goal_named_by_motion,
+    parse_instruction,
     vocabulary,
 )
-from internvideo.tasks.navigation.world.protocol import STEP, Episode, Pose, turn_towards, wrapped
-from internvideo.tasks.navigation.world.scene import COLOURS, MOTIONS, SHAPES
+from internvideo.tasks.navigation.world.protocol import STEP, Episode, Pose, turn_towards, wrap_angle
+from internvideo.tasks.navigation.world.scene import COLORS, MOTIONS, SHAPES
 from internvideo.tasks.navigation.world.world import House, World
 
 SETTINGS = NavigationSettings(scenes=4, episodes=24, validation=12)
@@ -66,8 +66,8 @@ def random_route(rng: np.random.Generator) -> Route:
     for number in range(int(rng.integers(0, 4))):
         turn = one(("", "left", "right", "around")) if number == 0 else ""
         door = rng.random() < 0.5
-        legs.append(Through(one(COLOURS), turn) if door else Pass(Thing(one(SHAPES), one(COLOURS)), turn))  # type: ignore[arg-type]
-    legs.append(Stop(Thing(one(SHAPES), one(COLOURS), one(("", "still", *MOTIONS)))))  # type: ignore[arg-type]  # drawn
+        legs.append(Through(one(COLORS), turn) if door else Pass(Thing(one(SHAPES), one(COLORS)), turn))  # type: ignore[arg-type]
+    legs.append(Stop(Thing(one(SHAPES), one(COLORS), one(("", "still", *MOTIONS)))))  # type: ignore[arg-type]  # drawn
     return tuple(legs)  # type: ignore[arg-type]  # drawn words
 
 
@@ -76,9 +76,9 @@ def test_what_is_said_is_understood() -> None:
     said = set()
     for _ in range(400):
         route = random_route(rng)
-        text = say(route, rng)
+        text = generate_instruction(route, rng)
         said.add(text)
-        assert understand(text) == route, text
+        assert parse_instruction(text) == route, text
         assert text[0].isupper()
         assert text.endswith(".")
         assert {word.strip(".,").lower() for word in text.split()} <= set(vocabulary())
@@ -96,8 +96,8 @@ def test_what_is_said_is_understood() -> None:
 )  # fmt: skip
 def test_what_is_no_sentence_is_not_understood(text: str) -> None:
     with pytest.raises(ValueError, match=r"piece|beginning|does not end"):
-        understand(text)
-    assert not told_by_motion(text)
+        parse_instruction(text)
+    assert not goal_named_by_motion(text)
 
 
 def test_files_are_read_by_the_reader_of_the_real_ones(folder: Path) -> None:
@@ -124,7 +124,7 @@ def test_a_trajectory_has_three_different_sentences_of_one_meaning(episodes: lis
     for episode in episodes:
         groups.setdefault(episode.trajectory, []).append(episode)
     assert all(len(group) == 3 for group in groups.values())
-    assert all(len({understand(episode.instruction) for episode in group}) == 1 for group in groups.values())
+    assert all(len({parse_instruction(episode.instruction) for episode in group}) == 1 for group in groups.values())
     assert sum(len({episode.instruction for episode in group}) == 3 for group in groups.values()) > 0.9 * len(groups)
 
 
@@ -150,7 +150,7 @@ def test_a_follower_of_the_shortest_way_reaches_every_goal(folder: Path, episode
 
 def test_a_follower_is_not_caught_at_a_corner() -> None:
     """Here whole steps and turns of 15 degrees along the straight pieces alone went to and fro for ever."""
-    ground = House(draw_house("scenes/house_0055.json", 200_061)).ground
+    ground = House(generate_house("scenes/house_0055.json", 200_061)).ground
     start, goal = Pose(6.644, 9.81, 2.094431), (10.27, 4.58)
     walked = follow(ground, start, goal)
     assert walked.actions[-1] == STOP
@@ -180,8 +180,8 @@ def test_what_the_sentences_say_is_true(folder: Path, episodes: list[Episode]) -
     """Doors are met in the order that is said, passed things are passed in between, the last one stands at the goal."""
     world = World(folder)
     for episode in episodes[::3]:
-        scene = world.enter(episode.scene).scene
-        route = understand(episode.instruction)
+        scene = world.load_house(episode.scene).scene
+        route = parse_instruction(episode.instruction)
         path = episode.path[:, :2]
         at = 0
         assert episode.goal is not None
@@ -211,7 +211,7 @@ def test_what_the_sentences_say_is_true(folder: Path, episodes: list[Episode]) -
 def test_the_first_turn_leads_where_the_way_goes(folder: Path, episodes: list[Episode]) -> None:
     sides = {"": (0, 75), "left": (15, 165), "right": (-165, -15), "around": (105, 180)}
     for episode in episodes:
-        turn = understand(episode.instruction)[0].turn
+        turn = parse_instruction(episode.instruction)[0].turn
         target = episode.path[min(6, len(episode.path) - 1), :2]
         angle = math.degrees(turn_towards(episode.start, tuple(target)))
         low, high = sides[turn]
@@ -220,13 +220,13 @@ def test_the_first_turn_leads_where_the_way_goes(folder: Path, episodes: list[Ep
 
 def test_a_goal_told_by_motion_has_a_twin_too_far_to_count(folder: Path, episodes: list[Episode]) -> None:
     world = World(folder)
-    told = [episode for episode in episodes if told_by_motion(episode.instruction)]
+    told = [episode for episode in episodes if goal_named_by_motion(episode.instruction)]
     assert len(told) > len(episodes) * 0.1
     for episode in told:
-        last = understand(episode.instruction)[-1].thing  # type: ignore[union-attr]  # a Stop
+        last = parse_instruction(episode.instruction)[-1].thing  # type: ignore[union-attr]  # a Stop
         assert episode.goal is not None
-        room = world.enter(episode.scene).scene.room_at(*episode.goal[:2])
-        twins = [thing for thing in world.enter(episode.scene).scene.landmarks
+        room = world.load_house(episode.scene).scene.room_at(*episode.goal[:2])
+        twins = [thing for thing in world.load_house(episode.scene).scene.landmarks
                  if (thing.shape, thing.colour, thing.room) == (last.shape, last.colour, room)]  # fmt: skip
         assert len({thing.motion for thing in twins}) == len(twins) == 2
         wrong = max(math.dist((thing.x, thing.y), episode.goal[:2]) for thing in twins)
@@ -246,7 +246,7 @@ def test_coordinates_of_habitat_there_and_back() -> None:
         point = tuple(float(value) for value in rng.uniform(-9, 9, 3))
         assert from_habitat(to_habitat(point)) == point
         heading = float(rng.uniform(-math.pi, math.pi))
-        assert wrapped(heading_of(rotation_of(heading)) - heading) == pytest.approx(0, abs=1e-9)
+        assert wrap_angle(heading_of(rotation_of(heading)) - heading) == pytest.approx(0, abs=1e-9)
     assert heading_of([0, 0, 0, 1]) == 0  # habitat's -z
     # A quarter turn about y to the left, from -z to -x: here from +x to +y.
     assert heading_of([0, math.sqrt(0.5), 0, math.sqrt(0.5)]) == pytest.approx(math.pi / 2)
@@ -262,7 +262,7 @@ def test_a_split_that_is_not_there_is_told(folder: Path) -> None:
 
 def test_plans_show_what_was_walked(folder: Path, episodes: list[Episode]) -> None:
     episode = episodes[-1]
-    scene = World(folder).enter(episode.scene).scene
+    scene = World(folder).load_house(episode.scene).scene
     way = np.array([[1.0, 1.0], [2.0, 1.5]])
     text = plans([Plan(scene, episode, {"planner": way}, "arrived"), Plan(scene, episode, {})])
     assert text.startswith("<svg")

@@ -12,28 +12,28 @@ import pytest
 
 from internvideo.errors import ManifestError
 from internvideo.tasks.navigation.world.free_space import FreeSpace
-from internvideo.tasks.navigation.world.house import HouseSettings, draw_house
+from internvideo.tasks.navigation.world.house import HouseSettings, generate_house
 from internvideo.tasks.navigation.world.protocol import (
     Episode,
     NavEnv,
     Pose,
-    steps_forward,
-    turn_pieces,
+    num_forward_steps,
+    split_turn,
     turn_towards,
-    wrapped,
+    wrap_angle,
 )
-from internvideo.tasks.navigation.world.raycast import EYE, FARTHEST
+from internvideo.tasks.navigation.world.raycast import EYE, MAX_DEPTH
 from internvideo.tasks.navigation.world.scene import (
-    COLOURS,
+    COLORS,
     MOTIONS,
     WALL,
     Door,
     Landmark,
     Room,
     Scene,
+    build_walls,
     footprints,
     read_scene,
-    walls_of,
     write_scene,
 )
 from internvideo.tasks.navigation.world.world import House, World
@@ -91,8 +91,8 @@ def test_left_of_a_view_is_left() -> None:
 def test_depth_is_measured_along_the_axis() -> None:
     seen = world_of(one_room(), Pose(3, 3, 0.0), 33).observe()
     wall = 8 - WALL / 2 - 3
-    np.testing.assert_allclose(seen.depth[0, 16, 8:25] * FARTHEST, wall, atol=1e-4)  # a flat wall is equally deep
-    floor = seen.depth[0, -1] * FARTHEST
+    np.testing.assert_allclose(seen.depth[0, 16, 8:25] * MAX_DEPTH, wall, atol=1e-4)  # a flat wall is equally deep
+    floor = seen.depth[0, -1] * MAX_DEPTH
     down = 1 - 1 / 33  # v of the last row's middle
     np.testing.assert_allclose(floor, EYE / down, atol=1e-4)
     assert seen.depth.dtype == np.float32
@@ -104,7 +104,7 @@ def test_depth_is_measured_along_the_axis() -> None:
 
 def test_depth_and_colour_of_a_thing_before_a_wall() -> None:
     seen = world_of(one_room(box(6, 3)), Pose(4, 3, 0.0), 65).observe()
-    middle = seen.depth[0][:, 32] * FARTHEST
+    middle = seen.depth[0][:, 32] * MAX_DEPTH
     red = reds(seen.rgb[0][:, 32])
     assert red.any()
     front = 6 - 0.42 - 4
@@ -126,7 +126,7 @@ def test_depth_views_may_have_their_own_size() -> None:
 
 
 def test_the_same_pose_and_tick_give_the_same_pixels() -> None:
-    scene = draw_house("a", 5)
+    scene = generate_house("a", 5)
     pose = Pose(*scene.rooms[0].center, 0.7)
     first = House(scene).camera.panorama(pose, 3, 32)
     again = House(Scene.model_validate_json(scene.model_dump_json())).camera.panorama(pose, 3, 32)
@@ -135,7 +135,7 @@ def test_the_same_pose_and_tick_give_the_same_pixels() -> None:
 
 
 def test_turning_by_a_view_moves_the_panorama_by_one() -> None:
-    camera = House(draw_house("a", 6)).camera
+    camera = House(generate_house("a", 6)).camera
     pose = Pose(2.0, 2.5, 0.2)
     seen = camera.panorama(pose, 0, 32).depth
     turned = camera.panorama(replace(pose, heading=pose.heading + math.pi / 6), 0, 32).depth
@@ -160,7 +160,7 @@ def test_a_doorway_can_be_looked_through_below_its_lintel() -> None:
     door = Door(x=8, y=3, along="y", colour="green", rooms=(0, 1))
     scene = Scene(name="two", size=(14, 6), rooms=rooms, doors=(door,))
     seen = world_of(scene, Pose(4, 3, 0.0), 65).observe()
-    column = seen.depth[0, :, 32] * FARTHEST
+    column = seen.depth[0, :, 32] * MAX_DEPTH
     assert column[32] == pytest.approx(14 - WALL / 2 - 4, abs=1e-3)  # the wall of the next room
     lintel = 32 - round((2.3 - EYE) / (4 - WALL / 2) * 32.5)
     assert column[lintel] == pytest.approx(4 - WALL / 2 - 0.03, abs=1e-3)
@@ -199,7 +199,7 @@ def test_distances_are_no_longer_than_those_of_a_fine_grid_and_hardly_shorter() 
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import dijkstra
 
-    house = House(draw_house("a", 8, HouseSettings(columns=2, rows=1)))
+    house = House(generate_house("a", 8, HouseSettings(columns=2, rows=1)))
     cell = 0.1
     shape = tuple(int(side / cell) for side in house.scene.size)
     cells = np.stack(np.meshgrid(*(np.arange(side) for side in shape), indexing="ij"), axis=-1).reshape(-1, 2)
@@ -233,7 +233,7 @@ def test_distances_are_no_longer_than_those_of_a_fine_grid_and_hardly_shorter() 
 
 
 def test_a_path_is_as_long_as_the_distance_and_keeps_clear() -> None:
-    house = House(draw_house("a", 4))
+    house = House(generate_house("a", 4))
     rng = np.random.default_rng(1)
     points = rng.uniform((0, 0), house.scene.size, (60, 2))
     points = points[house.ground.free(points)][:20]
@@ -247,7 +247,7 @@ def test_a_path_is_as_long_as_the_distance_and_keeps_clear() -> None:
 
 def test_every_room_of_many_houses_can_be_reached() -> None:
     for seed in range(12):
-        house = House(draw_house("a", seed))
+        house = House(generate_house("a", seed))
         corners = np.array([(room.x0 + 0.4, room.y0 + 0.4) for room in house.scene.rooms])
         assert np.isfinite(house.ground.distances(corners, tuple(corners[0]))).all()
         assert len(house.scene.doors) >= len(house.scene.rooms) - 1
@@ -269,8 +269,8 @@ def test_a_walk_turns_in_pieces_and_steps_by_a_quarter_of_a_metre() -> None:
     walk = world.step(math.radians(120), 0.8)
     turned = [math.degrees(pose.heading) for pose in walk.poses]
     np.testing.assert_allclose(turned, [45, 90, 120, 120, 120, 120], atol=1e-9)
-    assert walk.times == (1, 2, 3, 4, 5, 6)
-    assert world.time == 6
+    assert walk.ticks == (1, 2, 3, 4, 5, 6)
+    assert world.tick == 6
     assert not walk.collided
     end = (2 + 0.75 * math.cos(math.radians(120)), 2 + 0.75 * math.sin(math.radians(120)))
     np.testing.assert_allclose(walk.poses[-1].position[:2], end, atol=1e-12)
@@ -279,13 +279,13 @@ def test_a_walk_turns_in_pieces_and_steps_by_a_quarter_of_a_metre() -> None:
 
 
 def test_turns_take_the_shorter_way_and_distances_are_not_lost_to_rounding() -> None:
-    assert [round(math.degrees(piece)) for piece in turn_pieces(math.radians(270))] == [-45, -45]
-    assert [round(math.degrees(piece)) for piece in turn_pieces(math.radians(-30))] == [-30]
-    assert turn_pieces(2 * math.pi) == ()
-    assert len(turn_pieces(math.pi)) == 4
-    assert [steps_forward(0.25 * count) for count in range(13)] == list(range(13))
-    assert steps_forward(0.1 * 7.5) == 3
-    assert wrapped(3 * math.pi) == pytest.approx(math.pi)
+    assert [round(math.degrees(piece)) for piece in split_turn(math.radians(270))] == [-45, -45]
+    assert [round(math.degrees(piece)) for piece in split_turn(math.radians(-30))] == [-30]
+    assert split_turn(2 * math.pi) == ()
+    assert len(split_turn(math.pi)) == 4
+    assert [num_forward_steps(0.25 * count) for count in range(13)] == list(range(13))
+    assert num_forward_steps(0.1 * 7.5) == 3
+    assert wrap_angle(3 * math.pi) == pytest.approx(math.pi)
     assert math.degrees(turn_towards(Pose(0, 0, 0), (0, 1))) == pytest.approx(90)
 
 
@@ -310,7 +310,7 @@ def test_who_walks_straight_into_a_wall_stands_still() -> None:
 
 
 def test_nobody_ever_gets_into_anything() -> None:
-    scene = draw_house("a", 9)
+    scene = generate_house("a", 9)
     rng = np.random.default_rng(2)
     world = world_of(scene, Pose(0.5, 0.5, 0.0))
     for _ in range(150):
@@ -322,7 +322,7 @@ def test_nobody_ever_gets_into_anything() -> None:
 
 
 def test_a_scene_survives_its_file(tmp_path: Path) -> None:
-    scene = draw_house("scenes/a.json", 3)
+    scene = generate_house("scenes/a.json", 3)
     write_scene(tmp_path / "scenes/a.json", scene)
     assert read_scene(tmp_path / "scenes/a.json") == scene
     world: NavEnv = World(tmp_path)
@@ -334,7 +334,7 @@ def test_a_scene_survives_its_file(tmp_path: Path) -> None:
 
 
 def test_a_scene_that_does_not_fit_is_told(tmp_path: Path) -> None:
-    good = draw_house("a", 3).model_dump_json()
+    good = generate_house("a", 3).model_dump_json()
     for old, new in (('"colour":"', '"colour":"no'), ('"floor":"', '"floor":"no'), ('"size"', '"sise"'), ("{", "")):
         (tmp_path / "bad.json").write_text(good.replace(old, new, 1))
         with pytest.raises(ManifestError, match=r"bad\.json"):
@@ -342,8 +342,8 @@ def test_a_scene_that_does_not_fit_is_told(tmp_path: Path) -> None:
 
 
 def test_the_same_seed_draws_the_same_house_and_another_another() -> None:
-    assert draw_house("a", 1) == draw_house("a", 1)
-    assert draw_house("a", 1) != draw_house("a", 2)
+    assert generate_house("a", 1) == generate_house("a", 1)
+    assert generate_house("a", 1) != generate_house("a", 2)
     with pytest.raises(ValueError, match="two"):
         HouseSettings(columns=1, rows=1)
 
@@ -351,19 +351,19 @@ def test_the_same_seed_draws_the_same_house_and_another_another() -> None:
 def test_things_in_a_room_are_told_apart_by_shape_colour_or_motion() -> None:
     twins = 0
     for seed in range(10):
-        scene = draw_house("a", seed)
+        scene = generate_house("a", seed)
         for room in range(len(scene.rooms)):
             here = [thing for thing in scene.landmarks if thing.room == room]
             assert len({(thing.shape, thing.colour, thing.motion) for thing in here}) == len(here)
             looks = len({(thing.shape, thing.colour) for thing in here})
             twins += len(here) - looks
-            assert all(thing.colour in COLOURS and scene.rooms[room].holds(thing.x, thing.y) for thing in here)
+            assert all(thing.colour in COLORS and scene.rooms[room].holds(thing.x, thing.y) for thing in here)
     assert twins > 10
 
 
 def test_walls_overlap_where_they_meet_so_that_no_seam_lets_anybody_through() -> None:
-    house = House(draw_house("a", 2))
-    blocks = footprints(house.scene, walls_of(house.scene))
+    house = House(generate_house("a", 2))
+    blocks = footprints(house.scene, build_walls(house.scene))
     along = np.linspace(0, house.scene.size[0], 4000)
     for room in house.scene.rooms:
         points = np.stack([along, np.full_like(along, room.y1)], axis=1)
@@ -384,7 +384,7 @@ def test_one_who_stands_on_a_corner_cannot_slip_into_it() -> None:
 
 
 def test_whoever_walks_at_random_always_stands_on_free_ground() -> None:
-    house = House(draw_house("a", 5))
+    house = House(generate_house("a", 5))
     rng = np.random.default_rng(0)
     x, y = next(spot for spot in rng.uniform((0, 0), house.scene.size, (100, 2)) if house.ground.free(spot[None])[0])
     place = (float(x), float(y))

@@ -29,12 +29,12 @@ from internvideo.recipe import Recipe, build_recipe
 from internvideo.tasks.anticipation.model import Anticipator
 from internvideo.tasks.spatio_temporal_localization.data import KeyFrame, positions_before
 from internvideo.tasks.spatio_temporal_localization.object_boxes import (
-    detected,
-    learned,
-    matched,
+    detections_of,
+    match_boxes,
     object_frames,
-    of_frame,
     read_detections,
+    with_detected_boxes,
+    with_training_targets,
 )
 from internvideo.tasks.state_change import predict as state_change
 from internvideo.tasks.table import Predictions
@@ -120,20 +120,20 @@ def test_what_is_learned_of_a_detectors_box(tmp_path: Path) -> None:
     frames = object_frames(world(tmp_path))
     found = read_detections(tmp_path / "found.json")
     assert (frames[1].size, frames[1].time, frames[1].contact.tolist()) == ((64, 32), 0.75, [[1.0, 1.0]])
-    plain = learned(frames[1], of_frame(frames[1], found))
+    plain = with_training_targets(frames[1], detections_of(frames[1], found))
     assert plain.labels == ((1,), (), (1,))
-    contact = learned(frames[1], of_frame(frames[1], found), background=2)
+    contact = with_training_targets(frames[1], detections_of(frames[1], found), background=2)
     assert contact.targets is not None
     np.testing.assert_array_equal(contact.targets, [[1, 1], [2, np.nan], [1, 1]])
-    seen = detected(frames[1], of_frame(frames[1], found))
+    seen = with_detected_boxes(frames[1], detections_of(frames[1], found))
     assert (seen.labels, seen.scores.tolist()) == (((0,), (1,)), [0.9, 0.8])
 
 
 def test_a_box_belongs_to_the_object_it_overlaps_most() -> None:
     truths = np.array([[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 0.5, 1.0]])
     boxes = np.array([[0.0, 0.0, 0.6, 1.0], [0.0, 0.0, 0.9, 1.0], [0.9, 0.9, 1.0, 1.0]])
-    assert matched(boxes, truths).tolist() == [1, 0, -1]
-    assert matched(boxes, truths[:0]).tolist() == [-1, -1, -1]
+    assert match_boxes(boxes, truths).tolist() == [1, 0, -1]
+    assert match_boxes(boxes, truths[:0]).tolist() == [-1, -1, -1]
 
 
 def test_boxes_of_two_times_are_no_key_frame(tmp_path: Path) -> None:
@@ -158,14 +158,14 @@ def test_the_head_sees_where_a_box_is_to_the_pixel() -> None:
     model = Anticipator(config).eval()
     video = torch.full((1, 3, 4, 32, 32), 0.3)
     boxes = torch.tensor([[2.0, 2.0, 20.0, 20.0], [2.9, 2.9, 20.9, 20.9], [3.0, 2.0, 20.0, 20.0]])
-    table = model.head.embedded(boxes)
+    table = model.head.embed_boxes(boxes)
     torch.testing.assert_close(table[0], table[1], msg="whole coordinates alone count")
     assert not torch.allclose(table[0], table[2])
     logits, seconds = model(video, torch.zeros(3, dtype=torch.int64), boxes)
     assert (logits.shape, seconds.shape) == ((3, 4), (3,))
     assert bool((seconds > 0).all())
-    far = model.head.embedded(torch.tensor([[0.0, 0.0, 5000.0, 1023.0]]))
-    torch.testing.assert_close(far, model.head.embedded(torch.tensor([[0.0, 0.0, 1023.0, 1023.0]])))
+    far = model.head.embed_boxes(torch.tensor([[0.0, 0.0, 5000.0, 1023.0]]))
+    torch.testing.assert_close(far, model.head.embed_boxes(torch.tensor([[0.0, 0.0, 1023.0, 1023.0]])))
 
 
 def test_the_time_of_what_is_not_touched_does_not_count() -> None:

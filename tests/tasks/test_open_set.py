@@ -24,8 +24,8 @@ from internvideo.objectives.evidential import evidence, evidential_loss, opinion
 from internvideo.pipeline import run_recipe
 from internvideo.recipe import build_recipe
 from internvideo.tasks.open_set import predict as open_set
-from internvideo.tasks.open_set.evaluate import open_rows
-from internvideo.tasks.open_set.methods import METHODS, Learning, judge_all
+from internvideo.tasks.open_set.evaluate import read_open_rows
+from internvideo.tasks.open_set.methods import METHODS, HeadTrainingSettings, predict_with_all_methods
 from internvideo.tasks.open_set.model import (
     BayesianLinear,
     DebiasHead,
@@ -108,8 +108,8 @@ def test_openmax_takes_what_is_extreme() -> None:
     labels = np.repeat([0, 1, 2], [60, 60, 2])
     logits = 5.0 * np.eye(3)[labels]
     logits[0] = [0, 5, 0]  # a mistake: it must not count
-    rule = OpenMax.fit(features, logits, labels, tail=20, ranks=10)
-    assert rule.ranks == 3
+    rule = OpenMax.fit(features, logits, labels, tail=20, num_ranks=10)
+    assert rule.num_ranks == 3
     np.testing.assert_allclose(rule.means[0], features[1:60].mean(axis=0))
     largest = np.sort(np.linalg.norm(features[1:60] - rule.means[0], axis=1))[-20:]
     shape, _, scale = weibull_min.fit(largest, floc=0)
@@ -121,7 +121,7 @@ def test_openmax_takes_what_is_extreme() -> None:
     ]
     positive = np.array([3.0, 2.0, 0.0])
     taken = positive * np.array([share[0], share[1] * 2 / 3, 0.0])
-    np.testing.assert_allclose(rule.revise(point, scores)[0], [*(positive - taken), taken.sum()])
+    np.testing.assert_allclose(rule.recalibrate(point, scores)[0], [*(positive - taken), taken.sum()])
 
 
 # --- the stage -------------------------------------------------------------------------------------------------------
@@ -190,7 +190,7 @@ def test_alternated_branches_pull_against_each_other() -> None:
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
-        ({"loss": "mse", "calibration": True, "annealing_batches": 2}, "log and digamma"),
+        ({"loss": "mse", "calibration": True, "annealing_batches": 2}, "log or digamma"),
         ({"kl": True}, "annealing_batches"),
         ({"loss": "cross_entropy"}, "annealing_batches"),
         ({"disentangled": True}, "calibration"),
@@ -217,10 +217,10 @@ def clusters() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 
 def test_every_method_tells_classes_and_strangers() -> None:
     train, labels, test, strange = clusters()
-    learning = Learning(num_classes=3, epochs=30)
-    said = judge_all(train, labels, test, learning)
+    learning = HeadTrainingSettings(num_classes=3, epochs=30)
+    said = predict_with_all_methods(train, labels, test, learning)
     assert set(said) == set(METHODS)
-    again = judge_all(train, labels, test, learning)
+    again = predict_with_all_methods(train, labels, test, learning)
     for name, (before, (probabilities, doubt)) in said.items():
         assert before[0].shape == (300, 3), name
         np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-6, err_msg=name)
@@ -264,12 +264,12 @@ def test_the_table_holds_every_method_and_can_be_scored_again(run: tuple[Path, P
     table = Predictions.load(run[1] / "open_set.npz")
     assert table["labels"].tolist()[8:] == [-1] * 4
     assert set(table["strangers"].tolist()) == {"", "new 0", "new 1"}
-    assert open_set.methods(table) == [open_set.OWN, *METHODS]
+    assert open_set.methods(table) == [open_set.OWN_METHOD, *METHODS]
     result = score(table)
     stored = json.loads((run[1] / "open_set.json").read_text())
     assert stored["figures"] == result["figures"]
     assert result["protocol"]["unknown_classes"] == 2
-    probabilities, doubt = open_set.own_opinion(table["logits"], "exp")
+    probabilities, doubt = open_set.own_prediction(table["logits"], "exp")
     np.testing.assert_allclose(table["uncertainty:model"], doubt, rtol=1e-5)
     assert np.array_equal(table["predicted:model"], probabilities.argmax(axis=1))
     for method in open_set.methods(table):
@@ -322,7 +322,7 @@ def rows(*labels: int | None, known: str = "") -> tuple[Sample, ...]:
 def test_unknown_rows_are_those_that_say_so_those_of_other_classes_and_a_manifest_of_them(tmp_path: Path) -> None:
     write_manifest(tmp_path / "test.jsonl", rows(0, 1, 2), ("b", "new", "a"))
     write_manifest(tmp_path / "more.jsonl", rows(0), ("a",))
-    made = open_rows(read_manifest(tmp_path / "test.jsonl"), ("a", "b"), tmp_path / "more.jsonl")
+    made = read_open_rows(read_manifest(tmp_path / "test.jsonl"), ("a", "b"), tmp_path / "more.jsonl")
     assert [(row.id, row.label) for row in made.rows] == [("0", 1), ("2", 0), ("1", None), ("unknown/0", None)]
     assert [open_set.unknown_class(row) for row in made.rows[2:]] == ["new", "a"]
     assert made.classes == ("a", "b")
@@ -334,7 +334,7 @@ def test_numbers_of_another_list_are_other_classes(tmp_path: Path) -> None:
     (tmp_path / "away").mkdir()
     (tmp_path / "away" / "unknown.txt").write_text("a.mp4 0\nc.mp4 5\n")
     known = read_manifest(tmp_path / "known.txt")
-    made = open_rows(known, ("run", "walk"), tmp_path / "away" / "unknown.txt")
+    made = read_open_rows(known, ("run", "walk"), tmp_path / "away" / "unknown.txt")
     assert [row.label for row in made.rows] == [0, 1, None, None]
     assert made.video_path(made.rows[2]) == tmp_path / "away" / "a.mp4"
     assert len({row.id for row in made.rows}) == 4
@@ -343,7 +343,7 @@ def test_numbers_of_another_list_are_other_classes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("kinds", "told"), [(rows(0, 1), "only known"), (rows(0, None, known="no"), "only unknown")])
 def test_both_kinds_are_needed(kinds: tuple[Sample, ...], told: str) -> None:
     with pytest.raises(ManifestError, match=told):
-        open_rows(Manifest(kinds, ("a", "b"), Path("/x"), Path("/x/y.jsonl")), ("a", "b"), None)
+        read_open_rows(Manifest(kinds, ("a", "b"), Path("/x"), Path("/x/y.jsonl")), ("a", "b"), None)
 
 
 def test_a_known_row_without_label_and_absent_training_rows_are_told(
@@ -351,6 +351,6 @@ def test_a_known_row_without_label_and_absent_training_rows_are_told(
 ) -> None:
     unlabelled = Manifest(rows(0, None) + rows(None, known="no"), ("a", "b"), Path("/x"), Path("/x/y.jsonl"))
     with pytest.raises(ManifestError, match="1 of 2 rows have no label"):
-        open_rows(unlabelled, ("a", "b"), None)
+        read_open_rows(unlabelled, ("a", "b"), None)
     with pytest.raises(RecipeError, match="--train-manifest"):
         evaluate_task("open_set", run[0], world, tmp_path, {**CPU, "train_manifest": tmp_path / "gone.jsonl"})

@@ -20,11 +20,11 @@ from internvideo.objectives.refinement import best_truths
 from internvideo.tasks.refinement.data import (
     ProposalLoader,
     ProposalSettings,
-    jittered,
+    jitter_spans,
     read_all_proposals,
+    read_padded_sequence,
     read_proposals,
-    whole_sequence,
-    with_proposals,
+    select_with_proposals,
 )
 from internvideo.tasks.temporal_localization.data import FeatureSettings, FeatureVideo, read_feature_set
 
@@ -135,7 +135,7 @@ def test_places_reach_over_the_whole_video(tmp_path: Path, window: float) -> Non
     np.save(tmp_path / "a.npy", np.arange(20, dtype=np.float32)[:, None])
     nothing = np.zeros((0, 2)), np.zeros(0, np.int64)
     video = FeatureVideo("a", tmp_path / "a.npy", "", 8.0, 4.0, window, (19 * 4 + window) / 8, *nothing)
-    made = whole_sequence(video, FeatureSettings())
+    made = read_padded_sequence(video, FeatureSettings())
     middles = (np.arange(20) * 4 + window / 2) / 8
     places = made.positions(middles)
     np.testing.assert_allclose(places, np.arange(20) + 0.5 + made.added)
@@ -152,7 +152,7 @@ def test_places_reach_over_the_whole_video(tmp_path: Path, window: float) -> Non
 def loader(folder: Path, **changes: Any) -> ProposalLoader:
     features = read_feature_set(folder)
     proposals = read_proposals(folder / "proposals.json", features.classes)
-    features = with_proposals(features, proposals)
+    features = select_with_proposals(features, proposals)
     choice = ProposalSettings(**{"jitter": 0.2, "top_k": 10, **changes})
     return ProposalLoader(features, proposals, FeatureSettings(), choice, LoaderSettings(batch_size=5))
 
@@ -173,13 +173,13 @@ def test_a_batch_depends_on_its_place_alone(tmp_path: Path, start: int) -> None:
 
 def test_jitter_keeps_segments_whole() -> None:
     spans = torch.tensor([[0.0, 10.0], [2.0, 2.05], [5.0, 6.0]])
-    drawn = [jittered(spans, 0.4, np.random.RandomState(seed)) for seed in range(200)]
+    drawn = [jitter_spans(spans, 0.4, np.random.RandomState(seed)) for seed in range(200)]
     moved = torch.stack(drawn)
     assert (moved[..., 0] >= 0).all()
     assert (moved[..., 1] - moved[..., 0] > 0.09).all()
     assert (moved[:, 2, 0] - 5).abs().max() <= 0.4
     assert (moved[:, 2, 0] - 5).abs().max() > 0.35
-    assert torch.equal(jittered(spans, 0.0, np.random.RandomState(0)), spans)
+    assert torch.equal(jitter_spans(spans, 0.0, np.random.RandomState(0)), spans)
 
 
 def test_the_nearest_truth_is_found() -> None:

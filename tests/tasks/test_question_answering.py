@@ -82,7 +82,7 @@ def test_answers_are_the_most_frequent_of_training_or_those_of_a_file(tmp_path: 
     (tmp_path / "ans2label.json").write_text('{"man": 1, "cat": 1}')
     with pytest.raises(ManifestError, match="0, 1, 2"):
         read_answers(tmp_path / "ans2label.json")
-    with pytest.raises(ManifestError, match="1 answers; expected: 2 or more"):
+    with pytest.raises(ManifestError, match="1 different answers; expected: 2 or more"):
         answer_vocabulary(rows((("q", "x"),)), QuestionSettings())
     with pytest.raises(ManifestError, match="1 of 2 rows have no question, first 'clip1'"):
         answer_vocabulary(rows((("q", "x"),), ()), QuestionSettings())
@@ -130,7 +130,7 @@ def test_batches_resume_and_ask_every_question_equally_often() -> None:
         assert torch.equal(old.labels, new.labels)  # type: ignore[arg-type]  # both are there
     manifest = source.loader.manifest
     row = manifest.rows[5]
-    asked = [source._pair(row.id, turn).question for turn in range(12)]
+    asked = [source._select_question(row.id, turn).question for turn in range(12)]
     assert sorted(asked[:6]) == sorted(asked[6:]) == sorted(pair.question for pair in row.qa)
     assert asked[:6] != asked[6:]
 
@@ -170,7 +170,7 @@ def test_questions_about_a_video_share_one_look() -> None:
 
 def test_a_network_without_eyes_answers_all_videos_alike_and_learns_by_words_alone() -> None:
     torch.manual_seed(0)
-    model = VideoQuestionAnswering(LANGUAGE, 2, video=False)
+    model = VideoQuestionAnswering(LANGUAGE, 2, use_video=False)
     stage = AnsweringStage(model, AnsweringSettings()).eval()
     clips = small_world.batch(4)
     tokens = question_tokens(["who?"] * 4, small_world.WORDS)
@@ -223,8 +223,8 @@ class Knowing(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(1))
-        self.model = SimpleNamespace(config=SimpleNamespace(text=SimpleNamespace(context=16)))
-        self.video, self.looks = True, 0
+        self.model = SimpleNamespace(config=SimpleNamespace(text=SimpleNamespace(context_length=16)))
+        self.use_video, self.looks = True, 0
 
     def normalize(self, video: Tensor) -> Tensor:
         return video.float()
@@ -237,7 +237,7 @@ class Knowing(torch.nn.Module):
     def forward_head(self, seen: EncodedVideo, tokens: Tensor) -> Any:
         words = (tokens != 0).sum(dim=1)
         wanted = (seen.features.round().long()[0, 0] + words) % 3
-        return SimpleNamespace(scores=6.0 * torch.nn.functional.one_hot(wanted, 3).float())
+        return SimpleNamespace(logits=6.0 * torch.nn.functional.one_hot(wanted, 3).float())
 
 
 def test_both_accuracies_types_and_the_prior_stand_side_by_side() -> None:
@@ -298,7 +298,7 @@ def test_a_run_and_its_evaluation(weights: Path, tmp_path: Path) -> None:
     trained = load_trained(weights, device="cpu")
     asked = {pair.answer for row in read_manifest(small_world.world()).rows for pair in row.qa}
     assert set(trained.classes) == asked
-    assert trained.context["commonest"]["shape"] in asked
+    assert trained.extra_metadata["commonest"]["shape"] in asked
     manifest = small_world.world().with_name("test.jsonl")
     result = evaluate_task("question_answering", weights, manifest, tmp_path, {"device": "cpu", "batch_size": 3})
     assert {"accuracy", "accuracy_in_vocabulary", "accuracy_commonest", "answerable"} <= set(result["figures"])
@@ -344,7 +344,7 @@ def test_what_cannot_be_asked(weights: Path, tmp_path: Path) -> None:
         Answerer(model, tmp_path / "two.txt")
     with pytest.raises(RecipeError, match="has no head for answers"):
         Answerer(load("internvideo-mm-b16", weights="random", overrides=small_towers(), device="cpu"))
-    setattr(model.module, "video", False)  # noqa: B010  # a plain attribute, unknown to nn.Module's types
+    setattr(model.module, "use_video", False)  # noqa: B010  # a plain attribute, unknown to nn.Module's types
     with pytest.raises(RecipeError, match="questions alone"):
         Answerer(model)
 

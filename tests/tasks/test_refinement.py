@@ -169,7 +169,7 @@ def test_nameless_proposals_get_classes_from_scores(learned: Path, tmp_path: Pat
 def test_reached_is_the_best_overlap_of_every_action() -> None:
     truth = detections([(0, 0, 0, 10, 0), (0, 1, 20, 30, 0), (1, 0, 0, 10, 0)])
     found = detections([(0, 1, 0, 5, 0.1), (0, 0, 20, 30, 0.2)])
-    assert refinement.reached(truth, found).tolist() == [0.5, 1.0, 0.0]
+    assert refinement.best_tiou(truth, found).tolist() == [0.5, 1.0, 0.0]
 
 
 # --- mistakes --------------------------------------------------------------------------------------------------------

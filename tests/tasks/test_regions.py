@@ -19,7 +19,7 @@ from torch import Tensor
 from internvideo.tasks.spatio_temporal_localization import regions
 from internvideo.tasks.spatio_temporal_localization.regions import (
     RegionHead,
-    chosen_roi_align,
+    default_roi_align,
     jitter_boxes,
     region_loss,
     roi_align,
@@ -36,7 +36,7 @@ with np.load(FOLDER / "head.npz", allow_pickle=False) as file:
 def head() -> RegionHead:
     pooler = STORED["pooler"]
     classes, width = ARRAYS["weight"].shape
-    model = RegionHead(width, classes, patch=round(1 / pooler["scale"]), bins=pooler["output"])
+    model = RegionHead(width, classes, patch=round(1 / pooler["scale"]), output_size=pooler["output"])
     model.projection.load_state_dict({"weight": ARRAYS["weight"], "bias": ARRAYS["bias"]})
     return model
 
@@ -55,7 +55,9 @@ def test_widened_boxes() -> None:
 def test_pooled_features() -> None:
     clip, boxes = rois()
     grid = ARRAYS["tokens"].mean(dim=1).permute(0, 3, 1, 2)
-    pooled = roi_align(grid, clip, boxes, bins=STORED["pooler"]["output"], scale=STORED["pooler"]["scale"])
+    pooled = roi_align(
+        grid, clip, boxes, output_size=STORED["pooler"]["output"], spatial_scale=STORED["pooler"]["scale"]
+    )
     torch.testing.assert_close(pooled[0], ARRAYS["pooled_7x7_roi0"], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(head().pool(ARRAYS["tokens"], clip, boxes), ARRAYS["pooled_max"], rtol=1e-5, atol=1e-5)
 
@@ -107,7 +109,9 @@ def sampled(features: Tensor, box: list[float], bins: int, scale: float) -> Tens
 def test_against_sampling_point_by_point(box: list[float]) -> None:
     torch.manual_seed(0)
     features = torch.randn(2, 3, 6, 10, dtype=torch.float64)
-    found = roi_align(features, torch.tensor([1]), torch.tensor([box], dtype=torch.float64), bins=7, scale=1 / 16)
+    found = roi_align(
+        features, torch.tensor([1]), torch.tensor([box], dtype=torch.float64), output_size=7, spatial_scale=1 / 16
+    )
     torch.testing.assert_close(found[0], sampled(features[1], box, 7, 1 / 16), rtol=1e-9, atol=1e-9)
 
 
@@ -115,28 +119,28 @@ def test_gradients() -> None:
     torch.manual_seed(0)
     features = torch.randn(1, 2, 4, 5, dtype=torch.float64, requires_grad=True)
     boxes = torch.tensor([[3.0, 5.0, 60.0, 50.0], [10.0, 0.0, 20.0, 64.0]], dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda x: roi_align(x, torch.tensor([0, 0]), boxes, bins=2), (features,))
+    assert torch.autograd.gradcheck(lambda x: roi_align(x, torch.tensor([0, 0]), boxes, output_size=2), (features,))
 
 
 def test_torchvision_is_taken_where_it_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is installed: torchvision's where it is, ours where it is not or is made for another torch."""
     present = find_spec("torchvision") is not None
-    chosen_roi_align.cache_clear()
-    assert chosen_roi_align() is (torchvision_roi_align if present else roi_align)
+    default_roi_align.cache_clear()
+    assert default_roi_align() is (torchvision_roi_align if present else roi_align)
     asked: list[tuple[int, float]] = []
 
     def operator(features: Tensor, rois: Tensor, bins: int, scale: float, **how: object) -> Tensor:
         assert how == {"sampling_ratio": -1, "aligned": False}
         assert features.dtype == rois.dtype == torch.float32
         asked.append((bins, scale))
-        return roi_align(features, rois[:, 0].long(), rois[:, 1:], bins=bins, scale=scale)
+        return roi_align(features, rois[:, 0].long(), rois[:, 1:], output_size=bins, spatial_scale=scale)
 
     def stand_in(name: str) -> object:
         return SimpleNamespace(roi_align=operator) if name == "torchvision.ops" else import_module(name)
 
     monkeypatch.setattr(regions, "import_module", stand_in)
-    chosen_roi_align.cache_clear()
-    model = RegionHead(4, 2, patch=8, bins=3)
+    default_roi_align.cache_clear()
+    model = RegionHead(4, 2, patch=8, output_size=3)
     tokens, clip, boxes = torch.randn(1, 2, 4, 4, 4), torch.tensor([0]), torch.tensor([[2.0, 3.0, 20.0, 30.0]])
     found = model.pool(tokens, clip, boxes)
     assert asked == [(3, 1 / 8)]
@@ -146,11 +150,11 @@ def test_torchvision_is_taken_where_it_can_be_imported(monkeypatch: pytest.Monke
         raise RuntimeError("operator torchvision::nms does not exist")
 
     monkeypatch.setattr(regions, "import_module", broken)
-    chosen_roi_align.cache_clear()
-    assert chosen_roi_align() is roi_align
-    model.roi_align = chosen_roi_align()
+    default_roi_align.cache_clear()
+    assert default_roi_align() is roi_align
+    model.roi_align = default_roi_align()
     torch.testing.assert_close(model.pool(tokens, clip, boxes), found)
-    chosen_roi_align.cache_clear()
+    default_roi_align.cache_clear()
 
 
 BOTH = [torchvision_roi_align] if find_spec("torchvision") is not None else []
@@ -164,7 +168,7 @@ def test_every_roi_align_here_is_equal(other: Callable[..., torch.Tensor]) -> No
     corners = torch.rand(40, 4, dtype=torch.float64) * 260 - 30
     boxes = torch.cat([corners[:, :2], corners[:, :2] + corners[:, 2:].abs()], dim=1)
     clip = torch.arange(40) % 2
-    found = other(features, clip, boxes, bins=7, scale=1 / 16)
+    found = other(features, clip, boxes, output_size=7, spatial_scale=1 / 16)
     for row in (0, 7, 23, 39):
         expected = sampled(features[clip[row]], boxes[row].tolist(), 7, 1 / 16)
         torch.testing.assert_close(found[row], expected, rtol=1e-6, atol=1e-6)

@@ -61,8 +61,10 @@ def test_raw_dual_softmax_and_bank_stand_side_by_side(weights: list[Path], manif
     assert "v2t_r1_query_bank" not in result["figures"]
     protocol = result["protocol"]
     assert protocol["query_bank"]["texts"] == 8
-    assert "an extra, not in the paper" in protocol["query_bank_normalisation"]
-    damped = metrics.query_bank(retrieval.similarity(table), *metrics.bank_counts([bank_similarity(table)]))
+    assert "not in the paper" in protocol["query_bank_normalisation"]
+    damped = metrics.querybank_normalize(
+        retrieval.similarity(table), *metrics.querybank_statistics([bank_similarity(table)])
+    )
     assert result["figures"]["t2v_r5_query_bank"] == (metrics.row_ranks(damped) < 5).mean()
     plain, _ = evaluated(weights[0], manifest, tmp_path / "plain")
     assert "none" in plain["protocol"]["query_bank_normalisation"]
@@ -141,7 +143,7 @@ def test_an_ensemble_recognises_and_chooses_by_the_mean_similarity(
     recogniser = run_recipe(
         build_recipe(small_recipe("supervised", schedule={"steps": 1})), tmp_path / "c", device="cpu"
     )
-    with pytest.raises(RecipeError, match="is a VideoMAEClassifier; expected: VideoLanguage or Clip"):
+    with pytest.raises(RecipeError, match="is a VideoMAEClassifier; expected: VideoLanguage or CLIPModel"):
         table("multiple_choice", "wrong", weights[0], recogniser)
 
 
@@ -155,7 +157,7 @@ def test_numbers_of_frames_are_tried_and_the_choice_is_told(
     best = max(means, key=lambda count: (means[count], -count))
     assert table.protocol["frames"] == best
     assert "on this very split" in result["protocol"]["frames_chosen"]
-    assert "chosen on this split" in capsys.readouterr().out
+    assert "each measured on this split" in capsys.readouterr().out
     single, _ = evaluated(weights[0], manifest, tmp_path / "single", frames=(best,))
     assert single["figures"] == result["figures"]
     assert "frames_tried" not in single["protocol"]

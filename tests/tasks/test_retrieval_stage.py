@@ -26,8 +26,8 @@ from internvideo.data.sampling import OnePerSecond
 from internvideo.data.tokenizer import Tokenizer
 from internvideo.data.transforms import EvalTransform, TrainTransform
 from internvideo.errors import ManifestError
-from internvideo.models.clip import masked_mean, without_filling
-from internvideo.models.encoder import LARGEST_LOGIT_SCALE, similarity
+from internvideo.models.clip import average_frames, zero_padding_frames
+from internvideo.models.encoder import MAX_LOGIT_SCALE, similarity
 from internvideo.models.uniformerv2 import UniFormerV2
 from internvideo.objectives.contrastive import symmetric_contrastive, symmetric_dual_softmax
 from internvideo.pretraining.multimodal import MultimodalSettings, MultimodalStage
@@ -171,7 +171,7 @@ def test_the_scale_stays_within_a_hundred_and_the_decoder_rests() -> None:
         model.logit_scale.fill_(9.0)
     stage = RetrievalStage(model, RetrievalSettings())
     stage(batch(4), torch.Generator())
-    assert model.logit_scale.item() == pytest.approx(LARGEST_LOGIT_SCALE)
+    assert model.logit_scale.item() == pytest.approx(MAX_LOGIT_SCALE)
     resting = {name for name, value in stage.named_parameters() if not value.requires_grad}
     assert resting == {f"model.caption_decoder.{name}" for name, _ in model.caption_decoder.named_parameters()} | {  # type: ignore[union-attr]  # it has one
         "model.text.mask_embedding"
@@ -191,7 +191,7 @@ def pooled() -> tuple[torch.Tensor, ...]:
 def test_stored_pooled_similarity(row: int) -> None:
     text, frames, mask, scale, expected = pooled()
     assert expected.shape == (len(text), len(frames))
-    video = masked_mean(frames.double(), mask.bool())
+    video = average_frames(frames.double(), mask.bool())
     found = similarity(text[row : row + 1].double(), video, scale.double().exp())
     torch.testing.assert_close(found[0], expected[row].double(), rtol=1e-6, atol=1e-6)
 
@@ -199,11 +199,11 @@ def test_stored_pooled_similarity(row: int) -> None:
 def test_masked_mean_and_filling() -> None:
     frames = torch.arange(12.0).view(2, 3, 2)
     mask = torch.tensor([[True, True, False], [False, False, False]])
-    assert masked_mean(frames, mask).tolist() == [[1.0, 2.0], [0.0, 0.0]]
-    assert torch.equal(masked_mean(frames, None), frames.mean(dim=1))
+    assert average_frames(frames, mask).tolist() == [[1.0, 2.0], [0.0, 0.0]]
+    assert torch.equal(average_frames(frames, None), frames.mean(dim=1))
     video = torch.ones(2, 3, 3, 1, 1)
-    assert without_filling(video, mask).sum(dim=(1, 3, 4)).tolist() == [[3, 3, 0], [0, 0, 0]]
-    assert without_filling(video, None) is video
+    assert zero_padding_frames(video, mask).sum(dim=(1, 3, 4)).tolist() == [[3, 3, 0], [0, 0, 0]]
+    assert zero_padding_frames(video, None) is video
 
 
 @pytest.mark.parametrize("build", [small_world.language_model, small_world.image_text_model])

@@ -84,12 +84,12 @@ def recipe(folder: Path, **changes: Any) -> Recipe:
 def test_official_files_give_the_published_figure(name: str, tmp_path: Path) -> None:
     case, labels = name.split("/")
     files = [FOLDER / f"{case}.{kind}.csv" for kind in ("gt", "det", "excluded")]
-    table = spatio_temporal.table_of_files(files[0], files[1], FOLDER / f"{labels}.pbtxt", files[2])
+    table = spatio_temporal.make_table_from_files(files[0], files[1], FOLDER / f"{labels}.pbtxt", files[2])
     table.save(tmp_path / "t.npz")
     result = score_table(tmp_path / "t.npz")
     assert result["figures"]["frame_mAP@0.5"] == pytest.approx(AVA[name]["mAP@0.5"], abs=1e-6)
     assert "highest IoU alone" in result["protocol"]["matching"]
-    precision = frame_average_precision(*spatio_temporal.columns(table), 0.5)
+    precision = frame_average_precision(*spatio_temporal.evaluated_boxes(table), 0.5)
     by_name = {str(table["classes"][label]): value for label, value in precision.items()}
     assert by_name == pytest.approx(AVA[name]["per_class_AP"], abs=1e-6)
 
@@ -122,7 +122,7 @@ def test_a_malformed_row_is_told_with_its_line_and_field(row: str, field: str, t
     path = tmp_path / "r.csv"
     path.write_text(f"v,0902,0,0,1,1,3,0.5\n{row}\n")
     with pytest.raises(ManifestError, match=rf"r\.csv:2{re.escape(field)}"):
-        read_rows(path, scored=True)
+        read_rows(path, has_scores=True)
 
 
 def test_a_time_of_the_official_list_is_written_as_it_stands_there() -> None:
@@ -132,7 +132,7 @@ def test_a_time_of_the_official_list_is_written_as_it_stands_there() -> None:
 def test_rows_without_boxes_and_excluded_frames_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "e.csv").write_text("w,0903\n")
     (tmp_path / "t.csv").write_text("k,12.5,,,,,,\nw,0903,0,0,1,1,3,1\nv,0902,0,0,1,1,4,1\n")
-    found = read_rows(tmp_path / "t.csv", scored=False, excluded=read_exclusions(tmp_path / "e.csv"))
+    found = read_rows(tmp_path / "t.csv", has_scores=False, excluded=read_exclusions(tmp_path / "e.csv"))
     assert (found.frame, found.action.tolist()) == ((("v", 902),), [4])
     assert (timestamp(902.0), timestamp(12.25)) == ("0902", "12.25")
 
@@ -191,7 +191,7 @@ def test_a_detector_learns_and_is_measured(tmp_path: Path) -> None:
     assert (out / "frames.svg").read_text().startswith("<svg")
     lines = (out / "results.csv").read_text().splitlines()
     assert len(lines) == 8 * 2 * len(CLASSES)
-    rows = read_rows(out / "results.csv", scored=True)
+    rows = read_rows(out / "results.csv", has_scores=True)
     table = Predictions.load(out / "spatio_temporal_localization.npz")
     np.testing.assert_allclose(rows.box, table["box"], atol=1e-5)
     np.testing.assert_allclose(rows.score, table["score"], atol=1e-5)

@@ -15,7 +15,7 @@ from internvideo.tasks.protocol import ClipInputs, ClipProtocol
 from internvideo.tasks.retrieval import predict as retrieval
 from internvideo.tasks.table import Predictions
 from internvideo.tasks.zero_shot import predict as zero_shot
-from internvideo.tasks.zero_shot.templates import ACTION_TEMPLATES, fill
+from internvideo.tasks.zero_shot.templates import ACTION_TEMPLATES, fill_templates
 
 VIEWS = ClipProtocol(frames=2, size=4, num_clips=3, num_crops=1)
 
@@ -30,12 +30,12 @@ def retrieve(videos: int = 12, captions: str = "first", clips: ClipProtocol = CL
 def test_templates_are_the_published_sixteen_in_template_major_order() -> None:
     stored = json.loads((GOLDENS / "tasks/classification/expected.json").read_text("utf-8"))["zero_shot"]
     assert len(ACTION_TEMPLATES) == len(set(ACTION_TEMPLATES)) == stored["templates"]
-    texts = fill(ACTION_TEMPLATES, ["run", "jump"])
+    texts = fill_templates(ACTION_TEMPLATES, ["run", "jump"])
     assert texts[:3] == ["a photo of action run", "a photo of action jump", "a picture of action run"]
     assert len(texts) == 32
     for wrong in ("no place", "{} and {}"):
         with pytest.raises(ValueError, match="exactly one"):
-            fill([wrong], ["run"])
+            fill_templates([wrong], ["run"])
 
 
 def test_zero_shot_reads_the_class_and_shows_the_plain_name_beside() -> None:

@@ -49,12 +49,12 @@ def test_regions(region: str) -> None:
 def test_codecs() -> None:
     proposals, truth, deltas = ARRAYS["proposals"], ARRAYS["gt"], ARRAYS["deltas"]
     torch.testing.assert_close(tcanet.encode_ends(proposals, truth), ARRAYS["se_targets"])
-    torch.testing.assert_close(tcanet.encode_centre(proposals, truth), ARRAYS["xw_targets"], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(tcanet.encode_center(proposals, truth), ARRAYS["xw_targets"], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(tcanet.decode_ends(proposals, deltas), ARRAYS["se_decoded_1p0"])
     torch.testing.assert_close(tcanet.decode_ends(proposals, deltas, 0.2), ARRAYS["se_decoded_0p2"])
-    torch.testing.assert_close(tcanet.decode_centre(proposals, deltas), ARRAYS["xw_decoded_0p1_0p2"])
+    torch.testing.assert_close(tcanet.decode_center(proposals, deltas), ARRAYS["xw_decoded_0p1_0p2"])
     torch.testing.assert_close(tcanet.decode_ends(proposals, tcanet.encode_ends(proposals, truth)), truth)
-    back = tcanet.decode_centre(proposals, tcanet.encode_centre(proposals, truth), (1.0, 1.0))
+    back = tcanet.decode_center(proposals, tcanet.encode_center(proposals, truth), (1.0, 1.0))
     torch.testing.assert_close(back, truth, rtol=1e-4, atol=1e-4)
 
 
@@ -69,7 +69,7 @@ def test_overlaps() -> None:
 def test_mask(name: str) -> None:
     stored = ARRAYS[name]
     window, heads = (int(name.rpartition(key)[2].partition("_")[0]) for key in ("_w", "_heads"))
-    assert torch.equal(tcanet.blocked(stored.shape[-1], window, heads), stored.bool())
+    assert torch.equal(tcanet.blocked_attention_mask(stored.shape[-1], window, heads), stored.bool())
 
 
 @pytest.mark.parity
@@ -108,7 +108,7 @@ def test_it_learns_to_move_the_ends() -> None:
         feed_forward=32,
         dropout=0.0,
         inference_factor=1.0,
-        centre_factors=(1.0, 1.0),
+        center_factors=(1.0, 1.0),
     )
     model = TCANet(settings)
     start, length = torch.rand(48) * 8 + 4, torch.rand(48) * 8 + 6
@@ -124,7 +124,7 @@ def test_it_learns_to_move_the_ends() -> None:
         losses = []
         for step, threshold in zip(said, settings.thresholds, strict=True):
             overlap = torch.from_numpy(tiou(step.proposals.numpy(), truth[:40].numpy()).diagonal().copy())
-            targets = tcanet.encode_ends(step.proposals, truth[:40]), tcanet.encode_centre(step.proposals, truth[:40])
+            targets = tcanet.encode_ends(step.proposals, truth[:40]), tcanet.encode_center(step.proposals, truth[:40])
             parts = (step.ends, step.center, step.quality, *targets, overlap, threshold, generator)
             losses.append(refinement_loss(*parts)["loss"])
         optimizer.zero_grad()

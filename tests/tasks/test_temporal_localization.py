@@ -27,10 +27,10 @@ from internvideo.tasks.temporal_localization import predict as localization
 from internvideo.tasks.temporal_localization.data import (
     FeatureSettings,
     SequenceLoader,
-    actions,
-    cut,
+    actions_in_steps,
+    random_crop,
     read_feature_set,
-    sequence,
+    read_sequence,
 )
 from internvideo.tasks.temporal_localization.evaluate import load_detector
 from internvideo.tasks.temporal_localization.nms import SuppressionSettings
@@ -88,7 +88,7 @@ def test_an_index_is_read_with_its_grid_and_actions(tmp_path: Path) -> None:
     assert (len(features), features.classes, features.width) == (12, CLASSES, 4)
     video = features.videos[0]
     assert (video.fps, video.stride, video.window) == (8.0, 4.0, 4.0)
-    made = sequence(video, FeatureSettings())
+    made = read_sequence(video, FeatureSettings())
     np.testing.assert_allclose(
         made.grid.steps(video.spans), (video.spans * video.fps - 0.5 * video.window) / video.stride
     )
@@ -141,7 +141,7 @@ def test_a_wrong_index_is_told(tmp_path: Path, text: str, told: str) -> None:
 def test_a_long_sequence_is_cut_to_a_part_with_an_action(seed: int) -> None:
     values = torch.arange(100.0)[None]
     spans, labels = torch.tensor([[10.0, 20.0], [70.0, 71.0]]), torch.tensor([0, 1])
-    part, inside, kept = cut(values, spans, labels, 16, FeatureSettings(), np.random.RandomState(seed))
+    part, inside, kept = random_crop(values, spans, labels, 16, FeatureSettings(), np.random.RandomState(seed))
     start = int(part[0, 0])
     assert part[0].tolist() == list(range(start, start + 16))
     assert len(kept) >= 1
@@ -154,33 +154,35 @@ def test_a_long_sequence_is_cut_to_a_part_with_an_action(seed: int) -> None:
 
 def test_a_short_sequence_loses_a_tenth_at_most() -> None:
     values, none = torch.zeros(1, 50), (torch.zeros(0, 2), torch.zeros(0, dtype=torch.long))
-    sizes = {cut(values, *none, 64, FeatureSettings(), np.random.RandomState(s))[0].shape[1] for s in range(200)}
+    sizes = {
+        random_crop(values, *none, 64, FeatureSettings(), np.random.RandomState(s))[0].shape[1] for s in range(200)
+    }
     assert (min(sizes), max(sizes)) == (45, 50)
-    whole = cut(values, *none, 64, FeatureSettings(shortest=None), np.random.RandomState(0))
+    whole = random_crop(values, *none, 64, FeatureSettings(shortest=None), np.random.RandomState(0))
     assert whole[0].shape[1] == 50
 
 
 def test_actions_behind_the_features_are_dropped_and_cut(tmp_path: Path) -> None:
     video = read_feature_set(world(tmp_path)).videos[0]
-    made = sequence(video, FeatureSettings())
+    made = read_sequence(video, FeatureSettings())
     length = made.values.shape[1]
     late = np.asarray([[1.0, 1000.0], [999.0, 1000.0]])
     from dataclasses import replace
 
     moved = replace(video, spans=late, labels=np.asarray([1, 0]))
-    spans, labels = actions(moved, made, FeatureSettings())
+    spans, labels = actions_in_steps(moved, made, FeatureSettings())
     assert spans.tolist() == [[1.5, float(length)]]
     assert labels.tolist() == [1]
-    assert actions(moved, made, FeatureSettings(class_agnostic=True))[1].tolist() == [0]
+    assert actions_in_steps(moved, made, FeatureSettings(class_agnostic=True))[1].tolist() == [0]
 
 
 def test_a_stretched_sequence_has_the_stretched_grid(tmp_path: Path) -> None:
     video = read_feature_set(world(tmp_path)).videos[0]
-    made = sequence(video, FeatureSettings(resized=64))
+    made = read_sequence(video, FeatureSettings(resized=64))
     assert made.values.shape == (4, 64)
     assert made.grid.stride == pytest.approx(video.duration * video.fps / 64)
     assert made.grid.steps(np.asarray([video.duration / 2]))[0] == pytest.approx(31.5)
-    released = sequence(video, FeatureSettings(resized=64, resized_window=16))
+    released = read_sequence(video, FeatureSettings(resized=64, resized_window=16))
     assert released.grid.window == pytest.approx(16 * released.grid.stride)
 
 

@@ -17,7 +17,7 @@ from internvideo.evaluation import evaluate_task, score_table
 from internvideo.models.videomae import VideoMAEClassifier
 from internvideo.pipeline import run_recipe
 from internvideo.recipe import Recipe, build_recipe
-from internvideo.tasks.verb_noun.data import Words, labels_of, words_of
+from internvideo.tasks.verb_noun.data import VerbNounClasses, collect_classes, label_indices
 from internvideo.tasks.verb_noun.stage import VerbNounSettings, VerbNounStage
 from internvideo.video.writer import write_video
 
@@ -63,20 +63,20 @@ def test_words_and_labels_of_rows() -> None:
         for number, told in enumerate(({"verb": "put", "noun": "cup"}, {"verb": "cut"}, {"noun": "egg"}))
     )
     manifest = Manifest(rows, (), Path(), Path("m.jsonl"))
-    words = words_of(manifest)
+    words = collect_classes(manifest)
     assert words.outputs == ("verb: cut", "verb: put", "noun: cup", "noun: egg")
-    assert Words.of(words.outputs) == words
-    assert labels_of(manifest, words).tolist() == [[1, 0], [0, -100], [-100, 1]]
+    assert VerbNounClasses.parse(words.outputs) == words
+    assert label_indices(manifest, words).tolist() == [[1, 0], [0, -100], [-100, 1]]
     with pytest.raises(ManifestError, match="row '0' has the noun 'cup'"):
-        labels_of(manifest, Words(("cut", "put"), ("cups",)))
+        label_indices(manifest, VerbNounClasses(("cut", "put"), ("cups",)))
     with pytest.raises(ManifestError, match="no row has a noun"):
-        words_of(replace(manifest, rows=rows[1:2]))
+        collect_classes(replace(manifest, rows=rows[1:2]))
 
 
 def test_each_part_has_its_own_loss() -> None:
     torch.manual_seed(0)
     model = VideoMAEClassifier(replace(small_world.MASKED, num_classes=5)).eval()
-    stage = VerbNounStage(model, VerbNounSettings(noun_weight=0.5), verbs=2)
+    stage = VerbNounStage(model, VerbNounSettings(noun_weight=0.5), num_verbs=2)
     labels = torch.tensor([[0, 2], [1, -100], [-100, 0], [0, 1]])
     batch = replace(small_world.batch(4), labels=labels)
     losses = stage(batch, torch.Generator())
@@ -85,7 +85,7 @@ def test_each_part_has_its_own_loss() -> None:
     torch.testing.assert_close(losses["noun"], F.cross_entropy(logits[:, 2:], labels[:, 1]))
     torch.testing.assert_close(losses["loss"], losses["verb"] + 0.5 * losses["noun"])
     with pytest.raises(ValueError, match="both kinds"):
-        VerbNounStage(model, VerbNounSettings(), verbs=5)
+        VerbNounStage(model, VerbNounSettings(), num_verbs=5)
     with pytest.raises(ValueError, match="verb and noun"):
         stage(small_world.batch(4), torch.Generator())
 

@@ -18,10 +18,10 @@ from internvideo.tasks.navigation.waypoints import (
     WaypointPredictor,
     candidates,
     clockwise,
-    neighbour_mask,
+    jitter_waypoints,
+    neighbor_mask,
+    non_max_suppression,
     panorama_angles,
-    spread,
-    suppress,
 )
 
 FOLDER = GOLDENS / "tasks" / "vln_waypoints"
@@ -64,10 +64,10 @@ def test_every_stored_array(name: str) -> None:
     if name == "heatmap_logits":
         assert len(stored(name)) == len(EXPECTED["candidates"])
     elif name == "attention_mask_neighbour1":
-        assert torch.equal(neighbour_mask(), stored(name)[0, 0].bool())
+        assert torch.equal(neighbor_mask(), stored(name)[0, 0].bool())
     else:
         whole = {"nms_map_true_division": False, "nms_map_floor_division": True}[name]
-        found = suppress(probabilities(), whole_rows=whole)
+        found = non_max_suppression(probabilities(), whole_rows=whole)
         torch.testing.assert_close(found, stored(name), rtol=1e-5, atol=1e-7)
 
 
@@ -80,7 +80,7 @@ def test_panorama_angles() -> None:
 @pytest.mark.parametrize("name", PARTS)
 @pytest.mark.parametrize("number", range(len(EXPECTED["candidates"])))
 def test_candidates(number: int, name: str) -> None:
-    found = candidates(suppress(probabilities())[number])
+    found = candidates(non_max_suppression(probabilities())[number])
     value: Tensor = getattr(found, PARTS[name])
     if name == "distance_feature":
         assert bool((value == value[:, :1]).all())
@@ -122,16 +122,16 @@ def test_clockwise_and_back() -> None:
 def test_spreading_stays_inside_the_view_and_follows_the_heat() -> None:
     found = Candidates(torch.tensor([2, 58, 118]), torch.tensor([0, 5, 11]))
     logits = torch.zeros(120, 12)
-    drawn = [spread(found, logits, torch.Generator().manual_seed(seed)) for seed in range(30)]
+    drawn = [jitter_waypoints(found, logits, torch.Generator().manual_seed(seed)) for seed in range(30)]
     assert all(torch.equal(one.view, found.view) for one in drawn)
     assert len({tuple(one.angle.tolist()) for one in drawn}) > 10
     logits[57, 3] = 100.0
-    sure = spread(found, logits, torch.Generator().manual_seed(0))
+    sure = jitter_waypoints(found, logits, torch.Generator().manual_seed(0))
     assert (int(sure.angle[1]), int(sure.distance[1])) == (57, 3)
 
 
 def test_fewer_places_than_picks_where_the_map_is_narrow() -> None:
     heat = torch.zeros(1, 120, 12)
     heat[0, 60, 4] = 1.0
-    found = candidates(suppress(heat)[0])
+    found = candidates(non_max_suppression(heat)[0])
     assert (found.angle.tolist(), found.distance.tolist()) == ([60], [4])

@@ -280,7 +280,7 @@ def test_a_run_without_a_whole_checkpoint_stops(folder: Path) -> None:
     for path in (folder / "checkpoints").iterdir():
         path.write_bytes(path.read_bytes()[:-100])
     before = sorted((folder / "checkpoints").iterdir())
-    with pytest.raises(WeightsError, match="none of 2 checkpoints can be read; expected: a whole one"):
+    with pytest.raises(WeightsError, match="none of 2 checkpoints can be read; expected: an intact one"):
         go(folder)
     assert sorted((folder / "checkpoints").iterdir()) == before
 

@@ -157,7 +157,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"without run\.json"):
         run(tmp_path)
     (tmp_path / "run.json").write_text("[1]")
-    with pytest.raises(RunError, match="not the file of a run"):
+    with pytest.raises(RunError, match="is not a valid run"):
         run(tmp_path)
 
 

@@ -31,7 +31,7 @@ def test_the_log_tells_every_window(tmp_path: Path) -> None:
     assert [line["epoch"] for line in lines] == [0, 1, 2, 2]
     assert lines[0]["loss"] == pytest.approx(sum(result.losses[:3]) / 3)
     assert lines[3]["loss"] == result.losses[9]
-    assert lines[1]["waited"] == pytest.approx(0.75)
+    assert lines[1]["data_wait_s"] == pytest.approx(0.75)
     assert all(line["gradient_norm"] > 0 and line["clips_per_second"] > 0 and "scale" in line for line in lines)
     assert result.step == len(result.losses) == 10
     assert sum(line["seconds"] for line in lines) == pytest.approx(result.seconds)
@@ -187,7 +187,7 @@ def test_loaders_without_a_batch(tmp_path: Path) -> None:
         def epoch(self, k: int, start: int = 0) -> Iterator[Batch]:
             return iter(())
 
-    with pytest.raises(RunError, match="epoch 1 gave no batch"):
+    with pytest.raises(RunError, match="epoch 1 has no batch"):
         run(tmp_path / "empty", loader=Empty())
 
 
@@ -237,8 +237,8 @@ def test_progress_bar_on_a_terminal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    with MetricLog(tmp_path, total=4, step=1, title="masked") as log:
-        log.write({"step": 2, "loss": 0.5, "clips_per_second": 3.0, "seconds": 4.0, "waited": 1.0})
+    with MetricLog(tmp_path, total_steps=4, step=1, title="masked") as log:
+        log.write({"step": 2, "loss": 0.5, "clips_per_second": 3.0, "seconds": 4.0, "data_wait_s": 1.0})
         for step in (2, 3, 4):
             log.progress(step)
     shown = capsys.readouterr().err
@@ -250,7 +250,7 @@ def test_progress_bar_on_a_terminal(
 
 def test_a_cut_line_and_later_lines_are_dropped_on_resume(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 2}\n{"step": 4}\n{"step": 6}\n{"ste')
-    with MetricLog(tmp_path, total=9, step=4, title="x") as log:
+    with MetricLog(tmp_path, total_steps=9, step=4, title="x") as log:
         log.write({"step": 5, "loss": float("inf")})
     assert read_metrics(tmp_path) == [{"step": 2}, {"step": 4}, {"step": 5, "loss": "inf"}]
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from internvideo.training.memory import counted_activations, tensor_bytes
+from internvideo.training.memory import count_activations, tensor_bytes
 
 
 def test_shared_memory_counts_once() -> None:
@@ -19,21 +19,21 @@ def test_shared_memory_counts_once() -> None:
 def test_what_a_forward_pass_keeps() -> None:
     layers = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4))
     x = torch.zeros(5, 8)
-    with counted_activations(layers.parameters()) as found:
+    with count_activations(layers.parameters()) as found:
         layers(x)
-    assert found.bytes == 4 * 5 * (8 + 16), "the input of each linear map, which is also the output of the tanh"
-    with counted_activations(layers.parameters()) as frozen, torch.no_grad():
+    assert found.peak_bytes == 4 * 5 * (8 + 16), "the input of each linear map, which is also the output of the tanh"
+    with count_activations(layers.parameters()) as frozen, torch.no_grad():
         layers(x)
-    assert frozen.bytes == 0
+    assert frozen.peak_bytes == 0
 
 
 def test_what_is_recomputed_is_not_kept() -> None:
     deep = nn.Sequential(*(layer for _ in range(6) for layer in (nn.Linear(8, 8), nn.Tanh())))
     x = torch.zeros(5, 8, requires_grad=True)
-    with counted_activations(deep.parameters()) as plain:
+    with count_activations(deep.parameters()) as plain:
         deep(x).sum().backward()
-    with counted_activations(deep.parameters()) as thrifty:
+    with count_activations(deep.parameters()) as thrifty:
         first: torch.Tensor = checkpoint(deep[:6], x, use_reentrant=False)
         checkpoint(deep[6:], first, use_reentrant=False).sum().backward()
-    assert plain.bytes == 7 * 160
-    assert thrifty.bytes == 2 * 160, "the inputs of the two halves"
+    assert plain.peak_bytes == 7 * 160
+    assert thrifty.peak_bytes == 2 * 160, "the inputs of the two halves"

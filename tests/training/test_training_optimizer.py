@@ -156,8 +156,8 @@ def test_retrieval_optimizer(last: int) -> None:
         ScheduleSettings(steps=total, kind="cosine_including_warmup"),
         peak=case["lr"],
         scale=1.0,
-        total=total,
-        warmup=round(case["warmup"] * total),
+        total_steps=total,
+        warmup_steps=round(case["warmup"] * total),
     )
     assert len(case["grads"]) == len(case["after_each_step"])
     for step, gradient in enumerate(case["grads"][: last + 1]):

@@ -13,7 +13,7 @@ from test_uniformerv2 import public_layout
 from torch import Tensor, nn
 
 from internvideo.errors import WeightsError
-from internvideo.models.clip import Clip, ClipConfig, TextConfig
+from internvideo.models.clip import CLIPConfig, CLIPModel, TextConfig
 from internvideo.models.cross_model import CrossModel
 from internvideo.models.uniformerv2 import UniFormerV2
 from internvideo.models.viclip import ViCLIP, ViCLIPConfig
@@ -105,16 +105,16 @@ def test_the_same_model_goes_on(tmp_path: Path) -> None:
 
 # --- CLIP ------------------------------------------------------------------------------------------------------------
 
-TEXT = TextConfig(width=16, heads=2, layers=2, vocabulary=40, context=9, mask_embedding=False)
+TEXT = TextConfig(width=16, heads=2, layers=2, vocab_size=40, context_length=9, mask_embedding=False)
 VICLIP = ViCLIPConfig(
-    image_size=32, patch_size=8, width=48, depth=3, heads=2, joint_width=24, text=replace(TEXT, context=7)
+    image_size=32, patch_size=8, width=48, depth=3, heads=2, joint_width=24, text=replace(TEXT, context_length=7)
 )
 
 
 @pytest.fixture(scope="module")
-def clip() -> Clip:
+def clip() -> CLIPModel:
     torch.manual_seed(3)
-    return shaken(Clip(ClipConfig(32, 8, 48, 3, 2, TEXT, 24))).eval()  # type: ignore[return-value]  # the same model
+    return shaken(CLIPModel(CLIPConfig(32, 8, 48, 3, 2, TEXT, 24))).eval()  # type: ignore[return-value]  # the same model
 
 
 def towers() -> VideoLanguage:
@@ -122,7 +122,7 @@ def towers() -> VideoLanguage:
 
 
 @pytest.fixture(params=["public.safetensors", "ours.safetensors", "half.safetensors"])
-def clip_file(request: pytest.FixtureRequest, clip: Clip, tmp_path: Path) -> Path:
+def clip_file(request: pytest.FixtureRequest, clip: CLIPModel, tmp_path: Path) -> Path:
     path = tmp_path / str(request.param)
     if path.stem == "ours":
         save_model(path, clip)
@@ -132,7 +132,7 @@ def clip_file(request: pytest.FixtureRequest, clip: Clip, tmp_path: Path) -> Pat
     return path
 
 
-def test_towers_start_from_a_clip_file_and_answer_like_clip(clip: Clip, clip_file: Path) -> None:
+def test_towers_start_from_a_clip_file_and_answer_like_clip(clip: CLIPModel, clip_file: Path) -> None:
     model = towers().eval()
     ids = torch.tensor([[38, 3, 4, 39, 0, 0, 0, 0, 0], [38, 5, 39, 0, 0, 0, 0, 0, 0]])
     assert not torch.allclose(model.encode_text(ids), clip.encode_text(ids), atol=0.01)
@@ -142,7 +142,7 @@ def test_towers_start_from_a_clip_file_and_answer_like_clip(clip: Clip, clip_fil
     torch.testing.assert_close(model.encode_video(clips()[:, :, :1]), clip.encode_video(clips()[:, :, :1]), **tolerance)
 
 
-def test_a_classifier_and_viclip_start_from_a_clip_file(clip: Clip, tmp_path: Path) -> None:
+def test_a_classifier_and_viclip_start_from_a_clip_file(clip: CLIPModel, tmp_path: Path) -> None:
     path = tmp_path / "clip.safetensors"
     save_model(path, clip)
     for model in (small_world.multimodal_classifier(), ViCLIP(VICLIP)):

@@ -14,7 +14,7 @@ from small_checkpoints import SMALL, load, same, small, untold
 from torch import Tensor
 
 from internvideo.errors import WeightsError
-from internvideo.models.clip import Clip
+from internvideo.models.clip import CLIPModel
 from internvideo.models.embeddings import resize_table
 from internvideo.models.uniformerv2 import UniFormerV2
 from internvideo.models.video_language import VideoLanguage
@@ -299,7 +299,7 @@ def test_what_has_no_frames_says_so() -> None:
 
 def test_clip_is_read_frame_by_frame() -> None:
     model = load("clip")
-    assert isinstance(model, Clip)
+    assert isinstance(model, CLIPModel)
     video = model.normalize(torch.randint(0, 256, (2, 3, 3, 32, 32), dtype=torch.uint8))
     seen, text = model(video, torch.tensor([[1, 39, 0], [2, 3, 39]]))
     assert model.similarity(seen, text).shape == (2, 2)

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from internvideo.errors import WeightsError
-from internvideo.models.clip import Clip
+from internvideo.models.clip import CLIPModel as OurCLIPModel
 from internvideo.models.uniformerv2 import UniFormerV2, UniFormerV2Config
 from internvideo.models.videomae import VideoMAEClassifier, VideoMAEPretrain
 from internvideo.weights.clip_import import from_clip
@@ -175,7 +175,7 @@ def test_clip() -> None:
     layout = require_layout(state)
     assert layout.name == "transformers CLIP"
     ours = load(state)
-    assert isinstance(ours, Clip)
+    assert isinstance(ours, OurCLIPModel)
     image, ids = clip_of(1), torch.tensor([[58, 5, 59, 0], [58, 59, 0, 0], [58, 7, 8, 59]])
     expected = theirs(input_ids=ids, pixel_values=image[:, :, 0])
     scores = ours.similarity(ours.encode_video(image), ours.encode_text(ids))

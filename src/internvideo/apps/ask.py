@@ -36,7 +36,7 @@ class Answerer:
             hint = "train one with `internvideo train sample/question_answering`, or load internvideo-mm-l14-vqa"
             raise RecipeError(f"model {model.name}", "has no head for answers", capabilities, hint)
         module = cast(VideoQuestionAnswering, model.module)
-        if not module.video:
+        if not module.use_video:
             raise RecipeError(f"model {model.name}", "was trained on questions alone", "a network with video input")
         self.model, self.module = model, module
         self.names = model.class_names if answers is None else read_answers(answers)
@@ -55,7 +55,7 @@ class Answerer:
             if not text.strip():
                 raise TextError(f"question {position}", "is blank", 'a text such as "what is the man doing?"')
             try:
-                question_tokens([text], self.module.model.config.text.context, truncate=False)
+                question_tokens([text], self.module.model.config.text.context_length, truncate=False)
             except TextError as error:
                 raise TextError(f"question {position}", error.found, error.expected, "shorten it") from error
 
@@ -69,7 +69,7 @@ class Answerer:
         """
         self.check(questions)
         (clips,) = self.model.read(video)
-        context = self.module.model.config.text.context
+        context = self.module.model.config.text.context_length
         with torch.no_grad():
             encoded = self.module.encode_video(self.module.prepare(clips.to(self.model.device)))
             rows = probabilities(self.module, encoded, questions, context)[:, : len(self.names)]

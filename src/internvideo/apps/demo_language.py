@@ -17,7 +17,7 @@ from internvideo.evaluation import score
 from internvideo.inference.caption_generation import CaptionGenerator
 from internvideo.models.video_language import VideoLanguage
 from internvideo.plots.report import GeneratedCaption, MetricValue
-from internvideo.tasks.clip_evaluation import clip_source
+from internvideo.tasks.clip_evaluation import make_clip_inputs
 from internvideo.tasks.multiple_choice.evaluate import predict as predict_choices
 from internvideo.tasks.table import Predictions, save_result
 from internvideo.tasks.task import ClipOptions
@@ -70,10 +70,10 @@ def written_captions(trained: Trained, test: Manifest, device: str, count: int =
         return []
     rows = tuple(test.rows[index] for index in linspace_frames(len(test), min(count, len(test))).tolist())
     chosen = replace(test, rows=rows)
-    generator = CaptionGenerator(model, Tokenizer(context_length=model.config.text.context))
+    generator = CaptionGenerator(model, Tokenizer(context_length=model.config.text.context_length))
     here, found = choose_device(device), []
     of_id = {row.id: row for row in rows}
-    for batch, _ in clip_source(trained, chosen, ClipOptions(batch_size=count, device=device)).source:
+    for batch, _ in make_clip_inputs(trained, chosen, ClipOptions(batch_size=count, device=device)).loader:
         for name, caption in zip(batch.ids, generator(batch.to(here).video), strict=True):
             row = of_id[name]
             true = {word for text in row.captions for word in text.lower().replace(",", " ").replace(";", " ").split()}

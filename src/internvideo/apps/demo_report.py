@@ -27,9 +27,9 @@ from internvideo.pretraining.masked import MaskedSettings, MaskedStage
 from internvideo.probing.pixel_ridge import pixel_ridge
 from internvideo.sample_world.actions import TIME_DIRECTED, reverse_class
 from internvideo.tasks import ensemble
-from internvideo.tasks.clip_evaluation import clip_source
+from internvideo.tasks.clip_evaluation import make_clip_inputs
 from internvideo.tasks.recognition import predict as recognition
-from internvideo.tasks.recognition.evaluate import RecognitionOptions, scorer
+from internvideo.tasks.recognition.evaluate import RecognitionOptions, make_scorer
 from internvideo.tasks.recognition.evaluate import predict as predict_recognition
 from internvideo.tasks.retrieval import predict as retrieval
 from internvideo.tasks.retrieval.evaluate import RetrievalOptions
@@ -99,7 +99,7 @@ def write_demo_report(output: Path, data: DemoData, device: str, clock: Clock) -
     }
     tables["interaction"] = _only(tables["interaction"], "fused")
     tables["ridge"] = _ridge(data, test, tables["masked"])
-    tables["ensemble"] = ensemble.join([ensemble.member(name, tables[name]) for name in ("masked", "multimodal")])
+    tables["ensemble"] = ensemble.join([ensemble.make_member(name, tables[name]) for name in ("masked", "multimodal")])
     results = {name: _save(output, name, table) for name, table in tables.items()}
     language = load_trained(output / "multimodal_pretrained" / "model.safetensors", device=device)
     found = predict_retrieval([language], test, RetrievalOptions(batch_size=64, device=device))
@@ -209,8 +209,8 @@ def _reverse(trained: Trained, test: Manifest, settings: RecognitionOptions) -> 
     usable = {index for index, name in enumerate(test.classes) if name in TIME_DIRECTED and pairs[index] is not None}
     directed = test.subset(where=lambda row: row.label in usable)
     forwards = predict_recognition(trained, directed, settings)
-    play = scorer(trained)
-    inputs = clip_source(trained, directed, settings)
+    play = make_scorer(trained)
+    inputs = make_clip_inputs(trained, directed, settings)
     backwards = recognition.predict(inputs, lambda video: play(video.flip(2)))
     own = forwards["labels"].astype(int)
     other = np.asarray([pairs[label] for label in own.tolist()], dtype=int)
@@ -305,7 +305,7 @@ def _reconstructions(output: Path, test: Manifest, device: str) -> list[report.R
     stage = MaskedStage(model, cast(MaskedSettings, trained.recipe.settings))
     pictures = []
     chosen = Manifest(test.rows[:2], test.classes, test.root, test.source)
-    for batch, _ in clip_source(trained, chosen, ClipOptions(batch_size=2, device=device)).source:
+    for batch, _ in make_clip_inputs(trained, chosen, ClipOptions(batch_size=2, device=device)).loader:
         clip = batch.to(here).video
         shown, rebuilt = stage.reconstruct(clip, torch.Generator(here).manual_seed(0))
         for index, name in enumerate(batch.ids):

@@ -11,7 +11,7 @@ from internvideo.distributed import choose_device
 from internvideo.errors import RunError
 from internvideo.pipeline import prepare, training_recipe
 from internvideo.system import free_memory
-from internvideo.training.memory import GIB, MIB, counted_activations, predict_activations, state_bytes, total
+from internvideo.training.memory import GIB, MIB, count_activations, predict_activations, state_bytes, sum_bytes
 from internvideo.training.recipe import EvaluationRecipe, Job
 from internvideo.training.settings import TrainingSettings
 from internvideo.training.step import TrainStep, checkpoint_activations
@@ -57,15 +57,15 @@ def describe(
     lines = [
         f"recipe    {recipe.about or recipe.stage}",
         f"model     {recipe.model.name} ({type(job.model).__name__})",
-        *(f"head      {line}" for line in job.head),
+        *(f"head      {line}" for line in job.head_init_lines),
         f"learning  {num_parameters[True] / 1e6:.3f} M parameters",
         f"frozen    {num_parameters[False] / 1e6:.3f} M parameters",
         f"steps     {steps} ({steps_per_epoch:.1f} an epoch, {len(batch)} clips a batch of {_shape(batch)})",
         *([f"compute   {flops / 1e12:.3f} TFLOP a batch on each process, forward and backward"] if flops else []),
-        f"memory    {total(memory) / MIB:.1f} MiB on each of {processes} process{'es' if processes > 1 else ''}, "
+        f"memory    {sum_bytes(memory) / MIB:.1f} MiB on each of {processes} process{'es' if processes > 1 else ''}, "
         f"temporary tensors not counted, of {available_bytes / MIB:.0f} MiB:",
         *(f"          {size / MIB:10.1f} MiB {name}" for name, size in memory.items()),
-        *(memory_plan.remedies(available_bytes) if total(memory) > available_bytes else ()),
+        *(memory_plan.remedies(available_bytes) if sum_bytes(memory) > available_bytes else ()),
         step,
     ]
     return "\n".join(lines)
@@ -109,11 +109,11 @@ class _MemoryPlan:
             loop = loop.model_copy(update={change: {"activation_checkpointing": True, "parallel": "fsdp"}[change]})
             text += f" loop.{change}={'true' if change == 'activation_checkpointing' else 'fsdp'}"
             needed, _ = self.memory(self.settings.model_copy(update={"loop": loop}))
-            lines.append(f"with     {text}: {total(needed) / MIB:.0f} MiB")
-            if total(needed) <= available_bytes:
+            lines.append(f"with     {text}: {sum_bytes(needed) / MIB:.0f} MiB")
+            if sum_bytes(needed) <= available_bytes:
                 return lines
         needed, _ = self.memory(self.settings.model_copy(update={"loop": loop}))
-        states = total(needed) - needed.get("activations", 0)
+        states = sum_bytes(needed) - needed.get("activations", 0)
         if "activations" in needed and states < available_bytes:
             num_clips = int(clips * (available_bytes - states) / needed["activations"])
             if 0 < num_clips < clips:
@@ -132,19 +132,19 @@ def _one_step(
 ) -> tuple[str, int]:  # fmt: skip
     """Make a forward and backward pass; return a line that describes it and the bytes of its activations."""
     free = _free_memory(device)
-    if total(memory) > free:
+    if sum_bytes(memory) > free:
         return f"first batch: not computed here, where {free / MIB:.0f} MiB are free", 0
     if device.type == "cpu" and flops > LONG_STEP_FLOPS:
         return "first batch: not computed here, it would take minutes on the CPU", 0
     stage = job.stage.to(device)
     stepper = TrainStep(stage, settings, steps, device, torch.Generator(device).manual_seed(settings.loop.seed))
     weights = (*stage.parameters(), *stage.buffers())
-    with stepper.autocast, counted_activations(weights) as activations:
+    with stepper.autocast, count_activations(weights) as activations:
         losses: dict[str, Tensor] = stage(batch.to(device), stepper.generator)
     torch.autograd.backward(losses["loss"])
     values = ", ".join(f"{name} {value.item():.4f}" for name, value in losses.items())
     peak = f"; peak {torch.cuda.max_memory_allocated(device) / MIB:.0f} MiB" if device.type == "cuda" else ""
-    return f"first batch, forward and backward: {values}{peak}", activations.bytes
+    return f"first batch, forward and backward: {values}{peak}", activations.peak_bytes
 
 
 def _free_memory(device: torch.device) -> int:

@@ -126,7 +126,7 @@ def _read(path: Path) -> tuple[nn.Module, State, dict[str, str]]:
     file = path / "model.safetensors" if path.is_dir() else path
     metadata = read_metadata(file) if file.suffix == ".safetensors" and file.is_file() else {}
     metadata = metadata if "recipe" in metadata else {}
-    metadata |= model_metadata(trained.recipe, trained.model, trained.classes, trained.context)
+    metadata |= model_metadata(trained.recipe, trained.model, trained.classes, trained.extra_metadata)
     state = {name: value.detach() for name, value in trained.model.state_dict().items()}
     return trained.model, state, metadata
 

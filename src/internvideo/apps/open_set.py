@@ -62,7 +62,9 @@ class OpenSetRule:
             if evidence_kind not in ("softmax", *get_args(Evidence)):
                 raise ValueError(f"evidence {evidence_kind}")
             evidence = None if evidence_kind == "softmax" else cast(Evidence, evidence_kind)
-            return cls(evidence, float(protocol["thresholds"][open_set.OWN]), str(protocol["weights_sha256"]), file)
+            return cls(
+                evidence, float(protocol["thresholds"][open_set.OWN_METHOD]), str(protocol["weights_sha256"]), file
+            )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(file, f"cannot be used: {error}", expected) from error
 

@@ -48,5 +48,7 @@ def ensemble(
     if weights is not None and mode == "views":
         raise RunError("--weights", "views are pooled without weights", "--pool models")
     shares = None if weights is None else parse_numbers("--weights", weights, "numbers above 0, such as 0.6,0.4")
-    path = combine_files(named_files(tables), output, weights=shares, keep="views" if mode == "views" else "models")
+    path = combine_files(
+        named_files(tables), output, weights=shares, weighting="views" if mode == "views" else "models"
+    )
     tell({"table": path}, f"table: {path}")

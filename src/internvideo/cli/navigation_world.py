@@ -37,10 +37,10 @@ def navigation_world(
     made = dict(write_world(output, settings))
     if picture is not None:
         from internvideo.storage import write_text
-        from internvideo.tasks.navigation.plots import draw_episodes
+        from internvideo.tasks.navigation.plots import plot_episodes
         from internvideo.tasks.navigation.world.episodes import read_episodes
 
         shown = read_episodes(output, "val_unseen")[:: max(1, validation // 4)][:4]
-        write_text(picture, draw_episodes(output, shown))
+        write_text(picture, plot_episodes(output, shown))
         made["picture"] = picture
     tell(made, *(f"{name}: {path}" for name, path in made.items()))

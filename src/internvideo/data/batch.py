@@ -61,11 +61,11 @@ class RegionBatch(Batch):
     """B clips around key frames, (B, 3, T, H, W), and the R boxes of persons in all of them.
 
     Attributes:
-        clip: (R,) int64, index of the clip of a box. boxes: (R, 4) float32, corners in pixels of the clip.
+        clip_index: (R,) int64, clip of each box. boxes: (R, 4) float32, corners in pixels of the clip.
         targets: (R, C) float32, 1 for the actions of the person.
     """
 
-    clip: Tensor
+    clip_index: Tensor
     boxes: Tensor
     targets: Tensor
 

@@ -345,10 +345,10 @@ class _Run:
             check_finite(self.writer.videos[index], value[None], [window.start])
         self.writer.report.dim = values.shape[-1]
         batch, self.batch = self.batch, []
-        rows_of = defaultdict[int, list[int]](list)
+        logit_indices = defaultdict[int, list[int]](list)
         for row, (index, _) in enumerate(batch):
-            rows_of[index].append(row)
-        for index, rows in rows_of.items():
+            logit_indices[index].append(row)
+        for index, rows in logit_indices.items():
             self.writer.write(index, [batch[row][1] for row in rows], values[rows])
             self.in_progress[index].num_encoded += len(rows)
         self.writer.after_batch(self.in_progress)

@@ -22,7 +22,7 @@ from internvideo.plots import charts
 from internvideo.storage import write_text
 from internvideo.tasks.temporal_localization.build import FeatureData
 from internvideo.tasks.temporal_localization.data import read_feature_set
-from internvideo.tasks.temporal_localization.evaluate import MIN_SCORE_SHOWN, Detector, page
+from internvideo.tasks.temporal_localization.evaluate import MIN_PLOTTED_SCORE, Detector, timelines_html
 from internvideo.tasks.temporal_localization.predict import find_segments
 
 ACTION = "action"
@@ -47,7 +47,7 @@ class Localization:
     duration: float
     actions: tuple[Action, ...]
 
-    def plot(self, score_threshold: float = MIN_SCORE_SHOWN) -> str:
+    def plot(self, score_threshold: float = MIN_PLOTTED_SCORE) -> str:
         """Plot the timeline as an <svg>, without actions below the threshold."""
         shown = [(a.start, a.end, a.label, min(a.score, 1.0)) for a in self.actions if a.score >= score_threshold]
         return charts.timeline(self.duration, shown, title=Path(self.path).name)
@@ -59,7 +59,7 @@ def extraction_settings(model: VideoModel, detector: Detector) -> ExtractSetting
     Raises:
         RecipeError: the detector does not record them, or was trained on features of another encoder.
     """
-    provenance = detector.trained.context
+    provenance = detector.trained.extra_metadata
     if not {"window", "stride"} <= set(provenance):
         found = "does not record how its features were extracted"
         raise RecipeError("detector", found, "a detector trained on features of `internvideo extract`")
@@ -162,8 +162,8 @@ def check_plot(target: Path) -> None:
         raise RecipeError("plot", f"'{target.name}'", "a name that ends in .html or .svg")
 
 
-def write_plot(localization: Localization, target: Path, score_threshold: float = MIN_SCORE_SHOWN) -> None:
+def write_plot(localization: Localization, target: Path, score_threshold: float = MIN_PLOTTED_SCORE) -> None:
     """Write the timeline as .html or .svg. Raises RunError; RecipeError for another extension."""
     check_plot(target)
     plot = localization.plot(score_threshold)
-    write_text(target, page([plot]) if target.suffix == ".html" else plot + "\n")
+    write_text(target, timelines_html([plot]) if target.suffix == ".html" else plot + "\n")

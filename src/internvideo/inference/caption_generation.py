@@ -35,7 +35,7 @@ class CaptionGenerator:
         seed: int = 0,
         max_length: int = 0,
     ) -> None:
-        context = model.config.text.context
+        context = model.config.text.context_length
         if num_beams < 1 or not (max_length == 0 or 2 <= max_length <= context):
             expected = f"num_beams >= 1, max_length 0 or 2 to {context}"
             raise RecipeError("caption", f"num_beams {num_beams}, max_length {max_length}", expected)
@@ -49,7 +49,7 @@ class CaptionGenerator:
     def __call__(self, clips: Tensor) -> list[str]:
         """Generate B captions for clips (B, 3, T, S, S) of the preprocessing, on the device of the model."""
         settings: dict[str, Any] = {"start": self.tokenizer.start, "end": self.tokenizer.end}
-        settings |= {"max_length": self.max_length, "beams": self.num_beams}
-        settings |= {"nucleus": self.top_p, "generator": self.generator}
+        settings |= {"max_length": self.max_length, "num_beams": self.num_beams}
+        settings |= {"top_p": self.top_p, "generator": self.generator}
         ids = self.model.generate(self.model.prepare(clips), **settings)
         return [self.tokenizer.decode(row, special=False) for row in ids.cpu()]

@@ -191,7 +191,7 @@ def _make_plan(model: VideoModel, settings: ExportSettings, video: VideoSource |
     axes = {} if settings.batch else {0: "batch"}
     output = "logits" if settings.what == "classifier" else "features"
     if settings.what == "text":
-        ids = Tokenizer(context_length=model.module.config.text.context).encode(SENTENCES)
+        ids = Tokenizer(context_length=model.module.config.text.context_length).encode(SENTENCES)
         counts = [settings.batch] if settings.batch else [1, 3, 2]
         samples = tuple(("sentences", ids[torch.arange(count) % len(ids)]) for count in counts)
         return Plan("ids", output, samples[-1][1], axes, {}, samples)

@@ -22,8 +22,7 @@ from internvideo.data.preprocessing import Preprocessing
 from internvideo.errors import RecipeError, WeightsError, unwritable
 from internvideo.inference.families import Precision
 from internvideo.model_table import MODELS, create_model
-from internvideo.models.declared import within
-from internvideo.models.factory import present_settings
+from internvideo.models.declared import limit_model_size
 from internvideo.models.skip_init import check_all_loaded, skip_init
 from internvideo.storage import write_text
 from internvideo.tasks.protocol import weights_hash
@@ -198,8 +197,8 @@ def _build_arguments(
     if not isinstance(name, str) or name not in MODELS:
         raise WeightsError(where, f"unknown model {name!r}", ", ".join(MODELS), "update internvideo")
     try:
-        with skip_init(), within(state):
-            module = create_model(name, present_settings(settings["overrides"]))
+        with skip_init(), limit_model_size(state):
+            module = create_model(name, settings["overrides"])
         arguments: dict[str, Any] = {
             "name": name,
             "module": module,
@@ -243,7 +242,7 @@ def model_card(
     )
     if preprocessing.single_frame:
         frames = "the middle frame"
-    description = MODELS[model.name].about
+    description = MODELS[model.name].description
     size, backend = preprocessing.size, preprocessing.resize_backend
     resize_note = "resized to a square" if not preprocessing.keep_aspect else "scaled by the short side, center crop"
     lines = [

@@ -51,7 +51,7 @@ class MTEBEncoder:
             languages=["eng-Latn"],
             n_parameters=sum(parameter.numel() for parameter in self.model.module.parameters()),
             memory_usage_mb=None,
-            max_tokens=None if dual is None else dual.config.text.context,
+            max_tokens=None if dual is None else dual.config.text.context_length,
             embed_dim=self.model.embed_dim,
             license=None,
             open_weights=True,

@@ -48,7 +48,7 @@ class VideoModule(nn.Module):
     def max_seq_length(self) -> int:
         """Maximum number of tokens of a text; 0 without a text tower."""
         dual = self.encoder.as_dual_encoder
-        return dual.config.text.context if dual is not None else 0
+        return dual.config.text.context_length if dual is not None else 0
 
     def get_embedding_dimension(self) -> int:
         """Return the embedding dimension E."""

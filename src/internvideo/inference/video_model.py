@@ -27,7 +27,7 @@ from internvideo.metrics.classification import merge_rows, softmax, zero_shot_pr
 from internvideo.models.embeddings import Normalize
 from internvideo.models.encoder import VideoEncoder
 from internvideo.models.video_language import VideoLanguage
-from internvideo.tasks.zero_shot.templates import ACTION_TEMPLATES, fill
+from internvideo.tasks.zero_shot.templates import ACTION_TEMPLATES, fill_templates
 
 __all__ = ["Precision", "Span", "VideoModel", "VideoSource"]
 
@@ -84,7 +84,7 @@ class VideoModel(HubModel):
         self.module: VideoEncoder = _to_device_and_dtype(encoder, self.device, precision)
         self._dual_encoder = self.module.as_dual_encoder
         text = self._dual_encoder.config.text if self._dual_encoder else None
-        self._tokenizer = Tokenizer(context_length=text.context) if text else None
+        self._tokenizer = Tokenizer(context_length=text.context_length) if text else None
         self._prompt_cache: tuple[tuple[tuple[str, ...], tuple[str, ...]], np.ndarray[Any, Any]] | None = None
 
     def __repr__(self) -> str:
@@ -137,7 +137,7 @@ class VideoModel(HubModel):
     def _text(self) -> tuple[Any, Tokenizer]:
         if self._dual_encoder is None or self._tokenizer is None:
             raise self._unsupported("read texts", hint="take a model with a text tower, for example internvideo-mm-l14")
-        vocabulary = self._dual_encoder.config.text.vocabulary
+        vocabulary = self._dual_encoder.config.text.vocab_size
         if vocabulary < CLIP_VOCAB_SIZE:
             hint = f"its vocabulary has {vocabulary} tokens, CLIP's {CLIP_VOCAB_SIZE}: encode token ids instead"
             raise self._unsupported("read texts", hint=hint)
@@ -323,7 +323,7 @@ class VideoModel(HubModel):
         """Encode prompts (P, C, E); the last result is cached, because streams repeat their labels."""
         if self._prompt_cache is None or self._prompt_cache[0] != (labels, templates):
             try:
-                texts = fill(templates, labels)
+                texts = fill_templates(templates, labels)
             except ValueError as error:
                 raise RecipeError("templates", str(error)) from error
             features = self.encode_text(texts).numpy().reshape(len(templates), len(labels), -1)

@@ -1,4 +1,4 @@
-"""The only attention of the package: one call of the fused kernel, two ways of holding the projections.
+"""Multi-head attention with torch's fused kernel, with packed or separate projections, and key/value caches.
 
 Shapes: B batch, N query tokens, K key tokens, D width, H heads, d = D / H. Source: arXiv 1706.03762.
 """
@@ -33,9 +33,9 @@ def attend(
         key: (B, H, K, d), or (B, 1, K, d) for one key/value head shared by all query heads.
         value: as `key`.
         causal: a query at position n attends to keys 0..n.
-        scale: factor of the products, None for 1 / sqrt(d).
-        attn_mask: added to the scores before the softmax, broadcast to (B, H, N, K); -inf, or False in a bool one,
-            hides a key. Not with `causal`.
+        scale: factor of the query-key products, None for 1 / sqrt(d).
+        attn_mask: broadcast to (B, H, N, K); float: added to the products before the softmax; bool: False hides a key.
+            Not with `causal`.
         dropout: probability of setting an attention weight to 0; the caller gives 0 outside training.
 
     Returns:
@@ -55,48 +55,48 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
 
 
 class LayerKVCache:
-    """Keys and values that one attention has computed, so that later tokens need not compute them again.
+    """Keys and values that one attention layer has computed for the tokens so far.
 
     Attributes:
-        pair: key and value (R, H, n, d) of R texts, None before the first token.
+        key_value: key and value (R, H, n, d) of R texts, None before the first token.
     """
 
-    pair: tuple[Tensor, Tensor] | None = None
+    key_value: tuple[Tensor, Tensor] | None = None
 
     @property
     def length(self) -> int:
         """n."""
-        return 0 if self.pair is None else self.pair[0].shape[2]
+        return 0 if self.key_value is None else self.key_value[0].shape[2]
 
     def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Append the keys and values of the next tokens, and return all, (R, H, n, d) each."""
-        if self.pair is not None:
+        if self.key_value is not None:
             if key.shape[2] != 1:
-                raise ValueError(f"{key.shape[2]} tokens at once after the first")  # they would need a mask
-            key, value = torch.cat([self.pair[0], key], dim=2), torch.cat([self.pair[1], value], dim=2)
-        self.pair = key, value
-        return self.pair
+                raise ValueError(f"{key.shape[2]} new tokens, a filled cache takes 1")  # more would need a mask
+            key, value = torch.cat([self.key_value[0], key], dim=2), torch.cat([self.key_value[1], value], dim=2)
+        self.key_value = key, value
+        return self.key_value
 
-    def reorder(self, rows: Tensor) -> None:
+    def reorder(self, text_index: Tensor) -> None:
         """Select and order the texts: (R',) indices."""
-        if self.pair is not None:
-            self.pair = self.pair[0][rows], self.pair[1][rows]
+        if self.key_value is not None:
+            self.key_value = self.key_value[0][text_index], self.key_value[1][text_index]
 
 
 class KVCache:
-    """The keys and values of every attention of a decoder, for R texts that are being generated."""
+    """The keys and values of every attention layer of a decoder, for R texts that are being generated."""
 
     def __init__(self) -> None:
         self._layers: dict[nn.Module, LayerKVCache] = {}
 
-    def of(self, attention: nn.Module) -> LayerKVCache:
-        """Return the cache of one attention."""
+    def layer(self, attention: nn.Module) -> LayerKVCache:
+        """Return the cache of one attention layer, empty at first."""
         return self._layers.setdefault(attention, LayerKVCache())
 
-    def reorder(self, rows: Tensor) -> None:
+    def reorder(self, text_index: Tensor) -> None:
         """Select and order the texts of every layer: (R',) indices."""
         for layer in self._layers.values():
-            layer.reorder(rows)
+            layer.reorder(text_index)
 
 
 class Attention(Module):
@@ -128,7 +128,8 @@ class Attention(Module):
     ) -> Tensor:
         """(B, N, D), context (B, K, D) or None for self-attention -> (B, N, D).
 
-        With a `kv_cache` x are the tokens after it and attend to it too: all tokens at first, then one at a time.
+        With a `kv_cache` x are the tokens that follow the cached ones, to which they attend too. The first call may
+        have several tokens, later calls one.
         """
         weight, bias = self.qkv.weight, self._bias()
         if context is None:
@@ -148,20 +149,20 @@ class Attention(Module):
         return self.proj(out)
 
     def _attend_few_queries(self, x: Tensor, context: Tensor) -> Tensor:
-        """Compute the same for few queries, without a key and a value of every context token.
+        """Compute cross-attention of few queries without the keys and values of the context tokens.
 
         q . (W_k y) = (W_k^T q) . y, and sum a (W_v y) = W_v sum a y: the heads attend to the context itself. The key's
         bias shifts all products of a query equally, to which softmax is invariant.
         """
-        batch, count, width = x.shape
+        batch, num_queries, width = x.shape
         bias = self._bias()
         size = width // self.heads
         to_query, to_key, to_value = self.qkv.weight.chunk(3)
-        query = F.linear(x, to_query, None if bias is None else bias[:width]).view(batch, count, self.heads, size)
+        query = F.linear(x, to_query, None if bias is None else bias[:width]).view(batch, num_queries, self.heads, size)
         query = torch.einsum("bnhd,hdw->bnhw", query, to_key.view(self.heads, size, width)).flatten(1, 2)
         tokens = context[:, None]
-        mixed = attend(query[:, None], tokens, tokens, scale=size**-0.5).view(batch, count, self.heads, width)
-        value = torch.einsum("bnhw,hdw->bnhd", mixed, to_value.view(self.heads, size, width)).flatten(2)
+        attended = attend(query[:, None], tokens, tokens, scale=size**-0.5).view(batch, num_queries, self.heads, width)
+        value = torch.einsum("bnhw,hdw->bnhd", attended, to_value.view(self.heads, size, width)).flatten(2)
         return value if bias is None else value + bias[2 * width :]
 
 
@@ -204,12 +205,11 @@ class CrossAttention(Module):
     ) -> Tensor:
         """(B, N, D), (B, K, context width) -> (B, N, D).
 
-        A `kv_cache` keeps the context's keys and values. `attn_mask` is bool, broadcast to (B, H, N, K): False hides
-        a key.
+        A `kv_cache` stores the context's keys and values, which later calls reuse. `attn_mask` is as in `attend`.
         """
         query = split_heads(self.q(x), self.heads)
-        if kv_cache is not None and kv_cache.pair is not None:
-            key, value = kv_cache.pair
+        if kv_cache is not None and kv_cache.key_value is not None:
+            key, value = kv_cache.key_value
         else:
             key = split_heads(self.k(context), self.key_value_heads)
             value = split_heads(self.v(context), self.key_value_heads)

@@ -1,4 +1,4 @@
-"""The only transformer layer of the package: pre-norm attention and feed-forward, self, causal, cross or gated.
+"""Pre-norm transformer layer with self-, causal or cross-attention, optionally gated or scaled.
 
 Source: modeling_pretrain.py, uniformerv2_model.py (CLIP and global blocks), paper 3.3 (cross-model attention).
 """
@@ -21,9 +21,9 @@ Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"]
 
 
 def check_activation(name: str) -> None:
-    """Raises ValueError for a name that is no `Activation`."""
+    """Raise ValueError for a name that is no `Activation`."""
     if name not in get_args(Activation):
-        raise ValueError(f"activation {name!r}, there are {', '.join(get_args(Activation))}")
+        raise ValueError(f"activation {name!r}: expected one of {', '.join(get_args(Activation))}")
 
 
 class DropPath(Module):
@@ -39,13 +39,13 @@ class DropPath(Module):
         self.dim = dim
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any shape (B, ...); kept entries are scaled by 1 / (1 - rate)."""
+        """(B, ...) -> the same shape; the entries that are not dropped are scaled by 1 / (1 - rate)."""
         if not self.training or self.rate == 0.0:
             return x
-        keep = 1.0 - self.rate
+        keep_prob = 1.0 - self.rate
         shape = [1] * x.dim()
         shape[self.dim] = x.shape[self.dim]
-        return x * torch.empty(shape, dtype=x.dtype, device=x.device).bernoulli_(keep).div_(keep)
+        return x * torch.empty(shape, dtype=x.dtype, device=x.device).bernoulli_(keep_prob).div_(keep_prob)
 
 
 def activate(hidden: Tensor, activation: Activation) -> Tensor:
@@ -82,9 +82,9 @@ class FeedForward(Module):
         hidden = activate(self.fc1(x), self.activation)
         return self.dropout(self.fc2(self.hidden_dropout(hidden)))
 
-    def mean(self, x: Tensor) -> Tensor:
+    def forward_mean(self, x: Tensor) -> Tensor:
         """Compute the mean over the tokens of `forward(x)` without dropout, (B, N, D) -> (B, D)."""
-        # The second map is linear, so it takes the mean instead of every token.
+        # The second map is linear, so it can be applied to the mean instead of to every token.
         return self.fc2(activate(self.fc1(x), self.activation).mean(dim=1))
 
 
@@ -99,8 +99,9 @@ class BlockConfig:
         eps: layer norm epsilon (VideoMAE 1e-6, CLIP and CMA 1e-5).
         bias: which of the packed query/key/value projections have a bias (see `Attention`).
         causal: position n attends to 0..n.
-        context: None for self-attention; "packed" attends to tokens of the same width through one packed
-            projection (global UniBlock); "separate" attends to tokens of `context_width` (CMA).
+        cross_attention: None for self-attention; "packed": to tokens of the same width, with one packed projection of
+            query, key and value (UniFormerV2's global block); "separate": to tokens of `context_width`, with separate
+            projections (cross-model attention).
         context_width: width of the key/value tokens ("separate" only).
         layer_scale: initial value of the per-channel scales gamma_1 and gamma_2, 0 for none.
         gated: residual branches are multiplied by tanh(gate), gates start at 0 (Flamingo).
@@ -117,7 +118,7 @@ class BlockConfig:
     eps: float = 1e-6
     bias: Bias = "all"
     causal: bool = False
-    context: Literal["packed", "separate"] | None = None
+    cross_attention: Literal["packed", "separate"] | None = None
     context_width: int = 0
     layer_scale: float = 0.0
     gated: bool = False
@@ -147,12 +148,12 @@ class Block(Module):
         width, eps = config.width, config.eps
         self.norm1 = LayerNorm(width, eps=eps)
         self.attn: Attention | CrossAttention
-        if config.context == "separate":
+        if config.cross_attention == "separate":
             self.attn = CrossAttention(width, config.context_width, config.heads)
         else:
             self.attn = Attention(width, config.heads, bias=config.bias)
-        context_width = config.context_width if config.context == "separate" else width
-        self.norm_context = LayerNorm(context_width, eps=eps) if config.context else None
+        context_width = config.context_width if config.cross_attention == "separate" else width
+        self.norm_context = LayerNorm(context_width, eps=eps) if config.cross_attention else None
         self.norm2 = LayerNorm(width, eps=eps)
         self.mlp = FeedForward(
             width,
@@ -162,9 +163,9 @@ class Block(Module):
             hidden_dropout=config.hidden_dropout,
         )
         self.drop_path = DropPath(config.drop_path, config.drop_path_dim)
-        scaled = config.layer_scale > 0
-        self.gamma_1 = nn.Parameter(torch.full((width,), config.layer_scale)) if scaled else None
-        self.gamma_2 = nn.Parameter(torch.full((width,), config.layer_scale)) if scaled else None
+        has_scale = config.layer_scale > 0
+        self.gamma_1 = nn.Parameter(torch.full((width,), config.layer_scale)) if has_scale else None
+        self.gamma_2 = nn.Parameter(torch.full((width,), config.layer_scale)) if has_scale else None
         self.gate_attn = nn.Parameter(torch.zeros(1)) if config.gated else None
         self.gate_mlp = nn.Parameter(torch.zeros(1)) if config.gated else None
 
@@ -186,7 +187,7 @@ class Block(Module):
         y = self.norm1(x)
         if self.norm_context is not None:
             if context is None:
-                raise ValueError("a cross-attention block needs context tokens")
+                raise ValueError("a block with cross_attention needs context tokens")
             out = self.attn(y, self.norm_context(context))
         elif num_queries is not None and num_queries < x.shape[1]:
             if self.config.causal:
@@ -209,14 +210,14 @@ class Block(Module):
         num_queries: int | None = None,
         kv_cache: LayerKVCache | None = None,
     ) -> Tensor:
-        """(B, N, D), context (B, K, D') for a cross block -> (B, N, D).
+        """(B, N, D), context (B, K, D') for cross-attention -> (B, N, D).
 
-        With `num_queries` self-attention returns only the last tokens (B, num_queries, D), which attend to all; this
-        saves the queries and feed-forward of unused tokens. A causal layer with a `kv_cache` continues the sequence.
+        With `num_queries` only the last tokens are computed and returned, (B, num_queries, D); they attend to all N.
+        With a `kv_cache`, of a causal layer, x are the tokens that follow the cached ones.
         """
         return self.feed_forward_branch(self.attention_branch(x, context, num_queries, kv_cache))
 
-    def mean(self, x: Tensor) -> Tensor:
-        """Compute the mean over the tokens of `forward(x)` in evaluation with less work, (B, N, D) -> (B, D)."""
+    def forward_mean(self, x: Tensor) -> Tensor:
+        """Compute the mean over the tokens of `forward(x)` in evaluation mode with less work, (B, N, D) -> (B, D)."""
         x = self.attention_branch(x)
-        return x.mean(dim=1) + self._branch(self.mlp.mean(self.norm2(x)), self.gamma_2, self.gate_mlp)
+        return x.mean(dim=1) + self._branch(self.mlp.forward_mean(self.norm2(x)), self.gamma_2, self.gate_mlp)

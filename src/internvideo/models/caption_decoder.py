@@ -1,6 +1,7 @@
 """Caption decoder: token features attend to a fixed number of pooled visual tokens and predict the next token.
 
-Shapes: B batch, L text tokens, K visual tokens, V vocabulary, W width, Wv visual width, H heads.
+Shapes: B batch, L text tokens, K visual tokens, Q pooled visual tokens, V vocabulary, W text width, Wv visual width,
+H heads.
 Source: multi-modalities-downstream.
 """
 
@@ -20,42 +21,42 @@ from internvideo.models.module import LayerNorm, Linear, Module, Sequential
 
 @dataclass(frozen=True)
 class CaptionDecoderConfig:
-    """Sizes.
+    """Sizes of a caption decoder.
 
     Attributes:
         width: W, the text tower's width.
         heads: H (published: W / 64).
         vision_width: Wv.
         layers: published code 4, paper 6.
-        vocabulary: V, or 0 for no predictor: the output is then the last layer's features (answering networks).
-        queries: number of pooled visual tokens.
-        factor: feed-forward width over W.
+        vocab_size: V, or 0 for no predictor: the decoder then returns features (question answering networks).
+        num_queries: Q, number of pooled visual tokens.
+        mlp_ratio: width of the feed-forwards over W.
     """
 
     width: int
     heads: int
     vision_width: int
     layers: int = 4
-    vocabulary: int = 49408
-    queries: int = 256
-    factor: int = 4
+    vocab_size: int = 49408
+    num_queries: int = 256
+    mlp_ratio: int = 4
 
 
 def swiglu(x: Tensor) -> Tensor:
-    """Gate the first half by the second, (..., 2 F) -> (..., F)."""
+    """Multiply the first half by the SiLU of the second, (..., 2 F) -> (..., F)."""
     value, gate = x.chunk(2, dim=-1)
     return F.silu(gate) * value
 
 
 def rotate(x: Tensor, start: int = 0) -> Tensor:
-    """Apply rotary positions start..start+L-1 over the head width d, halves paired, to x (B, H, L, d).
+    """Apply rotary positions start..start+L-1 to x (B, H, L, d); channel i is rotated with channel i + d / 2.
 
-    Frequencies 10000^(-2i/d) are float32, as published, and angles float32 or better, whatever the precision of x.
+    Frequencies 10000^(-2i/d) are float32, as published; angles are float32, or float64 for a float64 x.
     """
     width = x.shape[3]
-    precise = torch.promote_types(x.dtype, torch.float32)
+    dtype = torch.promote_types(x.dtype, torch.float32)
     frequencies = 1.0 / 10000 ** (torch.arange(0, width, 2, device=x.device).float() / width)
-    angles = torch.arange(start, start + x.shape[2], device=x.device, dtype=precise)[:, None] * frequencies.to(precise)
+    angles = torch.arange(start, start + x.shape[2], device=x.device, dtype=dtype)[:, None] * frequencies.to(dtype)
     angles = torch.cat([angles, angles], dim=-1)
     first, second = x.chunk(2, dim=-1)
     rotated = torch.cat([-second, first], dim=-1)
@@ -63,44 +64,44 @@ def rotate(x: Tensor, start: int = 0) -> Tensor:
 
 
 class ParallelBlock(Module):
-    """Causal multi-query self-attention and SwiGLU feed-forward in parallel, from one projection; residual."""
+    """Residual layer: causal multi-query self-attention and SwiGLU feed-forward in parallel, from one projection."""
 
     def __init__(self, config: CaptionDecoderConfig) -> None:
         super().__init__()
-        width, inner = config.width, config.factor * config.width
-        head = width // config.heads
+        width, inner = config.width, config.mlp_ratio * config.width
+        head_width = width // config.heads
         self.heads = config.heads
-        self.sizes = [width, head, head, 2 * inner]
+        self.split_sizes = [width, head_width, head_width, 2 * inner]
         self.norm = LayerNorm(width, eps=EPS, bias=False)
-        self.fused = Linear(width, sum(self.sizes), bias=False)
+        self.fused = Linear(width, sum(self.split_sizes), bias=False)
         self.attn_out = Linear(width, width, bias=False)
         self.ff_out = Linear(inner, width, bias=False)
 
     def forward(self, x: Tensor, kv_cache: LayerKVCache | None = None) -> Tensor:
-        """(B, L, W) -> (B, L, W); tokens after a `kv_cache` attend to it too."""
-        query, key, value, hidden = torch.split(self.fused(self.norm(x)), self.sizes, dim=-1)
+        """(B, L, W) -> (B, L, W); with a `kv_cache` x are the tokens that follow the cached ones."""
+        query, key, value, hidden = torch.split(self.fused(self.norm(x)), self.split_sizes, dim=-1)
         start = 0 if kv_cache is None else kv_cache.length
         query = rotate(split_heads(query, self.heads), start)
         key, value = rotate(split_heads(key, 1), start), split_heads(value, 1)
         if kv_cache is not None:
             key, value = kv_cache.extend(key, value)
-        mixed = attend(query, key, value, causal=start == 0)
-        return x + self.attn_out(mixed) + self.ff_out(swiglu(hidden))
+        attended = attend(query, key, value, causal=start == 0)
+        return x + self.attn_out(attended) + self.ff_out(swiglu(hidden))
 
 
 class VisualBlock(Module):
-    """Multi-query attention onto the pooled visual tokens and SwiGLU feed-forward in parallel; residual."""
+    """Residual layer: multi-query attention to the pooled visual tokens and SwiGLU feed-forward in parallel."""
 
     def __init__(self, config: CaptionDecoderConfig) -> None:
         super().__init__()
-        width, inner = config.width, config.factor * config.width
+        width, inner = config.width, config.mlp_ratio * config.width
         self.norm = LayerNorm(width, eps=EPS, bias=False)
         self.attn = CrossAttention(width, width, config.heads, key_value_heads=1, bias=False)
         self.fc1 = Linear(width, 2 * inner, bias=False)
         self.fc2 = Linear(inner, width, bias=False)
 
     def forward(self, x: Tensor, visual: Tensor, kv_cache: LayerKVCache | None = None) -> Tensor:
-        """Text (B, L, W), visual (B, Q, W) -> (B, L, W); a `kv_cache` keeps the visual keys and values."""
+        """Text (B, L, W), visual (B, Q, W) -> (B, L, W); a `kv_cache` stores the visual keys and values."""
         y = self.norm(x)
         return x + self.attn(y, visual, kv_cache=kv_cache) + self.fc2(swiglu(self.fc1(y)))
 
@@ -115,14 +116,14 @@ class CaptionLayer(Module):
 
     def forward(self, x: Tensor, visual: Tensor, kv_cache: KVCache | None = None) -> Tensor:
         """Text (B, L, W), visual (B, Q, W) -> (B, L, W)."""
-        caches = [None if kv_cache is None else kv_cache.of(block) for block in (self.words, self.visual)]
+        caches = [None if kv_cache is None else kv_cache.layer(block) for block in (self.words, self.visual)]
         return self.visual(self.words(x, caches[0]), visual, caches[1])
 
 
 class CaptionDecoder(Module):
-    """Predict next tokens from the text tower's token features and the video tower's last tokens.
+    """Predict next tokens from the text tower's token features and the tokens of the video tower's last layer.
 
-    No padding mask is needed: attention is causal and padding comes last.
+    No padding mask is needed, since attention is causal and padding comes last.
     """
 
     def __init__(self, config: CaptionDecoderConfig) -> None:
@@ -130,51 +131,51 @@ class CaptionDecoder(Module):
         self.config = config
         self.checkpointing = False
         width = config.width
-        self.queries = nn.Parameter(torch.randn(config.queries, width) * width**-0.5)
+        self.queries = nn.Parameter(torch.randn(config.num_queries, width) * width**-0.5)
         self.query_norm = LayerNorm(width, eps=EPS, bias=False)
         self.context_norm = LayerNorm(config.vision_width, eps=EPS, bias=False)
         self.pooler = CrossAttention(width, config.vision_width, config.heads, key_value_heads=1, bias=False)
         self.pooled_norm = LayerNorm(width, eps=EPS)
         self.text_norm = LayerNorm(width, eps=EPS)
         self.layers = nn.ModuleList(CaptionLayer(config) for _ in range(config.layers))
-        self.predictor = predictor(width, config.vocabulary) if config.vocabulary else None
+        self.predictor = build_predictor(width, config.vocab_size) if config.vocab_size else None
         self.apply(init_normal)
 
     def pool(self, visual: Tensor) -> Tensor:
-        """Pool the last video tokens (B, K, Wv), in any order -> (B, Q, W). The pooler has no residual."""
+        """Pool the video tokens (B, K, Wv), in any order, to (B, Q, W). There is no residual connection."""
         queries = self.query_norm(self.queries).expand(len(visual), -1, -1)
         return self.pooled_norm(self.pooler(queries, self.context_norm(visual)))
 
-    def decode(self, words: Tensor, pooled: Tensor, kv_cache: KVCache | None = None) -> Tensor:
+    def decode(self, text: Tensor, pooled: Tensor, kv_cache: KVCache | None = None) -> Tensor:
         """Token features (B, L, W) of the text tower, pooled visual tokens (B, Q, W) -> logits (B, L, V).
 
-        Position i predicts token i + 1. Without a predictor: features (B, L, W). A `kv_cache` holds the tokens before
-        these and the visual tokens of the first call.
+        Position i predicts token i + 1. Without a predictor: features (B, L, W). A `kv_cache` stores the preceding
+        tokens, and the visual tokens of the first call.
         """
-        x = self.features(words, pooled, kv_cache)
+        x = self.features(text, pooled, kv_cache)
         return x if self.predictor is None else self.predictor(x)
 
-    def features(self, words: Tensor, pooled: Tensor, kv_cache: KVCache | None = None) -> Tensor:
+    def features(self, text: Tensor, pooled: Tensor, kv_cache: KVCache | None = None) -> Tensor:
         """Compute the predictor's input (B, L, W); arguments as `decode`."""
-        x = self.text_norm(words)
+        x = self.text_norm(text)
         for layer in self.layers:
             x = run_layer(layer, x, pooled, kv_cache, checkpointing=self.checkpointing and kv_cache is None)
         return x
 
-    def forward(self, visual: Tensor, words: Tensor) -> Tensor:
+    def forward(self, visual: Tensor, text: Tensor) -> Tensor:
         """Video tokens (B, K, Wv), text features (B, L, W) -> logits (B, L, V)."""
-        return self.decode(words, self.pool(visual))
+        return self.decode(text, self.pool(visual))
 
 
-def predictor(width: int, vocabulary: int) -> nn.Sequential:
+def build_predictor(width: int, vocab_size: int) -> nn.Sequential:
     """Build the predictor: layer norm, linear, GELU, layer norm, linear to the vocabulary."""
     return Sequential(
-        LayerNorm(width, eps=EPS), Linear(width, width), nn.GELU(), LayerNorm(width, eps=EPS), Linear(width, vocabulary)
+        LayerNorm(width, eps=EPS), Linear(width, width), nn.GELU(), LayerNorm(width, eps=EPS), Linear(width, vocab_size)
     )
 
 
 def init_normal(module: nn.Module) -> None:
-    """Initialize linear maps of decoder and answer heads: normal weights of std .02, zero biases."""
+    """Initialize a linear layer with normal weights of std 0.02 and zero biases; other modules stay unchanged."""
     if isinstance(module, nn.Linear):
         nn.init.normal_(module.weight, std=0.02)
         if module.bias is not None:

@@ -1,6 +1,7 @@
 """CLIP: frame stem, transformer layers, text tower and the plain image-text model.
 
-Shapes: B batch, T frames, S side, N = 1 + HW tokens of a frame (class token first), D width, L words, E joint space.
+Shapes: B batch, T frames, S side, N = 1 + HW tokens of a frame (class token first), D width, L text tokens,
+E width of the joint space.
 Source: uniformerv2_model.py (stem and layers), Multi-Modalities-Pretraining (text tower and initialization).
 """
 
@@ -51,7 +52,7 @@ def clip_block(
 
 
 def init_clip_blocks(blocks: nn.ModuleList) -> None:
-    """CLIP's normal initialization of a stack of `Block`s, in place: projections shrink with the depth of the stack."""
+    """Initialize a stack of `Block`s as CLIP: normal; the std of residual projections falls with the stack's depth."""
     for block in blocks:
         if not isinstance(block, Block):
             raise ValueError(f"expected a Block, got {type(block).__name__}")
@@ -69,15 +70,15 @@ def init_clip_blocks(blocks: nn.ModuleList) -> None:
 
 
 class FrameStem(Module):
-    """Patches of every frame, a class token, positions and a layer norm.
+    """Embed the patches of every frame, add a class token and positions, and apply a layer norm.
 
     Args:
         image_size, patch_size: S and the patch side, S must be a multiple.
         width: D.
-        temporal_downsample: the patch kernel spans 3 frames and halves their number.
+        temporal_downsample: the patch kernel spans 3 frames with stride 2, which halves their number.
         eps: of the norm.
-        motion_stem: a second kernel over three frames reads the frames minus the clip's mean frame, and its output is
-            added. It starts at zero, so the stem starts as without it; a clip of one frame gets nothing from it.
+        motion_stem: add a second patch embedding, with a kernel over 3 frames, of the frames minus the clip's mean
+            frame. Its weights start at zero; for a clip of one frame its output is always zero.
         convolution_stem: channels of a `ConvolutionStem` that is added too; 0 for none.
     """
 
@@ -98,7 +99,7 @@ class FrameStem(Module):
         if image_size % patch_size:
             raise ValueError(f"image size {image_size} is not a multiple of patch size {patch_size}")
         self.image_size = image_size
-        self.grid = image_size // patch_size
+        self.grid_side = image_size // patch_size
         kernel, stride = (3, 2) if temporal_downsample else (1, 1)
         sides: dict[str, Any] = {
             "kernel_size": (kernel, patch_size, patch_size),
@@ -106,35 +107,41 @@ class FrameStem(Module):
         }
         self.conv = Conv3d(3, width, **sides, padding=(kernel // 2, 0, 0), bias=False)
         self.class_embedding = nn.Parameter(torch.randn(width) * width**-0.5)
-        self.positional_embedding = nn.Parameter(torch.randn(1 + self.grid**2, width) * width**-0.5)
+        self.positional_embedding = nn.Parameter(torch.randn(1 + self.grid_side**2, width) * width**-0.5)
         self.norm = LayerNorm(width, eps=eps)
         self.motion = nn.Parameter(torch.zeros(width, 3, 3, patch_size, patch_size)) if motion_stem else None
         self.convolutions = ConvolutionStem(convolution_stem, patch_size, width) if convolution_stem else None
 
-    def patches(self, video: Tensor) -> Tensor:
-        """(B, 3, T, S, S) normalized -> patches without positions (B, T', HW, D); ValueError for another side."""
+    def embed_patches(self, video: Tensor) -> Tensor:
+        """(B, 3, T, S, S) normalized -> patch embeddings without positions (B, T', HW, D). ValueError for another S."""
         if video.dim() != 5 or video.shape[1] != 3 or video.shape[-2:] != (self.image_size, self.image_size):
             raise ValueError(
                 f"expected a video (B, 3, T, {self.image_size}, {self.image_size}), got {tuple(video.shape)}"
             )
-        patches = F.linear(self._cut(video, self.conv.kernel_size[0]), self.conv.weight.flatten(1))
+        patches = F.linear(self._extract_patches(video, self.conv.kernel_size[0]), self.conv.weight.flatten(1))
         if self.motion is not None:
-            patches = patches + F.linear(self._cut(minus_mean_frame(video), 3), self.motion.flatten(1))
+            patches = patches + F.linear(self._extract_patches(minus_mean_frame(video), 3), self.motion.flatten(1))
         if self.convolutions is not None:
             patches = patches + self.convolutions(video)
         return patches
 
-    def _cut(self, video: Tensor, frames: int) -> Tensor:
-        """Pixels under a kernel of `frames` (B, 3, T, S, S) -> (B, T', HW, 3 * frames * p * p); conv3d is slow."""
-        side, step = self.conv.kernel_size[1], self.conv.stride[0]
-        if frames > 1:
-            video = F.pad(video, (0, 0, 0, 0, frames // 2, frames // 2))
-        cut = video.reshape(*video.shape[:3], self.grid, side, self.grid, side).unfold(2, frames, step)
-        return cut.permute(0, 2, 3, 5, 1, 7, 4, 6).flatten(4).flatten(2, 3)  # of (B, T', h, w, 3, frames, p, p)
+    def _extract_patches(self, video: Tensor, num_frames: int) -> Tensor:
+        """(B, 3, T, S, S) -> pixels of each patch over `num_frames` frames (B, T', HW, 3 * num_frames * p * p).
+
+        A linear map of these is faster than conv3d.
+        """
+        side, stride = self.conv.kernel_size[1], self.conv.stride[0]
+        if num_frames > 1:
+            video = F.pad(video, (0, 0, 0, 0, num_frames // 2, num_frames // 2))
+        grid = video.reshape(*video.shape[:3], self.grid_side, side, self.grid_side, side)
+        patches = grid.unfold(2, num_frames, stride).permute(
+            0, 2, 3, 5, 1, 7, 4, 6
+        )  # (B, T', h, w, 3, num_frames, p, p)
+        return patches.flatten(4).flatten(2, 3)
 
     def forward(self, video: Tensor) -> Tensor:
-        """(B, 3, T, S, S) normalized -> tokens of every frame (B * T', 1 + HW, D), time inside the batch."""
-        x = self.patches(video).flatten(0, 1)
+        """(B, 3, T, S, S) normalized -> tokens of every frame (B * T', 1 + HW, D)."""
+        x = self.embed_patches(video).flatten(0, 1)
         cls = self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
         return self.norm(torch.cat([cls, x], dim=1) + self.positional_embedding)
 
@@ -145,9 +152,9 @@ class TextConfig:
 
     Attributes:
         width, heads, layers: of the transformer.
-        vocabulary: number of token ids; the largest id is the end of text.
-        context: largest number of tokens.
-        mask_embedding: has the extra parameter that replaces masked tokens (multimodal model, not ViCLIP or CLIP).
+        vocab_size: number of token ids; the largest id is the end of text.
+        context_length: largest number of tokens of a text.
+        mask_embedding: whether there is an embedding for masked tokens (in the multimodal model; not in ViCLIP, CLIP).
         mlp_ratio: width of the feed-forwards over D.
         activation: of the feed-forwards ("quick_gelu" of OpenAI's weights, "gelu" of most others).
         eps: of all norms.
@@ -156,8 +163,8 @@ class TextConfig:
     width: int
     heads: int
     layers: int
-    vocabulary: int = 49408
-    context: int = 77
+    vocab_size: int = 49408
+    context_length: int = 77
     mask_embedding: bool = True
     mlp_ratio: float = 4.0
     activation: Activation = "quick_gelu"
@@ -172,7 +179,7 @@ class TextTower(Module):
 
     Args:
         config: sizes.
-        joint_width: E, or 0 for no projection (the downstream answering networks).
+        joint_width: E, or 0 for no projection (question answering networks).
     """
 
     def __init__(self, config: TextConfig, joint_width: int) -> None:
@@ -180,8 +187,8 @@ class TextTower(Module):
         self.config = config
         self.checkpointing = False
         width = config.width
-        self.token_embedding = Embedding(config.vocabulary, width)
-        self.positional_embedding = nn.Parameter(torch.randn(config.context, width) * 0.01)
+        self.token_embedding = Embedding(config.vocab_size, width)
+        self.positional_embedding = nn.Parameter(torch.randn(config.context_length, width) * 0.01)
         self.blocks = nn.ModuleList(
             clip_block(
                 width,
@@ -210,10 +217,10 @@ class TextTower(Module):
         Raises:
             ValueError: too many tokens, or a mask where the tower has no mask embedding.
         """
-        start = 0 if kv_cache is None else kv_cache.of(self.blocks[0]).length
+        start = 0 if kv_cache is None else kv_cache.layer(self.blocks[0]).length
         end = start + ids.shape[1]
-        if end > self.config.context:
-            raise ValueError(f"{end} tokens, the text tower takes at most {self.config.context}")
+        if end > self.config.context_length:
+            raise ValueError(f"{end} tokens, the text tower takes at most {self.config.context_length}")
         x = self.token_embedding(ids)
         if masked is not None:
             if self.mask_embedding is None:
@@ -224,7 +231,7 @@ class TextTower(Module):
             if kv_cache is None:
                 x = run_layer(block, x, checkpointing=self.checkpointing)
             else:
-                x = block(x, kv_cache=kv_cache.of(block))
+                x = block(x, kv_cache=kv_cache.layer(block))
         return self.norm(x)
 
     def project(self, features: Tensor) -> Tensor:
@@ -237,28 +244,28 @@ class TextTower(Module):
 
 
 def at_end_of_text(tokens: Tensor, ids: Tensor) -> Tensor:
-    """Select the token (B, D) of (B, L, D) at the first maximum of the ids (B, L'), at most the last position."""
+    """Select from (B, L, D) the end-of-text token (B, D): the first maximum of the ids (B, L'), or the last token."""
     end = ids.argmax(dim=1).clamp(max=tokens.shape[1] - 1)
     return tokens[torch.arange(ids.shape[0], device=ids.device), end]
 
 
-def without_filling(video: Tensor, frame_mask: Tensor | None) -> Tensor:
+def zero_padding_frames(video: Tensor, frame_mask: Tensor | None) -> Tensor:
     """Zero the padding frames of a normalized video (B, 3, T, S, S); `frame_mask` (B, T), None: all frames are real."""
     return video if frame_mask is None else video * frame_mask[:, None, :, None, None]
 
 
-def masked_mean(frames: Tensor, frame_mask: Tensor | None) -> Tensor:
-    """Average the real frames of (B, T, E), all for None; 0 if none is real (Video-Text-Retrieval)."""
+def average_frames(frames: Tensor, frame_mask: Tensor | None) -> Tensor:
+    """Average the real frames of (B, T, E), all for None -> (B, E); 0 if none is real (Video-Text-Retrieval)."""
     if frame_mask is None:
         return frames.mean(dim=1)
     weights = frame_mask[:, :, None].to(frames)
     return (frames * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1.0)
 
 
-def mean_direction(frames: Tensor, frame_mask: Tensor | None) -> Tensor:
-    """Average the L2-normalized real frames of (B, T, E), times their mean norm: one image keeps its vector."""
-    lengths = frames.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-    return masked_mean(frames / lengths, frame_mask) * masked_mean(lengths, frame_mask)
+def average_direction(frames: Tensor, frame_mask: Tensor | None) -> Tensor:
+    """Average the L2-normalized real frames of (B, T, E), times the mean norm -> (B, E); one frame stays unchanged."""
+    norms = frames.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    return average_frames(frames / norms, frame_mask) * average_frames(norms, frame_mask)
 
 
 class ImageTower(Module):
@@ -288,28 +295,28 @@ class ImageTower(Module):
         init_clip_blocks(self.blocks)
 
     def class_tokens(self, video: Tensor) -> Tensor:
-        """(B, 3, T, S, S) -> class tokens of every frame before the last norm (B, T, D)."""
+        """(B, 3, T, S, S) -> class token of every frame before the last norm (B, T, D)."""
         x = self.stem(video)
         for block in self.blocks:
             x = run_layer(block, x, checkpointing=self.checkpointing)
         return x[:, 0].reshape(video.shape[0], -1, x.shape[2])
 
     def forward(self, video: Tensor) -> Tensor:
-        """(B, 3, T, S, S) -> the vectors of its frames (B, T, E)."""
+        """(B, 3, T, S, S) -> one vector per frame (B, T, E)."""
         return self.norm(self.class_tokens(video)) @ self.projection
 
 
 @dataclass(frozen=True)
-class ClipConfig:
-    """Sizes.
+class CLIPConfig:
+    """Sizes of CLIP.
 
     Attributes:
         image_size, patch_size: S and the patch side.
         width, depth, heads: of the image tower.
         text: the text tower (no mask embedding).
         joint_width: E.
-        unit_frames: normalize frame vectors before averaging, as CLIP4Clip and the CLIP row of the paper's table 9;
-            otherwise frames with long vectors weigh more.
+        normalize_frames: L2-normalize frame vectors before averaging, as CLIP4Clip and the CLIP row of the paper's
+            table 9; otherwise frames with a larger norm have a larger weight.
         mean, std: per channel, of pixels in 0..1.
         mlp_ratio, activation, eps: of the image tower, see `TextConfig`.
     """
@@ -321,7 +328,7 @@ class ClipConfig:
     heads: int
     text: TextConfig
     joint_width: int
-    unit_frames: bool = True
+    normalize_frames: bool = True
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
     mlp_ratio: float = 4.0
@@ -332,19 +339,19 @@ class ClipConfig:
         check_activation(self.activation)
 
 
-class Clip(ScaledDualEncoder):
-    """The image-text model that the multimodal encoders start from (openai/CLIP).
+class CLIPModel(ScaledDualEncoder):
+    """The image-text model CLIP (openai/CLIP), with whose weights the training of the multimodal encoders starts.
 
-    A clip's vector is the mean of the L2-normalized vectors of its real frames (ArrowLuo/CLIP4Clip,
+    The vector of a clip is the mean of the L2-normalized vectors of its real frames (ArrowLuo/CLIP4Clip,
     modules/modeling.py, `_loose_similarity` with meanP).
     """
 
-    config: ClipConfig
+    config: CLIPConfig
     text: TextTower
     takes_frame_mask = True
     undecayed = "embedding"
 
-    def __init__(self, config: ClipConfig) -> None:
+    def __init__(self, config: CLIPConfig) -> None:
         super().__init__()
         self.config = config
         self.normalize = Normalize(config.mean, config.std)
@@ -363,8 +370,8 @@ class Clip(ScaledDualEncoder):
         self.logit_scale = nn.Parameter(torch.tensor([INITIAL_LOGIT_SCALE]))
 
     def encode_video(self, video: Tensor, frame_mask: Tensor | None = None) -> Tensor:
-        """(B, 3, T, S, S) normalized, T = 1 for an image; (B, T) bool or None -> (B, E), not length-normalized."""
-        return (mean_direction if self.config.unit_frames else masked_mean)(self.visual(video), frame_mask)
+        """(B, 3, T, S, S) normalized, T = 1 for an image; (B, T) bool or None -> (B, E), not L2-normalized."""
+        return (average_direction if self.config.normalize_frames else average_frames)(self.visual(video), frame_mask)
 
     @property
     def clip_needs(self) -> tuple[ClipNeeds, ...]:
@@ -373,7 +380,7 @@ class Clip(ScaledDualEncoder):
 
     @property
     def test_clips(self) -> dict[str, Any]:
-        """Video-Text-Retrieval: bicubic, center crop; eight frames."""
+        """Eight evenly spaced frames, bicubic resize, center crop (Video-Text-Retrieval)."""
         return {"frames": 8, "size": self.config.image_size, "sampler": "linspace", "resize_backend": "pil_bicubic"}
 
     @property
@@ -382,9 +389,9 @@ class Clip(ScaledDualEncoder):
         return self.visual
 
     def tokens(self, video: Tensor) -> Tensor:
-        """Normalized (B, 3, T, S, S) -> class tokens of the frames (B, T, D)."""
+        """Normalized (B, 3, T, S, S) -> class token of every frame (B, T, D)."""
         return self.visual.class_tokens(video)
 
-    def forward(self, video: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, video: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Normalized (B, 3, T, S, S), ids (B, L) -> features (B, E), (B, E)."""
-        return self.encode_video(video), self.encode_text(tokens)
+        return self.encode_video(video), self.encode_text(ids)

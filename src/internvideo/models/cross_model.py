@@ -1,8 +1,8 @@
 """Cross-model attention: two frozen video encoders exchange features through gated cross-attention.
 
 The masked encoder's tokens attend to mid-level tokens of the multimodal encoder; in the last stage the multimodal
-encoder's query token attends to the masked encoder's tokens; a learned linear combination joins the two scores. With
-all gates at zero the outputs of both encoders are those without interaction.
+encoder's query token attends to the masked encoder's tokens; a learned linear combination joins the logits of both.
+With all gates at zero both encoders compute what they compute alone.
 
 Shapes: B batch, S stages n, D widths, C classes. Source: paper 3.3 (the published code has no such module).
 """
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from internvideo.distributed import full_tensor
 from internvideo.models.block import Block, BlockConfig
-from internvideo.models.encoder import ClipNeeds, VideoEncoder, in_part
+from internvideo.models.encoder import ClipNeeds, VideoEncoder, prefix_clip_needs
 from internvideo.models.module import Dropout, Module
 from internvideo.models.uniformerv2 import ClassHead, UniFormerV2, UniFormerV2Config
 from internvideo.models.videomae import VideoMAEClassifier, VideoMAEConfig, run_blocks
@@ -29,15 +29,16 @@ Placement = Literal["late", "uniform"]
 
 @dataclass(frozen=True)
 class CrossModelConfig:
-    """Settings of the interaction.
+    """Settings of the cross-model attention.
 
     Attributes:
-        direction: "paper" (into the masked encoder at every stage but the last, into the query token at the last) or
-            "both" (also into the query token at every other stage).
-        fusion: "scalar" (one weight), "per_class" (a weight per class), "free" (two weights, .5 + f each).
-        head_dropout: dropout before both classifiers.
+        direction: "paper": the masked encoder's tokens are updated after every stage but the last, the query token
+            after the last; "both": the query token is updated after every stage.
+        fusion: of the logits: "scalar" (weights w, 1 - w), "per_class" (the same with one w per class), or "free" (two
+            independent weights).
+        head_dropout: dropout rate before both classifiers.
         placement: insertion layers in the masked encoder: "late", at the relative depth of the multimodal encoder's
-            global layers, or "uniform", after equal stages; "the features in all stages" (paper 3.3) allows both.
+            global layers, or "uniform", at equal distances; "the features in all stages" (paper 3.3) allows both.
     """
 
     direction: Literal["paper", "both"] = "paper"
@@ -49,7 +50,7 @@ class CrossModelConfig:
         allowed = {"direction": ("paper", "both"), "fusion": get_args(Fusion), "placement": get_args(Placement)}
         for name, values in allowed.items():
             if getattr(self, name) not in values:
-                raise ValueError(f"{name} {getattr(self, name)!r}: {', '.join(values)}")
+                raise ValueError(f"{name} {getattr(self, name)!r}: expected one of {', '.join(values)}")
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class CrossModelOutput:
 
 
 class ScoreFusion(Module):
-    """Learned linear combination of two scores, initialized as their mean."""
+    """Learned linear combination of two logits, initialized as their mean."""
 
     def __init__(self, kind: Fusion, num_classes: int) -> None:
         super().__init__()
@@ -71,20 +72,20 @@ class ScoreFusion(Module):
         self.weight = nn.Parameter(torch.zeros(shape))
 
     def weights(self) -> tuple[Tensor, Tensor]:
-        """Weights of the first and the second score: scalars, (1,) or (C,)."""
+        """Return the weights of the masked and the multimodal logits: scalars, (1,) or (C,)."""
         if self.kind == "free":
             return 0.5 + self.weight[0], 0.5 + self.weight[1]
-        share = torch.sigmoid(self.weight)
-        return share, 1 - share
+        masked_weight = torch.sigmoid(self.weight)
+        return masked_weight, 1 - masked_weight
 
     def forward(self, masked: Tensor, multimodal: Tensor) -> Tensor:
         """(B, C), (B, C) -> (B, C)."""
-        first, second = self.weights()
-        return first * masked + second * multimodal
+        masked_weight, multimodal_weight = self.weights()
+        return masked_weight * masked + multimodal_weight * multimodal
 
 
 def cross_attention_block(width: int, heads: int, context_width: int) -> Block:
-    """Build a gated cross-attention module, initialized so that every part gets a gradient once the gates open."""
+    """Build a gated cross-attention module: gates and biases start at zero, all weights at random."""
     block = Block(
         BlockConfig(
             width=width,
@@ -92,7 +93,7 @@ def cross_attention_block(width: int, heads: int, context_width: int) -> Block:
             mlp_dim=4 * width,
             activation="gelu",
             eps=EPS,
-            context="separate",
+            cross_attention="separate",
             context_width=context_width,
             gated=True,
         )
@@ -101,7 +102,7 @@ def cross_attention_block(width: int, heads: int, context_width: int) -> Block:
         if name in {"attn.q.weight", "attn.k.weight", "attn.v.weight", "mlp.fc1.weight"}:
             nn.init.xavier_uniform_(parameter)
         elif name in {"attn.out.weight", "mlp.fc2.weight"}:
-            # Not zero: with the gate at zero too, neither would get a gradient.
+            # If these were zero like the gates, neither would get a gradient.
             nn.init.normal_(parameter, std=0.02)
         elif name.startswith(("attn.", "mlp.")):
             nn.init.zeros_(parameter)
@@ -109,12 +110,12 @@ def cross_attention_block(width: int, heads: int, context_width: int) -> Block:
 
 
 def insertion_layers(
-    global_layers: tuple[int, ...], multimodal_depth: int, masked_depth: int, kind: Placement = "late"
+    global_layers: tuple[int, ...], multimodal_depth: int, masked_depth: int, placement: Placement = "late"
 ) -> tuple[int, ...]:
-    """Return the number of masked layers before the module of each stage but the last, by `placement`."""
-    if kind == "uniform":
-        count = len(global_layers)
-        return tuple(-(-stage * masked_depth // count) for stage in range(1, count))
+    """Return, for each stage but the last, the number of masked-encoder layers before its cross-attention module."""
+    if placement == "uniform":
+        num_stages = len(global_layers)
+        return tuple(-(-stage * masked_depth // num_stages) for stage in range(1, num_stages))
     return tuple(-(-(layer + 1) * masked_depth // multimodal_depth) for layer in global_layers[:-1])
 
 
@@ -124,14 +125,14 @@ class CrossModel(VideoEncoder):
     Args:
         masked: the masked encoder with a head.
         multimodal: the multimodal encoder with a head of the same number of classes.
-        config: settings of the interaction.
+        config: settings of the cross-model attention.
 
     Raises:
         ValueError: a missing head or different numbers of classes.
 
     Attributes:
         cma: one module per stage; all but the last update the masked encoder's tokens, the last the query token.
-        cma_both: further modules of direction "both", one per stage, which update the query token.
+        cma_both: with direction "both", one further module per stage but the last, which updates the query token.
         checkpointing: recompute the masked encoder's activations in the backward pass.
     """
 
@@ -155,16 +156,21 @@ class CrossModel(VideoEncoder):
         self.masked = masked
         self.multimodal = multimodal
         self.checkpointing = False
-        wide, deep = multimodal.config, masked.config
-        self.insertion_layers = insertion_layers(wide.global_layers, wide.depth, deep.depth, config.placement)
-        query_heads = wide.global_heads or wide.heads
-        into_masked = [cross_attention_block(deep.width, deep.heads, wide.width) for _ in self.insertion_layers]
-        into_query = [
-            cross_attention_block(wide.width, query_heads, deep.width)
-            for _ in range(len(wide.global_layers) if config.direction == "both" else 1)
+        global_layers, masked_width, width = (
+            multimodal.config.global_layers,
+            masked.config.width,
+            multimodal.config.width,
+        )
+        self.insertion_layers = insertion_layers(
+            global_layers, multimodal.config.depth, masked.config.depth, config.placement
+        )
+        token_blocks = [cross_attention_block(masked_width, masked.config.heads, width) for _ in self.insertion_layers]
+        query_blocks = [
+            cross_attention_block(width, multimodal.config.global_heads or multimodal.config.heads, masked_width)
+            for _ in range(len(global_layers) if config.direction == "both" else 1)
         ]
-        self.cma = nn.ModuleList([*into_masked, into_query[-1]])
-        self.cma_both = nn.ModuleList(into_query[:-1])
+        self.cma = nn.ModuleList([*token_blocks, query_blocks[-1]])
+        self.cma_both = nn.ModuleList(query_blocks[:-1])
         self.fuse = ScoreFusion(config.fusion, num_classes)
         self.dropout = Dropout(config.head_dropout)
         self.freeze()
@@ -183,18 +189,18 @@ class CrossModel(VideoEncoder):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> CrossModel:
-        """Set the training mode of the new modules only: no drop path or running statistics in the encoders."""
+        """Set the mode of the cross-attention, fusion and dropout modules; the encoders stay in evaluation mode."""
         super().train(mode)
         self.masked.eval()
         self.multimodal.eval()
         return self
 
-    def _masked_layers(self, x: Tensor, first: int, last: int) -> Tensor:
-        """Run the masked layers first..last-1, without gradients before the first module."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and first > 0):
-            return run_blocks(self.masked.blocks[first:last], x, self.checkpointing)
+    def _run_masked_layers(self, x: Tensor, start: int, stop: int) -> Tensor:
+        """Run the masked encoder's layers start..stop-1, without gradients before the first inserted module."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and start > 0):
+            return run_blocks(self.masked.blocks[start:stop], x, self.checkpointing)
 
-    def interact(self, masked_video: Tensor, multimodal_video: Tensor) -> tuple[Tensor, Tensor]:
+    def head_inputs(self, masked_video: Tensor, multimodal_video: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the inputs of both heads: masked tokens (B, N, Dm) and multimodal feature (B, Du).
 
         Args:
@@ -206,10 +212,10 @@ class CrossModel(VideoEncoder):
             x = self.masked.embed(masked_video)
         batch, frames = last.shape[:2]
         query = self.multimodal.query.expand(batch, -1, -1)
-        done, ends = 0, (*self.insertion_layers, self.masked.config.depth)
-        for stage, (tokens, end) in enumerate(zip(stages, ends, strict=True)):
-            query = self.multimodal.read_stage(stage, query, tokens, frames)
-            x, done = self._masked_layers(x, done, end), end
+        start, stops = 0, (*self.insertion_layers, self.masked.config.depth)
+        for stage, (tokens, stop) in enumerate(zip(stages, stops, strict=True)):
+            query = self.multimodal.apply_global_stage(stage, query, tokens, frames)
+            x, start = self._run_masked_layers(x, start, stop), stop
             if stage < len(self.insertion_layers):
                 x = self.cma[stage](x, tokens)
                 if len(self.cma_both):
@@ -219,7 +225,7 @@ class CrossModel(VideoEncoder):
 
     @property
     def build_config(self) -> InteractionConfig:
-        """The config with the sizes of both encoders."""
+        """The config of both encoders and of the cross-model attention."""
         return InteractionConfig(self.masked.config, self.multimodal.config, self.config)
 
     @property
@@ -240,12 +246,12 @@ class CrossModel(VideoEncoder):
     @property
     def clip_needs(self) -> tuple[ClipNeeds, ...]:
         """Clip needs of both encoders."""
-        parts = (("masked", self.masked.clip_needs), ("multimodal", self.multimodal.clip_needs))
-        return tuple(need for name, needs in parts for need in in_part(name, needs))
+        masked = prefix_clip_needs("masked", self.masked.clip_needs)
+        return (*masked, *prefix_clip_needs("multimodal", self.multimodal.clip_needs))
 
     @property
     def test_clips(self) -> dict[str, Any]:
-        """As UniFormerV2 (paper 3.3), with the frames of the masked encoder."""
+        """Those of UniFormerV2 (paper 3.3), with size and number of frames of the masked encoder."""
         size = self.masked.config.image_size
         return {**self.multimodal.test_clips, "frames": self.masked.config.frames, "size": size}
 
@@ -255,21 +261,21 @@ class CrossModel(VideoEncoder):
 
     def features(self, video: tuple[Tensor, Tensor]) -> Tensor:
         """Concatenate both encoders' L2-normalized features (B, Dm + Du), so that neither dominates."""
-        tokens, feature = self.interact(*video)
-        parts = [self.masked.pool(tokens), feature]
-        return torch.cat([nn.functional.normalize(part.float(), dim=1) for part in parts], dim=1)
+        tokens, feature = self.head_inputs(*video)
+        both = (self.masked.pool(tokens), feature)
+        return torch.cat([nn.functional.normalize(each.float(), dim=1) for each in both], dim=1)
 
     def tokens(self, video: tuple[Tensor, Tensor]) -> Tensor:
         """Return the masked encoder's tokens (B, N, Dm), the input of its head."""
-        return self.interact(*video)[0]
+        return self.head_inputs(*video)[0]
 
     def logits(self, video: tuple[Tensor, Tensor]) -> Tensor:
-        """Compute the fused scores (B, C)."""
+        """Compute the fused logits (B, C)."""
         return self.forward(*video).fused
 
     def forward(self, masked_video: Tensor, multimodal_video: Tensor) -> CrossModelOutput:
-        """Compute both scores and their combination; arguments as `interact`."""
-        x, feature = self.interact(masked_video, multimodal_video)
+        """Compute the logits of both encoders and their combination; arguments as `head_inputs`."""
+        x, feature = self.head_inputs(masked_video, multimodal_video)
         masked = self.masked.head(self.dropout(self.masked.pool(x)))
         multimodal = self._multimodal_head(feature)
         return CrossModelOutput(masked, multimodal, self.fuse(masked, multimodal))
@@ -281,13 +287,13 @@ class CrossModel(VideoEncoder):
         return head.linear(self.dropout(head.norm(feature)))
 
     def gates(self) -> dict[str, Tensor]:
-        """Return tanh of every gate and the mean fusion weights, as detached scalars."""
+        """Return tanh of every gate and the mean fusion weights for the training log, as detached scalars."""
         values, branches = {}, {"attention": "gate_attn", "feed_forward": "gate_mlp"}
-        for family, modules in (("cma", self.cma), ("cma_both", self.cma_both)):
+        for list_name, modules in (("cma", self.cma), ("cma_both", self.cma_both)):
             for stage, block in enumerate(modules):
                 for branch, gate in branches.items():
                     value = full_tensor(block.get_parameter(gate).detach()).tanh().squeeze()
-                    values[f"{family}.{stage}.{branch}"] = value
+                    values[f"{list_name}.{stage}.{branch}"] = value
         masked, multimodal = self.fuse.weights()
         return {**values, "fuse.masked": masked.detach().mean(), "fuse.multimodal": multimodal.detach().mean()}
 
@@ -298,7 +304,7 @@ class CrossModel(VideoEncoder):
 
 @dataclass(frozen=True)
 class InteractionConfig:
-    """Config of a cross-model: both encoders and their interaction."""
+    """Config of a `CrossModel`: both encoders and the cross-model attention."""
 
     masked: VideoMAEConfig
     multimodal: UniFormerV2Config
@@ -306,5 +312,5 @@ class InteractionConfig:
 
 
 def build_cross_model(config: InteractionConfig) -> CrossModel:
-    """Build both encoders with random weights, and their interaction."""
+    """Build both encoders and the cross-model attention with random weights."""
     return CrossModel(VideoMAEClassifier(config.masked), UniFormerV2(config.multimodal), config.cross)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from internvideo.models.declared import MAX_POSITIONS, DeclaredError
+from internvideo.models.declared import MAX_POSITIONS, ModelSizeError
 from internvideo.models.module import Conv2d, Linear, Module, Sequential
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -25,7 +25,7 @@ ADDED_STEMS = r"(^|\.)(stem|patch_embed)\.(motion|convolutions)(\.|$)"
 """Names of the tensors of the stems that are added to the patches' and start at zero."""
 
 NATIVE_CLIP = 224, 16
-"""The clip, pixels and frames, for which modeling_finetune.py builds the table that it then resizes."""
+"""Side in pixels and frames of the clip for which modeling_finetune.py computes the table that it then resizes."""
 
 
 class Normalize(Module):
@@ -87,15 +87,15 @@ class ConvolutionStem(Module):
 
 
 class TubeletEmbedding(Module):
-    """A linear map of cubes of `tubelet` frames x `patch` x `patch` pixels, equal to a Conv3d with kernel = stride.
+    """A linear map of blocks of `tubelet` frames x `patch` x `patch` pixels, equal to a Conv3d with kernel = stride.
 
-    Holding the map as one Linear lets the masked encoder cut out the visible cubes first and multiply only those.
-    The initialization is torch's, as for the published convolution (modeling_pretrain.py).
+    As a Linear, it is computed for the visible blocks only. The initialization is torch's default, as for the published
+    convolution (modeling_pretrain.py).
 
     Args:
         width: D. patch: side p in pixels. tubelet: frames per token. channels: of a pixel.
-        motion_stem: a second map, zero at the start, of the clip minus its mean frame is added. Under tube masking the
-            mean frame at a visible position contains visible pixels only, so no masked content leaks.
+        motion_stem: add a second linear map, zero at the start, of the clip minus its mean frame. Under tube masking
+            the mean frame at a visible position contains visible pixels only, so no masked content leaks.
     """
 
     def __init__(self, width: int, patch: int, tubelet: int, channels: int = 3, *, motion_stem: bool = False) -> None:
@@ -104,51 +104,53 @@ class TubeletEmbedding(Module):
         self.proj = Linear(channels * tubelet * patch * patch, width)
         self.motion = nn.Parameter(torch.zeros(width, self.proj.in_features)) if motion_stem else None
 
-    def cut(self, video: Tensor, index: Tensor | None = None) -> Tensor:
+    def cut(self, video: Tensor, token_index: Tensor | None = None) -> Tensor:
         """Cut the pixels of each token, ordered (channel, frame, row, column) within a token.
 
         Args:
             video: (B, 3, T, S, S).
-            index: (B, K) int64 tokens to cut, counted in the order time, row, column; None for all.
+            token_index: (B, K) int64, the tokens to cut, counted in the order time, row, column; None for all.
 
         Returns:
             (B, K or N, 3 * tubelet * p * p).
         """
         p = self.patch
         batch, channels, frames, height, width = video.shape
-        cubes = video.view(batch, channels, frames // self.tubelet, self.tubelet, height // p, p, width // p, p)
-        cubes = cubes.permute(0, 2, 4, 6, 1, 3, 5, 7)  # a view (B, t, h, w, 3, tubelet, p, p)
-        if index is None:
-            return cubes.flatten(4).flatten(1, 3)
-        rows, columns = cubes.shape[2:4]
-        sample = torch.arange(batch, device=index.device)[:, None]
-        spatial = index % (rows * columns)
-        return cubes[sample, index // (rows * columns), spatial // columns, spatial % columns].flatten(2)
+        blocks = video.view(batch, channels, frames // self.tubelet, self.tubelet, height // p, p, width // p, p)
+        blocks = blocks.permute(0, 2, 4, 6, 1, 3, 5, 7)  # a view (B, t, h, w, 3, tubelet, p, p)
+        if token_index is None:
+            return blocks.flatten(4).flatten(1, 3)
+        rows, columns = blocks.shape[2:4]
+        sample = torch.arange(batch, device=token_index.device)[:, None]
+        spatial = token_index % (rows * columns)
+        return blocks[sample, token_index // (rows * columns), spatial // columns, spatial % columns].flatten(2)
 
-    def forward(self, video: Tensor, index: Tensor | None = None) -> Tensor:
-        """(B, 3, T, S, S), index (B, K) or None -> (B, K or N, D)."""
-        tokens = self.proj(self.cut(video, index))
+    def forward(self, video: Tensor, token_index: Tensor | None = None) -> Tensor:
+        """(B, 3, T, S, S), token_index (B, K) or None -> (B, K or N, D)."""
+        tokens = self.proj(self.cut(video, token_index))
         if self.motion is not None:
-            tokens = tokens + F.linear(self.cut(minus_mean_frame(video), index), self.motion)
+            tokens = tokens + F.linear(self.cut(minus_mean_frame(video), token_index), self.motion)
         return tokens
 
 
-def sin_cos_table(tokens: int, width: int) -> Tensor:
+def sin_cos_table(num_tokens: int, width: int) -> Tensor:
     """Build fixed positions (N, D) float32: sin at even and cos at odd channels (modeling_pretrain.py).
 
     Raises:
-        DeclaredError: a larger table than any model has.
+        ModelSizeError: the table has more than MAX_POSITIONS elements.
     """
-    _check_table(tokens, width)
+    _check_table_size(num_tokens, width)
     channel = np.arange(width)
-    angle = np.arange(tokens)[:, None] / np.power(10000.0, 2 * (channel // 2) / width)[None]
+    angle = np.arange(num_tokens)[:, None] / np.power(10000.0, 2 * (channel // 2) / width)[None]
     table = np.where(channel % 2 == 0, np.sin(angle), np.cos(angle))
     return torch.from_numpy(table.astype(np.float32))
 
 
-def _check_table(tokens: int, width: int) -> None:
-    if tokens * width > MAX_POSITIONS:
-        raise DeclaredError(f"a table of {tokens:,} positions of width {width:,}, beyond all limits")
+def _check_table_size(num_tokens: int, width: int) -> None:
+    if num_tokens * width > MAX_POSITIONS:
+        raise ModelSizeError(
+            f"a table of {num_tokens:,} positions of width {width:,}, at most {MAX_POSITIONS:,} elements are allowed"
+        )
 
 
 def resize_table(table: Tensor, grid: tuple[int, int, int], target: tuple[int, int, int]) -> Tensor:
@@ -158,35 +160,39 @@ def resize_table(table: Tensor, grid: tuple[int, int, int], target: tuple[int, i
         table: (N, D) float32. grid: its (t, h, w). target: (t, h, w) of the result (N', D).
     """
     width = table.shape[1]
-    slots = table.reshape(*grid, width).permute(0, 3, 1, 2)  # (t, D, h, w)
+    table_grid = table.reshape(*grid, width).permute(0, 3, 1, 2)  # (t, D, h, w)
     if grid[1:] != target[1:]:
-        slots = F.interpolate(slots, size=target[1:], mode="bicubic", align_corners=False)
+        table_grid = F.interpolate(table_grid, size=target[1:], mode="bicubic", align_corners=False)
     if grid[0] != target[0]:
-        lines = slots.permute(2, 3, 1, 0).flatten(0, 1)  # (h * w, D, t)
-        lines = F.interpolate(lines, size=target[0], mode="linear", align_corners=False)
-        slots = lines.view(*target[1:], width, target[0]).permute(3, 2, 0, 1)
-    return slots.permute(0, 2, 3, 1).reshape(-1, width).contiguous()
+        over_time = table_grid.permute(2, 3, 1, 0).flatten(0, 1)  # (h * w, D, t)
+        over_time = F.interpolate(over_time, size=target[0], mode="linear", align_corners=False)
+        table_grid = over_time.view(*target[1:], width, target[0]).permute(3, 2, 0, 1)
+    return table_grid.permute(0, 2, 3, 1).reshape(-1, width).contiguous()
 
 
 def resized_table(
-    grid: tuple[int, int, int], width: int, patch: int, tubelet: int, clip: tuple[int, int] = NATIVE_CLIP
+    grid: tuple[int, int, int], width: int, patch: int, tubelet: int, native_clip: tuple[int, int] = NATIVE_CLIP
 ) -> Tensor:
-    """Build the classifier's position table for another size by resizing pretraining's (modeling_finetune.py).
+    """Build the classifier's position table for another clip size by resizing that of pretraining.
 
-    For a patch that does not divide 224 pixels the original grid has the whole patches only, as released
+    If the patch does not divide the side of `native_clip`, the grid is rounded down, as in the published code
     (OpenGVLab/InternVideo, InternVideo1/Pretrain/VideoMAE/modeling_finetune.py: `org_img_size[1] // patch_size`).
 
     Args:
-        grid: (t, h, w) of the result. width: D. patch, tubelet: of a token. clip: pixels and frames of the pretraining.
+        grid: (t, h, w) of the result. width: D.
+        patch, tubelet: side in pixels and frames of a token.
+        native_clip: side in pixels and frames of the clips of pretraining.
 
     Returns:
         (t * h * w, D) float32.
 
     Raises:
-        ValueError: no whole patch fits.
+        ValueError: `native_clip` is smaller than one token.
     """
-    side, slots = clip[0] // patch, clip[1] // tubelet
-    if not side * slots:
-        raise ValueError(f"no {clip[0]} px / {clip[1]} frame table for patch {patch}, tubelet {tubelet}")
-    _check_table(math.prod(grid), width)
-    return resize_table(sin_cos_table(slots * side**2, width), (slots, side, side), grid)
+    side, num_times = native_clip[0] // patch, native_clip[1] // tubelet
+    if not side * num_times:
+        raise ValueError(
+            f"a clip of {native_clip[0]} px and {native_clip[1]} frames has no patch of {patch} px and {tubelet} frames"
+        )
+    _check_table_size(math.prod(grid), width)
+    return resize_table(sin_cos_table(num_times * side**2, width), (num_times, side, side), grid)

@@ -1,7 +1,7 @@
 """VideoEncoder: the interface of all models of videos.
 
-Shapes: B batch, T frames, S side, N tokens, D width, E width of the feature or of the joint space, L words, C classes
-(of texts in `similarity`).
+Shapes: B batch, T frames, S side, N tokens, D width, E width of the feature or of the joint space, L text tokens,
+C classes (in `similarity`: texts).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from internvideo.errors import RecipeError
 from internvideo.models.embeddings import Normalize
 from internvideo.models.module import Module
 
-LARGEST_LOGIT_SCALE = math.log(100.0)
+MAX_LOGIT_SCALE = math.log(100.0)
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,12 @@ class ClipNeeds:
     """The clip size that an encoder needs.
 
     Attributes:
-        part: location of its sizes in the whole model's settings, "" or for example ".vision".
+        key: settings of the encoder within those of the model, "" for the model itself or for example ".vision".
         image_size: S, None for any.
         frames: T, None for any number from `min_frames` to `max_frames` (None: no limit).
     """
 
-    part: str = ""
+    key: str = ""
     image_size: int | None = None
     frames: int | None = None
     min_frames: int = 1
@@ -49,12 +49,12 @@ class VideoEncoder(nn.Module):
 
     Attributes:
         config: frozen dataclass with the sizes.
-        normalize: maps pixels 0..255 to the scale of the training.
+        normalize: maps pixels 0..255 to the normalized pixels that the model was trained with.
         has_logits: whether `logits` returns class scores.
-        takes_temporal_stride: whether `prepare` subsamples the frames for a part of the model.
-        fixed_clip_size: whether the weights work only for clips of their own size.
+        takes_temporal_stride: whether `prepare` subsamples the frames for one of several encoders.
+        fixed_clip_size: whether the weights work only for clips of the size that they were trained with.
         can_caption: whether the model generates captions.
-        undecayed: pattern of the parameters of two or more dimensions that weight decay exempts, "" for none.
+        undecayed: pattern of the parameters of two or more dimensions without weight decay, "" for none.
     """
 
     has_logits: ClassVar[bool] = False
@@ -81,7 +81,7 @@ class VideoEncoder(nn.Module):
 
     @property
     def can_caption(self) -> bool:
-        """See the class."""
+        """Whether the model generates captions."""
         return False
 
     @property
@@ -133,7 +133,7 @@ class VideoEncoder(nn.Module):
         raise NotImplementedError  # the model's class says
 
     def no_weight_decay(self, name: str, parameter: Tensor) -> bool:
-        """Return whether weight decay exempts a parameter: vectors, scalars and those that `undecayed` finds."""
+        """Return whether a parameter has no weight decay: vectors, scalars and those that `undecayed` matches."""
         return parameter.dim() < 2 or (self.undecayed != "" and re.search(self.undecayed, name) is not None)
 
 
@@ -142,7 +142,7 @@ class DualEncoder(VideoEncoder):
 
     Attributes:
         text: the text tower.
-        takes_frame_mask: whether `encode_video` takes a mask of real frames, for clips of different lengths.
+        takes_frame_mask: whether `encode_video` takes a `frame_mask`, for clips padded to one length.
     """
 
     takes_frame_mask: ClassVar[bool] = False
@@ -167,9 +167,9 @@ class DualEncoder(VideoEncoder):
         """Normalized (B, 3, T, S, S) -> (B, E), not L2-normalized."""
         raise NotImplementedError  # the model's class says
 
-    def encode_text(self, tokens: Tensor) -> Tensor:
-        """Ids (B, L) -> (B, E), not L2-normalized."""
-        return self.text(tokens)
+    def encode_text(self, ids: Tensor) -> Tensor:
+        """Token ids (B, L) -> (B, E), not L2-normalized."""
+        return self.text(ids)
 
     def features(self, video: Tensor) -> Tensor:
         """As `encode_video`."""
@@ -192,8 +192,8 @@ class ScaledDualEncoder(DualEncoder):
 
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:
-        """Keep logit_scale in [0, ln 100], in place; training does this at the start of every step."""
-        self.logit_scale.clamp_(0.0, LARGEST_LOGIT_SCALE)
+        """Clamp logit_scale to [0, ln 100], in place; training does this at the start of every optimizer step."""
+        self.logit_scale.clamp_(0.0, MAX_LOGIT_SCALE)
 
 
 class ClipClassifier(VideoEncoder, Module):
@@ -208,7 +208,7 @@ class ClipClassifier(VideoEncoder, Module):
 
     @property
     def head_layer(self) -> nn.Linear:
-        """The linear classifier. Raises ValueError: there is none."""
+        """The linear classifier. Raises ValueError for a model without one."""
         raise NotImplementedError  # the model's class says
 
     def head_input(self, video: Tensor) -> Tensor:
@@ -229,9 +229,9 @@ def similarity(video: Tensor, text: Tensor, scale: Tensor | float = 1.0) -> Tens
     return scale * F.normalize(video, dim=-1) @ F.normalize(text, dim=-1).t()
 
 
-def in_part(part: str, needs: tuple[ClipNeeds, ...]) -> tuple[ClipNeeds, ...]:
-    """Prefix the settings of clip needs, for an encoder inside a larger model."""
-    return tuple(replace(need, part=f".{part}{need.part}") for need in needs)
+def prefix_clip_needs(prefix: str, needs: tuple[ClipNeeds, ...]) -> tuple[ClipNeeds, ...]:
+    """Prefix the keys of clip needs, for an encoder inside a larger model."""
+    return tuple(replace(need, key=f".{prefix}{need.key}") for need in needs)
 
 
 def check_clip(model: nn.Module, *, frames: int, size: int, temporal_stride: int = 1) -> None:
@@ -239,20 +239,22 @@ def check_clip(model: nn.Module, *, frames: int, size: int, temporal_stride: int
 
     Args:
         model: any model; one without `clip_needs` is not checked.
-        frames, size: T and S of a clip. temporal_stride: the model gets every n-th frame.
+        frames, size: T and S of a clip.
+        temporal_stride: the loader passes on every n-th frame; a model with `takes_temporal_stride` gets all of them
+            and subsamples them itself.
 
     Raises:
-        RecipeError: another size, or another number of frames.
+        RecipeError: a size or a number of frames that the model does not support.
     """
-    # hasattr on the class, because an AttributeError inside the property must not look like a missing one.
+    # hasattr on the class, because an AttributeError inside the property must not look like a missing property.
     needs = cast(tuple[ClipNeeds, ...], model.clip_needs) if hasattr(type(model), "clip_needs") else ()
     num_frames = len(range(0, frames, 1 if getattr(model, "takes_temporal_stride", False) else temporal_stride))
-    found = f"the model gets {num_frames} frames"
+    actual = f"the model gets {num_frames} frames"
     for need in needs:
-        key = f"model.overrides{need.part}"
+        key = f"model.overrides{need.key}"
         if need.image_size not in (None, size):
             raise RecipeError("data.augment.size", str(size), f"{need.image_size}, {key}.image_size")
         if need.frames not in (None, num_frames):
-            raise RecipeError("data.sampling.frames", found, f"{need.frames}, {key}.frames")
+            raise RecipeError("data.sampling.frames", actual, f"{need.frames}, {key}.frames")
         if need.max_frames is not None and num_frames > need.max_frames:
-            raise RecipeError("data.sampling.frames", found, f"up to {need.max_frames}, {key}.frames")
+            raise RecipeError("data.sampling.frames", actual, f"up to {need.max_frames}, {key}.frames")

@@ -1,4 +1,4 @@
-"""One row of the table of models."""
+"""`ModelEntry`, one row of a table of named model sizes."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch import nn
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """A named size.
+    """A named model size.
 
     Attributes:
-        build: config -> model, initialized.
+        build: config -> initialized model.
         config: frozen dataclass with the published sizes; `create_model` replaces fields of it.
-        parameters: millions, as the papers give them; None where they give none.
-        about: one line for `internvideo list models`.
+        million_parameters: number of parameters in millions, as published; None if not published.
+        description: one line for `internvideo list models`.
     """
 
     build: Callable[[Any], nn.Module]
     config: Any
-    parameters: float | None
-    about: str
+    million_parameters: float | None
+    description: str

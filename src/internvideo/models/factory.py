@@ -1,4 +1,4 @@
-"""Table of backbones by name, and construction of models with overridden settings.
+"""Table of backbones by name, and building of models with overridden settings.
 
 Source: modeling_pretrain.py, modeling_finetune.py.
 """
@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
 from internvideo.errors import RecipeError, suggestion
-from internvideo.models.declared import DeclaredError, check_whole, within_memory
+from internvideo.models.declared import ModelSizeError, check_setting_size, limit_to_memory
 from internvideo.models.entry import ModelEntry
 from internvideo.models.external.internvideo2 import InternVideo2, InternVideo2Config
 from internvideo.models.external.siglip import SigLIP, SigLIPConfig
@@ -36,7 +36,7 @@ VIDEOMAE_SIZES: dict[str, VideoMAEConfig] = {
 """Decoder depth 4 as in the paper; the released pretraining scripts use 12 for L and 8 for H."""
 
 
-def _size_of(config: Any) -> str:
+def _describe_size(config: Any) -> str:
     return f"width {config.width}, {config.depth} layers"
 
 
@@ -48,8 +48,8 @@ _PRETRAIN = {
     f"videomae-{size}-pretrain": ModelEntry(
         build=VideoMAEPretrain,
         config=config,
-        parameters=_PRETRAIN_MILLIONS[size],
-        about=f"masked encoder and decoder, {_size_of(config)}, patch {config.patch_size}",
+        million_parameters=_PRETRAIN_MILLIONS[size],
+        description=f"masked encoder and decoder, {_describe_size(config)}, patch {config.patch_size}",
     )
     for size, config in VIDEOMAE_SIZES.items()
 }
@@ -57,8 +57,8 @@ _CLASSIFIER = {
     f"videomae-{size}-classifier": ModelEntry(
         build=VideoMAEClassifier,
         config=dataclasses.replace(config, num_classes=400),
-        parameters=_CLASSIFIER_MILLIONS.get(size),
-        about=f"masked encoder with a head, {_size_of(config)}, patch {config.patch_size}",
+        million_parameters=_CLASSIFIER_MILLIONS.get(size),
+        description=f"masked encoder with a head, {_describe_size(config)}, patch {config.patch_size}",
     )
     for size, config in VIDEOMAE_SIZES.items()
 }
@@ -68,7 +68,7 @@ _SIGLIP_SIZES = {
     "l16": SigLIPConfig(width=1024, depth=24, heads=16),
     "so400m-14": SigLIPConfig(patch_size=14, width=1152, depth=27, heads=16, mlp_ratio=4304 / 1152),
 }
-"""At 224 px; the published files of 256, 384 and 512 px differ only in the positions."""
+"""At 224 px; the published models for 256, 384 and 512 px differ only in the positions."""
 _INTERNVIDEO2_SIZES = {
     "b14": InternVideo2Config(width=768, depth=12, heads=12, mlp_ratio=4.0, align_width=512),
     "l14": InternVideo2Config(width=1024, depth=24, mlp_ratio=4.0, align_width=512),
@@ -76,43 +76,53 @@ _INTERNVIDEO2_SIZES = {
     "6b": InternVideo2Config(width=3200, depth=48, heads=25, mlp_ratio=4.0),
 }
 _SIGLIP = {
-    f"siglip-{size}": ModelEntry(SigLIP, config, None, f"SigLIP's image encoder, {_size_of(config)}")
+    f"siglip-{size}": ModelEntry(SigLIP, config, None, f"SigLIP's image encoder, {_describe_size(config)}")
     for size, config in _SIGLIP_SIZES.items()
 }
 _INTERNVIDEO2 = {
     f"internvideo2-{size}": ModelEntry(
-        InternVideo2, config, None, f"InternVideo2-CLIP's video encoder, {_size_of(config)}"
+        InternVideo2, config, None, f"InternVideo2-CLIP's video encoder, {_describe_size(config)}"
     )
     for size, config in _INTERNVIDEO2_SIZES.items()
 }
 _VJEPA2 = {
-    "vjepa2-l": ModelEntry(VJEPA2, VJEPA2Config(), None, f"V-JEPA 2's encoder, {_size_of(VJEPA2Config())}, patch 16")
+    "vjepa2-l": ModelEntry(
+        VJEPA2, VJEPA2Config(), None, f"V-JEPA 2's encoder, {_describe_size(VJEPA2Config())}, patch 16"
+    )
 }
 
 BACKBONES: dict[str, ModelEntry] = {
     **_PRETRAIN, **_CLASSIFIER, **_VJEPA2, **_SIGLIP, **_INTERNVIDEO2, **MULTIMODAL_MODELS,
 }  # fmt: skip
-"""All models of clips; `model_table.MODELS` also has those of the tasks."""
-
-
-def present_settings(overrides: Mapping[str, object]) -> dict[str, object]:
-    """Return overrides that an earlier version saved, with the present names of the settings."""
-    return {
-        EARLIER_SETTINGS.get(name, name): present_settings(value) if isinstance(value, Mapping) else value
-        for name, value in overrides.items()
-    }
+"""All models that encode clips; `model_table.MODELS` also has the networks of the tasks."""
 
 
 def list_models(models: Mapping[str, ModelEntry] = BACKBONES) -> dict[str, str]:
     """Return name -> description of every model of a table."""
-    return {name: entry.about for name, entry in models.items()}
+    return {name: entry.description for name, entry in models.items()}
 
 
-EARLIER_SETTINGS = {"classes": "num_classes"}
-"""Setting of a model's config in files of earlier versions -> its present name."""
+RENAMED_SETTINGS = {
+    "classes": "num_classes", "head_places": "spatial_head", "unit_frames": "normalize_frames",
+    "vocabulary": "vocab_size", "context": "context_length", "queries": "num_queries", "factor": "mlp_ratio",
+    "mlp_factor": "mlp_ratio", "keep": "token_keep_rate", "answers": "num_answers", "video": "use_video",
+    "words": "max_words", "steps": "max_steps", "picks": "max_waypoints", "centre_factors": "center_factors",
+}  # fmt: skip
+"""Earlier name of a setting of a model's config -> its name; both are accepted."""
 
 
-def _fits(value: object, current: object) -> bool:
+def present_settings(config: Any, overrides: Mapping[str, object]) -> dict[str, object]:
+    """Return overrides of a config in which renamed settings have their present names."""
+    renamed: dict[str, object] = {}
+    for key, value in overrides.items():
+        name = key if hasattr(config, key) else RENAMED_SETTINGS.get(key, key)
+        current = getattr(config, name, None)
+        nested = dataclasses.is_dataclass(current) and isinstance(value, Mapping)
+        renamed[name] = present_settings(current, cast(Mapping[str, object], value)) if nested else value
+    return renamed
+
+
+def _has_type_of(value: object, current: object) -> bool:
     """Return whether a value has the type of the setting that it replaces."""
     if isinstance(current, bool) or isinstance(value, bool):
         return type(current) is type(value)
@@ -132,11 +142,11 @@ def _replace(config: Any, overrides: Mapping[str, object], where: str) -> Any:
             value = _replace(current, value, f"{where}.{name}")
         elif isinstance(value, list):
             value = tuple(value)
-        if not _fits(value, current):
+        if not _has_type_of(value, current):
             raise RecipeError(f"{where}.{name}", repr(value), f"{type(current).__name__}, as in {current!r}")
         try:
-            check_whole(name, value)
-        except DeclaredError as error:
+            check_setting_size(name, value)
+        except ModelSizeError as error:
             raise RecipeError(f"{where}.{name}", str(error)) from error
         values[name] = value
     try:
@@ -148,11 +158,11 @@ def _replace(config: Any, overrides: Mapping[str, object], where: str) -> Any:
 def configure(
     name: str, overrides: Mapping[str, object] | None = None, models: Mapping[str, ModelEntry] = BACKBONES
 ) -> Any:
-    """Return a model's config with overridden settings. Raises RecipeError as `create_model`."""
+    """Return the config of a named model with overridden settings. Raises RecipeError as `create_model`."""
     entry = models.get(name)
     if entry is None:
         raise RecipeError("model", repr(name), ", ".join(models), suggestion(name, models))
-    return _replace(entry.config, overrides or {}, f"model {name}")
+    return _replace(entry.config, present_settings(entry.config, overrides or {}), f"model {name}")
 
 
 def create_model(
@@ -162,15 +172,15 @@ def create_model(
 
     Args:
         name: a key of `models`.
-        overrides: settings of the model's config to change; nested configs take nested mappings.
+        overrides: settings of the model's config to change; nested mappings for nested configs.
         models: the table of named sizes.
 
     Raises:
-        RecipeError: an unknown name or setting, a value of the wrong type, contradictory sizes.
+        RecipeError: an unknown name or setting, a value of the wrong type, contradictory or too large sizes.
     """
     config = configure(name, overrides, models)
     try:
-        with within_memory(config):
+        with limit_to_memory(config):
             return models[name].build(config)
     except (ValueError, ArithmeticError, MemoryError) as error:
         raise RecipeError(f"model {name}", str(error) or "more memory than there is") from error

@@ -1,6 +1,6 @@
-"""Typed `nn.Module`: a call has the return type of `forward`; at runtime it is torch's class.
+"""Typed `nn.Module` whose call returns a Tensor for type checkers; at runtime it is torch's class.
 
-torch declares that calling a module gives Any. Here a module whose `forward` returns one tensor derives from `Module`.
+torch annotates the call of a module with Any. A module whose `forward` returns one tensor derives from this `Module`.
 """
 
 # ruff: noqa: D101  # torch documents its own classes
@@ -46,9 +46,9 @@ else:
 
 
 def init_linears(module: nn.Module) -> None:
-    """Draw the weights of all linear maps from a normal distribution of std 0.02, cut at +-2; biases are zero."""
-    for part in module.modules():
-        if isinstance(part, nn.Linear):
-            nn.init.trunc_normal_(part.weight, std=0.02)
-            if part.bias is not None:
-                nn.init.zeros_(part.bias)
+    """Initialize the weights of all linear layers from a normal of std 0.02, truncated at +-2, the biases with 0."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)

@@ -1,8 +1,8 @@
 """Post-norm layers of BERT, with the attention and feed-forward of `block.Block`.
 
-Used by the navigation planner and the waypoint predictor, whose published weights have this form. Source:
+Used by the navigation planner and the waypoint predictor, whose published weights have post-norm layers. Source:
 Visual-Language-Navigation.
-Shapes: B batch, N tokens, K tokens of the other side, D width.
+Shapes: B batch, N query tokens, K context tokens, D width.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ EPS = 1e-12
 
 @dataclass(frozen=True)
 class PostNormConfig:
-    """Sizes of one layer: D, H, feed-forward width, and the dropout of branches and of attention."""
+    """Sizes of one layer: D, H, width of the feed-forward, dropout rate of branches and attention weights."""
 
     width: int
     heads: int
@@ -38,7 +38,7 @@ class PostNormAttention(Module):
         self.norm = LayerNorm(config.width, eps=EPS)
 
     def forward(self, x: Tensor, context: Tensor | None = None, attn_mask: Tensor | None = None) -> Tensor:
-        """(B, N, D), context (B, K, D) or None for x itself, attn_mask bool to (B, H, N, K) -> (B, N, D)."""
+        """(B, N, D), context (B, K, D) or None for x, bool attn_mask broadcast to (B, H, N, K) -> (B, N, D)."""
         return self.norm(x + self.dropout(self.attn(x, x if context is None else context, attn_mask=attn_mask)))
 
 
@@ -64,5 +64,5 @@ class PostNormLayer(Module):
         self.feed = PostNormFeed(config)
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
-        """(B, N, D), attn_mask bool to (B, H, N, N) -> (B, N, D)."""
+        """(B, N, D), bool attn_mask broadcast to (B, H, N, N) -> (B, N, D)."""
         return self.feed(self.attention(x, attn_mask=attn_mask))

@@ -1,7 +1,4 @@
-"""Build a model without random initialization, because its weights will be read from a file.
-
-Random initialization takes most of the time of opening a large model.
-"""
+"""Build a model without random initialization, which takes most of the time of loading a large model from a file."""
 
 from __future__ import annotations
 
@@ -33,13 +30,16 @@ class _SkipInit(TorchFunctionMode):
 
 @contextmanager
 def skip_init() -> Iterator[None]:
-    """Fill with NaN instead of random numbers in models built inside; load them strictly, then `check_all_loaded`."""
+    """Within the block, fill new parameters with NaN instead of random numbers.
+
+    Load the state dict strictly afterwards, then call `check_all_loaded`.
+    """
     with _SkipInit():
         yield
 
 
 def check_all_loaded(module: nn.Module, where: object) -> None:
-    """Raise WeightsError for a parameter that no file filled."""
+    """Raise WeightsError, naming the file `where`, for a parameter that still has the NaN of `skip_init`."""
     for name, parameter in module.named_parameters():
         if parameter.numel() and bool(parameter.detach().reshape(-1)[0].isnan()):
-            raise WeightsError(where, f"leaves {name} empty", "a tensor for every parameter")
+            raise WeightsError(where, f"no values for {name}", "a tensor for every parameter")

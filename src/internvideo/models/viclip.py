@@ -1,6 +1,6 @@
 """ViCLIP: CLIP's image transformer with joint space-time attention over all patches of a clip, and CLIP's text tower.
 
-Shapes: B batch, T frames, N = 1 + T * HW tokens, D width, E joint space, L words.
+Shapes: B batch, T frames, N = 1 + T * HW tokens, D width, E width of the joint space, L text tokens.
 Source: viclip.py.
 """
 
@@ -18,7 +18,7 @@ from internvideo.models.embeddings import IMAGENET_MEAN, IMAGENET_STD, Normalize
 from internvideo.models.encoder import ClipNeeds, DualEncoder
 from internvideo.models.module import LayerNorm, Module
 
-FIRST_TEMPERATURE = 0.01
+INITIAL_TEMPERATURE = 0.01
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,13 @@ class ViCLIPConfig:
     """Sizes.
 
     Attributes:
-        image_size, patch_size, frames: S, the patch side, T; fewer frames cut the time positions.
+        image_size, patch_size: S and the patch side.
+        frames: T, number of temporal positions; clips may have fewer frames.
         width, depth, heads: of the video transformer.
         joint_width: E.
         text: the text tower (context 32, no mask embedding).
         drop_path: largest stochastic depth rate (along token positions, as published).
-        keep: fraction of patch tokens kept in training (published .1 first, then 1).
+        token_keep_rate: fraction of the patch tokens used in training (published: 0.1, then 1).
     """
 
     image_size: int
@@ -43,7 +44,7 @@ class ViCLIPConfig:
     text: TextConfig
     frames: int = 8
     drop_path: float = 0.0
-    keep: float = 1.0
+    token_keep_rate: float = 1.0
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
 
@@ -64,25 +65,25 @@ class ViCLIPVision(Module):
         self.projection = nn.Parameter(torch.randn(width, config.joint_width) * width**-0.5)
         init_clip_blocks(self.blocks)
 
-    def _times(self, frames: int) -> Tensor:
-        """Time positions (1, frames, 1, D): one frame takes their mean, fewer frames the first ones."""
+    def _temporal_positions(self, frames: int) -> Tensor:
+        """Return temporal positions (1, frames, 1, D): the first ones, for a single frame the mean of all."""
         if frames > self.config.frames:
-            raise ValueError(f"{frames} frames, this model has time positions for {self.config.frames}")
+            raise ValueError(f"{frames} frames, this model has temporal positions for {self.config.frames}")
         table = self.time_embedding.mean(dim=1, keepdim=True) if frames == 1 else self.time_embedding[:, :frames]
         return table[:, :, None]
 
     def tokens(self, video: Tensor) -> Tensor:
         """Normalized (B, 3, T, S, S) -> all tokens after the last norm (B, 1 + HW * T, D).
 
-        The class token comes first, then the patches position by position, as in the published code. In training only
-        a random fraction `keep` of the patch tokens passes through the layers.
+        The class token comes first, then the patches, all frames of one position in succession, as in the published
+        code. In training the layers get only a random fraction `token_keep_rate` of the patch tokens.
         """
         stem = self.stem
-        x = stem.patches(video) + stem.positional_embedding[1:] + self._times(video.shape[2])
+        x = stem.embed_patches(video) + stem.positional_embedding[1:] + self._temporal_positions(video.shape[2])
         x = x.transpose(1, 2).flatten(1, 2)
-        if self.training and self.config.keep < 1:
-            count = max(1, int(x.shape[1] * self.config.keep))
-            index = torch.rand(x.shape[:2], device=x.device).argsort(dim=1)[:, :count].sort(dim=1).values
+        if self.training and self.config.token_keep_rate < 1:
+            num_kept = max(1, int(x.shape[1] * self.config.token_keep_rate))
+            index = torch.rand(x.shape[:2], device=x.device).argsort(dim=1)[:, :num_kept].sort(dim=1).values
             x = x.gather(1, index[:, :, None].expand(-1, -1, x.shape[2]))
         cls = (stem.class_embedding + stem.positional_embedding[0]).expand(x.shape[0], 1, -1)
         x = stem.norm(torch.cat([cls.to(x.dtype), x], dim=1))
@@ -96,7 +97,7 @@ class ViCLIPVision(Module):
 
 
 class ViCLIP(DualEncoder):
-    """Video and text towers with a temperature."""
+    """Video and text towers with a learned temperature."""
 
     config: ViCLIPConfig
     text: TextTower
@@ -109,20 +110,20 @@ class ViCLIP(DualEncoder):
         self.normalize = Normalize(config.mean, config.std)
         self.visual = ViCLIPVision(config)
         self.text = TextTower(config.text, config.joint_width)
-        self.temperature = nn.Parameter(torch.tensor([FIRST_TEMPERATURE]))
+        self.temperature = nn.Parameter(torch.tensor([INITIAL_TEMPERATURE]))
 
     def encode_video(self, video: Tensor) -> Tensor:
-        """Normalized (B, 3, T, S, S) -> (B, E), not length-normalized."""
+        """Normalized (B, 3, T, S, S) -> (B, E), not L2-normalized."""
         return self.visual(video)
 
     @property
     def clip_needs(self) -> tuple[ClipNeeds, ...]:
-        """Frames up to as many as there are time positions."""
+        """At most as many frames as there are temporal positions."""
         return (ClipNeeds(image_size=self.config.image_size, max_frames=self.config.frames),)
 
     @property
     def test_clips(self) -> dict[str, Any]:
-        """viclip.py: resized to a square, bicubic. The frame rule is not in the paper: centers of equal segments."""
+        """Centers of equal segments, not specified in the paper; bicubic resize to a square (viclip.py)."""
         square = {"size": self.config.image_size, "keep_aspect": False, "resize_backend": "pil_bicubic"}
         return {"frames": self.config.frames, "sampler": "segment_middle", **square}
 
@@ -140,9 +141,9 @@ class ViCLIP(DualEncoder):
         """1 / temperature."""
         return 1 / self.temperature
 
-    def forward(self, video: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, video: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Normalized (B, 3, T, S, S), ids (B, L) -> features (B, E), (B, E)."""
-        return self.encode_video(video), self.encode_text(tokens)
+        return self.encode_video(video), self.encode_text(ids)
 
     @property
     def max_layer_id(self) -> int:
@@ -150,7 +151,7 @@ class ViCLIP(DualEncoder):
         return self.config.depth + 1
 
     def get_layer_id(self, name: str) -> int:
-        """Layer of a parameter: 0 stem and positions, i + 1 video layer i, `max_layer_id` everything else."""
+        """Return the layer id: 0 for stem and positions, i + 1 for video layer i, `max_layer_id` for the others."""
         if name.startswith(("visual.stem.", "visual.time_embedding")):
             return 0
         return int(name.split(".")[2]) + 1 if name.startswith("visual.blocks.") else self.max_layer_id

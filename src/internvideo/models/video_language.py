@@ -1,6 +1,6 @@
-"""The multimodal model: UniFormerV2 video tower, CLIP text tower, contrastive space and caption decoder.
+"""The multimodal model: UniFormerV2 video tower, CLIP text tower, joint embedding space and caption decoder.
 
-Shapes: B batch, T frames, S side, D video width, W text width, E joint space, L text tokens, V vocabulary.
+Shapes: B batch, T frames, S side, D video width, W text width, E width of the joint space, L text tokens, V vocabulary.
 Source: Multi-Modalities-Pretraining (towers), multi-modalities-downstream (caption decoder, weight-space ensemble).
 """
 
@@ -16,25 +16,25 @@ from torch import Tensor, nn
 
 from internvideo.models.attention import KVCache
 from internvideo.models.caption_decoder import CaptionDecoder, CaptionDecoderConfig
-from internvideo.models.clip import EPS, INITIAL_LOGIT_SCALE, TextConfig, TextTower, at_end_of_text, without_filling
+from internvideo.models.clip import EPS, INITIAL_LOGIT_SCALE, TextConfig, TextTower, at_end_of_text, zero_padding_frames
 from internvideo.models.embeddings import CLIP_MEAN, CLIP_STD, Normalize
-from internvideo.models.encoder import ClipNeeds, ScaledDualEncoder, in_part
+from internvideo.models.encoder import ClipNeeds, ScaledDualEncoder, prefix_clip_needs
 from internvideo.models.generation import generate, sample
 from internvideo.models.module import LayerNorm
 from internvideo.models.uniformerv2 import UniFormerV2, UniFormerV2Config
 
 UNDECAYED = r"embedding|^(model\.)?visual\.query$"
-"""Embeddings and the query token (Multi-Modalities-Pretraining), also inside a network that has the model as a part."""
+"""Embeddings and the query token (Multi-Modalities-Pretraining), also where the model is the submodule `model`."""
 
 
 @dataclass(frozen=True)
 class VideoLanguageConfig:
-    """Sizes.
+    """Sizes of the multimodal model.
 
     Attributes:
         vision: the video tower; it must have no head (num_classes=0).
         text: the text tower.
-        joint_width: E, or 0 for no projections into a joint space (answering networks).
+        joint_width: E, or 0 for no projections into a joint space (question answering networks).
         caption: the caption decoder, None for none; its widths must be those of the towers.
         mean, std: per channel, of pixels in 0..1 (CLIP's).
     """
@@ -48,7 +48,7 @@ class VideoLanguageConfig:
 
     def __post_init__(self) -> None:
         if self.vision.num_classes:
-            raise ValueError("the video tower of a video-language model has no classifier: num_classes=0")
+            raise ValueError(f"vision.num_classes {self.vision.num_classes}: a video tower has no head, expected 0")
         caption = self.caption
         if caption and (caption.width, caption.vision_width) != (self.text.width, self.vision.width):
             raise ValueError(
@@ -62,9 +62,9 @@ class VideoLanguageOutput:
     """Outputs of one forward pass, for both losses.
 
     Attributes:
-        video, text: (B, E), not normalized.
+        video, text: (B, E), not L2-normalized.
         caption_logits: (B, L - 1, V) of the captioned clips, position i predicts token i + 1; None without a decoder.
-        caption_features: (B, L - 1, W), input of `predict_words`; replaces `caption_logits` with `predict=False`.
+        caption_features: (B, L - 1, W), input of `predict_tokens`, instead of `caption_logits` with `predict=False`.
     """
 
     video: Tensor
@@ -82,7 +82,7 @@ class VideoFeatures:
 
 
 class VideoLanguage(ScaledDualEncoder):
-    """InternVideo-MM. Images are videos of one frame."""
+    """InternVideo-MM: dual encoder with a caption decoder. Images are videos of one frame."""
 
     config: VideoLanguageConfig
     text: TextTower
@@ -124,18 +124,18 @@ class VideoLanguage(ScaledDualEncoder):
     @property
     def clip_needs(self) -> tuple[ClipNeeds, ...]:
         """Clip needs of the video tower."""
-        return in_part("vision", self.visual.clip_needs)
+        return prefix_clip_needs("vision", self.visual.clip_needs)
 
     @property
     def test_clips(self) -> dict[str, Any]:
-        """First frame to last, short side 256 for 224 px, PIL's bilinear (Multi-Modalities-Pretraining)."""
+        """Evenly spaced frames from first to last, PIL's bilinear resize (Multi-Modalities-Pretraining)."""
         frames, size = self.config.vision.frames, self.config.vision.image_size
-        resized = {"resize": round(size * 256 / 224), "resize_backend": "pil"}
-        return {"frames": frames, "size": size, "sampler": "linspace", **resized}
+        resizing = {"resize": round(size * 256 / 224), "resize_backend": "pil"}
+        return {"frames": frames, "size": size, "sampler": "linspace", **resizing}
 
     @property
     def tower(self) -> UniFormerV2 | None:
-        """The tower of the video tower's class."""
+        """See `UniFormerV2.tower`."""
         return self.visual.tower
 
     def tokens(self, video: Tensor) -> Tensor:
@@ -155,26 +155,26 @@ class VideoLanguage(ScaledDualEncoder):
 
     def encode_video(self, video: Tensor, frame_mask: Tensor | None = None) -> Tensor:
         """Normalized (B, 3, T, S, S), (B, T) bool where frames are real or None -> (B, E), not L2-normalized."""
-        return self.project_video(self.forward_features(without_filling(video, frame_mask)).pooled)
+        return self.project_video(self.forward_features(zero_padding_frames(video, frame_mask)).pooled)
 
-    def encode_text(self, tokens: Tensor, masked: Tensor | None = None) -> Tensor:
-        """Ids (B, L), optional mask of tokens to hide (B, L) -> (B, E), not L2-normalized."""
-        return self.text(tokens, masked)
+    def encode_text(self, ids: Tensor, masked: Tensor | None = None) -> Tensor:
+        """Token ids (B, L), bool mask (B, L) of tokens to hide -> (B, E), not L2-normalized."""
+        return self.text(ids, masked)
 
     def _decoder(self) -> CaptionDecoder:
         if self.caption_decoder is None:
             raise ValueError("this video-language model has no caption decoder")
         return self.caption_decoder
 
-    def caption_logits(self, video: Tensor, tokens: Tensor) -> Tensor:
-        """Normalized (B, 3, T, S, S), ids (B, L) -> logits (B, L - 1, V) of the next token."""
+    def caption_logits(self, video: Tensor, ids: Tensor) -> Tensor:
+        """Normalized (B, 3, T, S, S), token ids (B, L) -> logits (B, L - 1, V) of the next token."""
         self._decoder()
-        return cast(Tensor, self.forward(video, tokens).caption_logits)
+        return cast(Tensor, self.forward(video, ids).caption_logits)
 
     def forward(
         self,
         video: Tensor,
-        tokens: Tensor,
+        ids: Tensor,
         *,
         max_captioned_clips: int | None = None,
         frame_mask: Tensor | None = None,
@@ -184,24 +184,24 @@ class VideoLanguage(ScaledDualEncoder):
 
         Args:
             video: normalized (B, 3, T, S, S).
-            tokens: (B, L) ids, zero padded.
-            max_captioned_clips: first clips of the batch, whose captions are decoded; None for all, 0 for none.
+            ids: (B, L) token ids, zero padded.
+            max_captioned_clips: the decoder runs on the first clips of the batch, at most this many; None for all.
             frame_mask: (B, T) bool, True where a frame is real; None for all.
             predict: False for the features of the captions instead of their logits.
         """
-        visual, text = self.forward_features(without_filling(video, frame_mask)), self.text.tokens(tokens)
-        count = len(tokens) if max_captioned_clips is None else max_captioned_clips
+        visual, text = self.forward_features(zero_padding_frames(video, frame_mask)), self.text.tokens(ids)
+        num_captioned = len(ids) if max_captioned_clips is None else max_captioned_clips
         logits, features = None, None
-        if count and self.caption_decoder:
-            pooled = self.caption_decoder.pool(visual.tokens[:count])
+        if num_captioned and self.caption_decoder:
+            pooled = self.caption_decoder.pool(visual.tokens[:num_captioned])
             if predict:
-                logits = self.caption_decoder.decode(text[:count, :-1], pooled)
+                logits = self.caption_decoder.decode(text[:num_captioned, :-1], pooled)
             else:
-                features = self.caption_decoder.features(text[:count, :-1], pooled)
-        text_features = self.text.project(at_end_of_text(text, tokens))
+                features = self.caption_decoder.features(text[:num_captioned, :-1], pooled)
+        text_features = self.text.project(at_end_of_text(text, ids))
         return VideoLanguageOutput(self.project_video(visual.pooled), text_features, logits, features)
 
-    def predict_words(self, features: Tensor) -> Tensor:
+    def predict_tokens(self, features: Tensor) -> Tensor:
         """Features of captions (..., W) -> logits (..., V)."""
         predictor = self._decoder().predictor
         if predictor is None:
@@ -216,50 +216,56 @@ class VideoLanguage(ScaledDualEncoder):
         start: int,
         end: int,
         max_length: int = 0,
-        beams: int = 1,
+        num_beams: int = 1,
         length_penalty: float = 1.0,
-        nucleus: float = 0.0,
+        top_p: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Generate captions for normalized clips (B, 3, T, S, S).
 
         Args:
             start, end: ids of the start and the end of a text.
-            max_length: largest number of ids with start and end, 0 for the text tower's context.
-            beams: 1 for greedy decoding, more for beam search.
-            length_penalty: beams are ranked by log probability / tokens ** length_penalty.
-            nucleus: if > 0, tokens are sampled with `generator` from the most probable ones of this total probability.
+            max_length: largest number of ids, start and end included; 0 for the text tower's context length.
+            num_beams: 1 for greedy decoding, more for beam search.
+            length_penalty: beams are ranked by log probability / number of tokens ** length_penalty.
+            top_p: above 0 for nucleus sampling with `generator`.
 
         Returns:
-            (B, max_length) ids from `start` to `end`, zero padded; a text cut by the limit still ends with `end`.
-            ValueError without a caption decoder or for a limit the text tower does not take.
+            (B, max_length) ids from `start` to `end`, zero padded; truncated texts also end with `end`.
+
+        Raises:
+            ValueError: there is no caption decoder, `max_length` is out of range, or both beams and `top_p` are given.
         """
-        context = self.config.text.context
-        length = max_length or context
-        if not 2 <= length <= context:
-            raise ValueError(f"max_length {length}: 2 to {context}, the text tower's context")
+        context_length = self.config.text.context_length
+        length = max_length or context_length
+        if not 2 <= length <= context_length:
+            raise ValueError(f"max_length {length}: expected 2 to {context_length}, the text tower's context length")
         decoder = self._decoder()
-        if nucleus and beams > 1:
-            raise ValueError(f"{beams} beams and nucleus {nucleus}: use beam search or sampling, not both")
-        pooled = decoder.pool(self.forward_features(video).tokens).repeat_interleave(max(beams, 1), dim=0)
+        if top_p and num_beams > 1:
+            raise ValueError(f"num_beams {num_beams} and top_p {top_p}: use beam search or sampling, not both")
+        pooled = decoder.pool(self.forward_features(video).tokens).repeat_interleave(max(num_beams, 1), dim=0)
         kv_cache = KVCache()
 
-        def step(ids: Tensor, _: Tensor) -> Tensor:
-            words = self.text.tokens(ids[:, -1:], kv_cache=kv_cache)
-            return decoder.decode(words, pooled, kv_cache)[:, -1].float().log_softmax(dim=-1)
+        def next_log_probs(ids: Tensor, _: Tensor) -> Tensor:
+            text = self.text.tokens(ids[:, -1:], kv_cache=kv_cache)
+            return decoder.decode(text, pooled, kv_cache)[:, -1].float().log_softmax(dim=-1)
 
         limits = (len(video), start, end, length)
-        if nucleus:
-            return sample(step, *limits, device=pooled.device, nucleus=nucleus, generator=generator)
-        search: dict[str, Any] = {"beams": beams, "length_penalty": length_penalty, "reorder": kv_cache.reorder}
-        return generate(step, *limits, device=pooled.device, **search)
+        if top_p:
+            return sample(next_log_probs, *limits, device=pooled.device, top_p=top_p, generator=generator)
+        search: dict[str, Any] = {"num_beams": num_beams, "length_penalty": length_penalty, "reorder": kv_cache.reorder}
+        return generate(next_log_probs, *limits, device=pooled.device, **search)
 
     def initial_state(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str | None]:
-        """Map the weights of towers and caption decoder; a decoder missing on one side is initialized or dropped."""
-        decoder = any(name.startswith("caption_decoder.") for name in state)
-        without = decoder and self.caption_decoder is None
-        used = {n: value for n, value in state.items() if not (without and n.startswith("caption_decoder."))}
-        return used, None if decoder else r"caption_decoder\."
+        """Map weights to (state, pattern of parameters that keep their initialization).
+
+        The weights of a caption decoder are dropped if this model has none. The decoder of this model keeps its
+        initialization if the weights have none.
+        """
+        has_decoder = any(name.startswith("caption_decoder.") for name in state)
+        drop_decoder = self.caption_decoder is None
+        used = {n: value for n, value in state.items() if not (drop_decoder and n.startswith("caption_decoder."))}
+        return used, None if has_decoder else r"caption_decoder\."
 
     @property
     def max_layer_id(self) -> int:
@@ -267,27 +273,30 @@ class VideoLanguage(ScaledDualEncoder):
         return self.visual.max_layer_id
 
     def get_layer_id(self, name: str) -> int:
-        """Return the layer id of a parameter: by depth in the video tower, the last id elsewhere."""
+        """Return the layer id: that of the video tower for its parameters, `max_layer_id` for the others."""
         inner = name.removeprefix("visual.")
         return self.max_layer_id if inner == name else self.visual.get_layer_id(inner)
 
 
 def interpolate_weights(
-    a: Mapping[str, Tensor], b: Mapping[str, Tensor], coefficient: float, excluded: str = r"(.*\.)?logit_scale"
+    a: Mapping[str, Tensor], b: Mapping[str, Tensor], alpha: float, excluded: str = r"(.*\.)?logit_scale"
 ) -> dict[str, Tensor]:
-    r"""Weight-space ensemble: coefficient * a + (1 - coefficient) * b for common tensors, the rest from `b`.
+    r"""Weight-space ensemble (WiSE-FT): alpha * a + (1 - alpha) * b for common tensors, the other tensors of `b` as is.
 
     Args:
-        a, b: state dicts, e.g. of the initial (CLIP) and of the tuned model.
-        coefficient: weight of `a`, 0 to 1 (published 0.5).
-        excluded: regular expression of whole names taken from `b`. The published code also excludes the video layers
-            from 12 on: r"visual\.blocks\.(1[2-9]|2\d)\..*|logit_scale".
+        a, b: state dicts, e.g. of the initial (CLIP) and of the fine-tuned model.
+        alpha: weight of `a`, 0 to 1 (published 0.5).
+        excluded: regular expression of full parameter names that are taken from `b`. The published code also excludes
+            the video layers from 12 on: r"visual\.blocks\.(1[2-9]|2\d)\..*|logit_scale".
 
     Returns:
-        A new state dict with the keys of `b`; integers are those of `b`. ValueError for tensors of different shapes.
+        A new state dict with the keys of `b`; integer tensors are those of `b`.
+
+    Raises:
+        ValueError: `alpha` is out of range, or tensors of one name have different shapes.
     """
-    if not 0.0 <= coefficient <= 1.0:
-        raise ValueError(f"coefficient {coefficient}: 0 to 1")
+    if not 0.0 <= alpha <= 1.0:
+        raise ValueError(f"alpha {alpha}: expected 0 to 1")
     mixed = {}
     for key, tuned in b.items():
         if key not in a or not tuned.is_floating_point() or re.fullmatch(excluded, key):
@@ -295,5 +304,5 @@ def interpolate_weights(
             continue
         if a[key].shape != tuned.shape:
             raise ValueError(f"{key}: shapes {tuple(a[key].shape)} and {tuple(tuned.shape)} differ")
-        mixed[key] = torch.lerp(tuned, a[key].to(tuned), coefficient)
+        mixed[key] = torch.lerp(tuned, a[key].to(tuned), alpha)
     return mixed

@@ -23,8 +23,8 @@ from internvideo.models.videomae_config import EPS as EPS
 from internvideo.models.videomae_config import MaskedEncoder
 from internvideo.models.videomae_config import VideoMAEConfig as VideoMAEConfig
 
-FRESH = r"(fc_norm|head)\."
-"""Pattern of the classifier's parameters that pretraining lacks."""
+NEWLY_INITIALIZED = r"(fc_norm|head)\."
+"""Pattern of the classifier's parameters that pretraining weights lack; they keep their random initialization."""
 
 
 def make_blocks(config: VideoMAEConfig, width: int, depth: int, heads: int, drop_path: float) -> nn.ModuleList:
@@ -70,7 +70,7 @@ def init_block_constants(blocks: nn.ModuleList, layer_scale: float) -> None:
                 nn.init.zeros_(parameter)
 
 
-class Trunk(nn.Module):
+class VideoMAEBackbone(nn.Module):
     """Tubelet embedding, positions and layers, shared by pretraining and classification."""
 
     pos_embed: Tensor
@@ -82,7 +82,7 @@ class Trunk(nn.Module):
         patch, tubelet = config.patch_size, config.tubelet
         self.patch_embed = TubeletEmbedding(config.width, patch, tubelet, motion_stem=config.motion_stem)
         if config.learnable_positions:
-            self.pos_embed = nn.Parameter(torch.empty(1, config.tokens, config.width))
+            self.pos_embed = nn.Parameter(torch.empty(1, config.num_tokens, config.width))
         else:
             self.register_buffer("pos_embed", self._table()[None], persistent=False)
         self.blocks = make_blocks(config, config.width, config.depth, config.heads, config.drop_path)
@@ -91,52 +91,52 @@ class Trunk(nn.Module):
         config = self.config
         if config.position_table == "resized":
             return resized_table(config.grid, config.width, config.patch_size, config.tubelet, config.native_clip)
-        return sin_cos_table(config.tokens, config.width)
+        return sin_cos_table(config.num_tokens, config.width)
 
-    def reset_trunk(self) -> None:
-        """Initialize all but the layers' weight matrices, whose initialization differs between the two uses."""
+    def reset_backbone(self) -> None:
+        """Initialize all but the layers' weight matrices, which pretraining and fine-tuning initialize differently."""
         self.patch_embed.proj.reset_parameters()
         if self.config.learnable_positions:
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
         init_block_constants(self.blocks, self.config.layer_scale)
 
-    def embed(self, video: Tensor, index: Tensor | None = None) -> Tensor:
+    def embed(self, video: Tensor, token_index: Tensor | None = None) -> Tensor:
         """Embed a video as tokens with positions.
 
         Args:
             video: (B, 3, T, S, S) normalized.
-            index: (B, K) tokens to embed, None for all N.
+            token_index: (B, K) int64, the tokens to embed; None for all N.
 
         Returns:
             (B, K or N, D).
 
         Raises:
-            ValueError: the clip has another size than the model.
+            ValueError: the clip does not have the size of the config.
         """
         size = (3, self.config.frames, self.config.image_size, self.config.image_size)
         if tuple(video.shape[1:]) != size:
-            raise ValueError(f"video {tuple(video.shape)}, the model takes (B, {', '.join(map(str, size))})")
-        tokens: Tensor = self.patch_embed(video, index)
-        position = self.pos_embed if index is None else self.pos_embed[0][index]
-        return tokens + position.to(tokens.dtype)
+            raise ValueError(f"expected a video (B, {', '.join(map(str, size))}), got {tuple(video.shape)}")
+        tokens: Tensor = self.patch_embed(video, token_index)
+        positions = self.pos_embed if token_index is None else self.pos_embed[0][token_index]
+        return tokens + positions.to(tokens.dtype)
 
     def to_grid(self, output: Tensor, batch_size: int) -> Tensor:
         """Tokens (B, N, D) of a layer -> (B, T / tubelet, H, W, D)."""
-        slots = self.config.grid[0]
-        side = math.isqrt(output.shape[1] // slots)
-        return output.reshape(batch_size, slots, side, side, output.shape[-1])
+        num_times = self.config.grid[0]
+        side = math.isqrt(output.shape[1] // num_times)
+        return output.reshape(batch_size, num_times, side, side, output.shape[-1])
 
     def no_weight_decay(self, name: str, parameter: Tensor) -> bool:
         """Exempt vectors, biases, positions and the mask token from decay (mae.py, modeling_finetune.py)."""
         return parameter.dim() <= 1 or name.endswith(".bias") or name.rpartition(".")[2] in ("pos_embed", "mask_token")
 
 
-class TunedTrunk(Trunk):
-    """A trunk with a head, fine-tuned with layer decay (modeling_finetune.py)."""
+class FineTunedBackbone(VideoMAEBackbone):
+    """A backbone with a head on it, fine-tuned with layer decay (modeling_finetune.py)."""
 
     def reset_parameters(self) -> None:
         """Initialize matrices, also of the head, from a truncated normal with std 0.02."""
-        self.reset_trunk()
+        self.reset_backbone()
         for module in self.modules():
             if isinstance(module, nn.Linear) and module is not self.patch_embed.proj:
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -146,7 +146,7 @@ class TunedTrunk(Trunk):
 
     @property
     def max_layer_id(self) -> int:
-        """Layer ids for layer decay run from 0 to this number."""
+        """Largest layer id of the layer decay."""
         return self.config.depth + 1
 
     def get_layer_id(self, parameter_name: str) -> int:
@@ -157,31 +157,33 @@ class TunedTrunk(Trunk):
         return int(block.group(1)) + 1 if block else self.max_layer_id
 
 
-class VideoMAEEncoder(Trunk, Module):
-    """The pretraining encoder: the trunk and a final norm."""
+class VideoMAEEncoder(VideoMAEBackbone, Module):
+    """The pretraining encoder: the backbone and a final norm."""
 
     def __init__(self, config: VideoMAEConfig) -> None:
         super().__init__(config)
         self.norm = LayerNorm(config.width, eps=config.eps) if config.final_norm else Identity()
 
-    def forward(self, video: Tensor, index: Tensor | None = None) -> Tensor:
-        """(B, 3, T, S, S), index (B, K) or None -> (B, K or N, D)."""
-        tokens = run_blocks(self.blocks, self.embed(video, index), self.checkpointing)
+    def forward(self, video: Tensor, token_index: Tensor | None = None) -> Tensor:
+        """(B, 3, T, S, S), token_index (B, K) or None for all -> (B, K or N, D)."""
+        tokens = run_blocks(self.blocks, self.embed(video, token_index), self.checkpointing)
         return self.norm(tokens)
 
 
 class VideoMAEDecoder(Module):
-    """Layers over visible and mask tokens, then norm and head on the last ones."""
+    """Layers over visible and mask tokens, then norm and pixel head on the masked ones, which come last."""
 
     pos_embed: Tensor
 
     def __init__(self, config: VideoMAEConfig) -> None:
         super().__init__()
         self.checkpointing = False
-        self.register_buffer("pos_embed", sin_cos_table(config.tokens, config.decoder_width)[None], persistent=False)
+        self.register_buffer(
+            "pos_embed", sin_cos_table(config.num_tokens, config.decoder_width)[None], persistent=False
+        )
         self.blocks = make_blocks(config, config.decoder_width, config.decoder_depth, config.decoder_heads, 0.0)
         self.norm = LayerNorm(config.decoder_width, eps=config.head_eps)
-        self.head = Linear(config.decoder_width, config.pixels)
+        self.head = Linear(config.decoder_width, config.values_per_token)
 
     def forward(self, tokens: Tensor, num_queries: int) -> Tensor:
         """(B, N, decoder width) -> (B, num_queries, P): predictions for the last tokens only."""
@@ -189,41 +191,37 @@ class VideoMAEDecoder(Module):
         return self.head(self.norm(tokens))
 
 
-def visible_first(mask: Tensor, num_visible: int | None) -> tuple[Tensor, int]:
-    """Return the token order: visible tokens ascending, then masked tokens ascending.
+def order_visible_first(mask: Tensor, num_visible: int | None) -> tuple[Tensor, int]:
+    """Sort the token indices of each sample: visible tokens ascending, then masked tokens ascending.
 
     Args:
         mask: (B, N) bool, True = masked.
-        num_visible: K where the caller knows it; None reads it from the mask, with a device sync.
+        num_visible: K; None counts it in the mask, which needs a device sync.
 
     Returns:
-        (B, N) int64 and K.
+        token indices (B, N) int64, and K.
 
     Raises:
-        ValueError: the samples do not keep the same number of tokens.
+        ValueError: the samples differ in their number of visible tokens.
     """
     if num_visible is None or (mask.device.type == "cpu" and not torch.compiler.is_compiling()):
         counts = (~mask).sum(1)
         if num_visible is None:
             num_visible = int(counts[0])
         if not bool((counts == num_visible).all()):
-            raise ValueError(f"every sample must keep {num_visible} tokens, found {counts.tolist()}")
+            raise ValueError(f"every sample must have {num_visible} visible tokens, found {counts.tolist()}")
     return mask.to(torch.uint8).argsort(dim=1, stable=True), num_visible
 
 
 class VideoMAEPretrain(MaskedEncoder, Module):
-    """Masked autoencoder: encodes the visible tokens and predicts the pixels of the masked ones (modeling_pretrain.py).
-
-    Attributes:
-        checkpointing: compute activations again in the backward pass.
-    """
+    """Masked autoencoder: encode the visible tokens, predict the pixels of the masked ones (modeling_pretrain.py)."""
 
     fixed_clip_size = True
 
     def __init__(self, config: VideoMAEConfig) -> None:
         super().__init__()
-        if config.position_table == "resized" or config.head_places:
-            raise ValueError("the pretraining model has the native position table and no head")
+        if config.position_table == "resized" or config.spatial_head:
+            raise ValueError("position_table 'resized' and spatial_head are settings of the classifier only")
         self.config = config
         self.normalize = Normalize(config.mean, config.std)
         self.encoder = VideoMAEEncoder(config)
@@ -234,7 +232,7 @@ class VideoMAEPretrain(MaskedEncoder, Module):
 
     @property
     def checkpointing(self) -> bool:
-        """Whether activations are computed again in the backward pass."""
+        """Whether the backward pass recomputes activations (gradient checkpointing)."""
         return self.encoder.checkpointing
 
     @checkpointing.setter
@@ -255,8 +253,11 @@ class VideoMAEPretrain(MaskedEncoder, Module):
         return self.tokens(video).mean(dim=1)
 
     def reset_parameters(self) -> None:
-        """Initialize: Xavier matrices, mask token truncated at one std; embedding and bridge with torch's default."""
-        self.encoder.reset_trunk()
+        """Initialize: Xavier for matrices, a normal truncated at one std for the mask token.
+
+        `patch_embed` and `encoder_to_decoder` have torch's default initialization of linear layers.
+        """
+        self.encoder.reset_backbone()
         init_block_constants(self.decoder.blocks, self.config.layer_scale)
         for part in (self.encoder, self.decoder):
             if isinstance(part.norm, nn.LayerNorm):
@@ -271,9 +272,9 @@ class VideoMAEPretrain(MaskedEncoder, Module):
     def encode(self, video: Tensor, mask: Tensor, num_visible: int | None = None) -> Tensor:
         """(B, 3, T, S, S) normalized, mask (B, N) bool True = masked -> visible tokens (B, K, D), ascending.
 
-        `num_visible` is K; without it the mask is read, with a device sync.
+        `num_visible` is K; None counts it in the mask, which needs a device sync.
         """
-        order, num_visible = visible_first(mask, num_visible)
+        order, num_visible = order_visible_first(mask, num_visible)
         return self.encoder(video, order[:, :num_visible])
 
     def forward(self, video: Tensor, mask: Tensor, num_visible: int | None = None) -> Tensor:
@@ -290,13 +291,13 @@ class VideoMAEPretrain(MaskedEncoder, Module):
         Raises:
             ValueError: the video or the mask does not fit.
         """
-        order, num_visible = visible_first(mask, num_visible)
+        order, num_visible = order_visible_first(mask, num_visible)
         visible = self.encoder_to_decoder(self.encoder(video, order[:, :num_visible]))
-        masked = order.shape[1] - num_visible
-        empty = self.mask_token.to(visible.dtype).expand(visible.shape[0], masked, -1)
-        position = self.decoder.pos_embed[0][order].to(visible.dtype)
-        tokens = torch.cat([visible, empty], dim=1) + position
-        return self.decoder(tokens, masked or num_visible)
+        num_masked = order.shape[1] - num_visible
+        mask_tokens = self.mask_token.to(visible.dtype).expand(visible.shape[0], num_masked, -1)
+        positions = self.decoder.pos_embed[0][order].to(visible.dtype)
+        tokens = torch.cat([visible, mask_tokens], dim=1) + positions
+        return self.decoder(tokens, num_masked or num_visible)
 
 
 def pretrain_to_classifier(
@@ -310,12 +311,12 @@ def pretrain_to_classifier(
     return {name: value for name, value in encoder.items() if pooling == "first" or not name.startswith("norm.")}
 
 
-class VideoMAEClassifier(TunedTrunk, MaskedEncoder, ClipClassifier):
+class VideoMAEClassifier(FineTunedBackbone, MaskedEncoder, ClipClassifier):
     """The masked encoder with a classification head (modeling_finetune.py).
 
     Attributes:
-        blocks: the layers, run one by one by models that insert modules between them.
-        checkpointing: compute activations again in the backward pass.
+        blocks: the layers; models that insert modules between them run them one by one.
+        checkpointing: recompute activations in the backward pass (gradient checkpointing).
     """
 
     class_layer = ("head", 0)
@@ -323,15 +324,15 @@ class VideoMAEClassifier(TunedTrunk, MaskedEncoder, ClipClassifier):
     def __init__(self, config: VideoMAEConfig) -> None:
         super().__init__(config)
         self.normalize = Normalize(config.mean, config.std)
-        mean, final = config.pooling == "mean", config.final_norm
-        self.norm = LayerNorm(config.width, eps=config.eps) if final and not mean else None
-        self.fc_norm = LayerNorm(config.width, eps=config.head_eps) if final and mean else None
+        mean_pooling = config.pooling == "mean"
+        self.norm = LayerNorm(config.width, eps=config.eps) if config.final_norm and not mean_pooling else None
+        self.fc_norm = LayerNorm(config.width, eps=config.head_eps) if config.final_norm and mean_pooling else None
         self.head_dropout = Dropout(config.head_dropout)
         self.head = Linear(config.head_width, config.num_classes) if config.num_classes else Identity()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialize as `TunedTrunk`, the head scaled by `init_scale`."""
+        """Initialize as `FineTunedBackbone`, the head scaled by `init_scale`."""
         super().reset_parameters()
         if isinstance(self.head, nn.Linear):
             nn.init.zeros_(self.head.bias)
@@ -339,11 +340,10 @@ class VideoMAEClassifier(TunedTrunk, MaskedEncoder, ClipClassifier):
                 self.head.weight.mul_(self.config.init_scale)
 
     def pool(self, tokens: Tensor) -> Tensor:
-        """Pool the last block's tokens (B, N, D) to the head's input (B, D or HW D)."""
-        if self.config.head_places and self.fc_norm is not None:
+        """Pool the last block's tokens (B, N, D) to the head's input: (B, D), or (B, HW D) with `spatial_head`."""
+        if self.config.spatial_head and self.fc_norm is not None:
             return self.fc_norm(torch.stack(tokens.chunk(self.config.grid[0], dim=1)).mean(0)).flatten(1)
-        mean = self.config.pooling == "mean"
-        pooled, norm = tokens.mean(1) if mean else tokens[:, 0], self.fc_norm if mean else self.norm
+        pooled, norm = (tokens.mean(1), self.fc_norm) if self.config.pooling == "mean" else (tokens[:, 0], self.norm)
         return pooled if norm is None else norm(pooled)
 
     def tokens(self, video: Tensor) -> Tensor:
@@ -351,13 +351,14 @@ class VideoMAEClassifier(TunedTrunk, MaskedEncoder, ClipClassifier):
         return run_blocks(self.blocks, self.embed(video), self.checkpointing)
 
     def features(self, video: Tensor) -> Tensor:
-        """(B, 3, T, S, S) normalized -> (B, D)."""
-        tokens, last = self.embed(video), self.blocks[-1]
-        # Without gradients and dropout the mean over tokens is taken before the last linear map: the two commute.
-        token_by_token = self.training or torch.is_grad_enabled() or self.config.head_places
-        if token_by_token or self.fc_norm is None or not isinstance(last, Block):
+        """(B, 3, T, S, S) normalized -> the head's input, see `pool`."""
+        tokens, last_block = self.embed(video), self.blocks[-1]
+        # Without dropout and gradients, mean pooling is done before the last linear map, which is cheaper: the two
+        # commute, so the results differ only by rounding.
+        use_full_pass = self.training or torch.is_grad_enabled() or self.config.spatial_head
+        if use_full_pass or self.fc_norm is None or not isinstance(last_block, Block):
             return self.pool(run_blocks(self.blocks, tokens, self.checkpointing))
-        return self.fc_norm(last.mean(run_blocks(self.blocks[:-1], tokens, False)))
+        return self.fc_norm(last_block.forward_mean(run_blocks(self.blocks[:-1], tokens, False)))
 
     def forward(self, video: Tensor) -> Tensor:
         """(B, 3, T, S, S) normalized -> logits (B, C)."""
@@ -367,7 +368,7 @@ class VideoMAEClassifier(TunedTrunk, MaskedEncoder, ClipClassifier):
     def head_layer(self) -> nn.Linear:
         """The classifier. Raises ValueError without one."""
         if not isinstance(self.head, nn.Linear):
-            raise ValueError("a model without classifier")
+            raise ValueError("this model has no classifier (num_classes=0)")
         return self.head
 
     def head_input(self, video: Tensor) -> Tensor:
@@ -382,9 +383,14 @@ class VideoMAEClassifier(TunedTrunk, MaskedEncoder, ClipClassifier):
         return self.head(self.head_dropout(self.pool(tokens))), grid
 
     def initial_state(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str] | None:
-        """Map pretraining weights: (state, pattern of names left at initialization); None for a classifier's."""
+        """Map pretraining weights to (state, pattern of parameters that keep their initialization).
+
+        Returns None for the weights of a classifier, whose names need no mapping.
+        """
         if not any(name.startswith("encoder.") for name in state):
             return None
         mapped = pretrain_to_classifier(state, self.config.pooling)
-        kernel = "patch_embed.proj.weight"  # published as a convolution's
-        return {name: value.flatten(1) if name == kernel else value for name, value in mapped.items()}, FRESH
+        kernel = "patch_embed.proj.weight"  # published in the shape of a convolution
+        return {
+            name: value.flatten(1) if name == kernel else value for name, value in mapped.items()
+        }, NEWLY_INITIALIZED

@@ -17,7 +17,7 @@ EPS = 1e-6
 
 @dataclass(frozen=True)
 class VideoMAEConfig:
-    """Sizes of the pretraining model and of the classifier; each reads its own part.
+    """Sizes of the pretraining model and of the classifier; some settings belong to one of them only.
 
     Attributes:
         image_size: S in pixels.
@@ -27,25 +27,25 @@ class VideoMAEConfig:
         width, depth, heads: encoder D, L, H.
         mlp_ratio: hidden width of the feed-forward is int(D * ratio), in the decoder too.
         decoder_width, decoder_depth, decoder_heads: pretraining only.
-        qkv_bias: query and value have a bias (the key never).
+        qkv_bias: query and value have a bias; the key has none.
         layer_scale: initial per-channel scale of the residual branches, 0 for none.
         num_classes: C, 0 for no head.
         drop_path: stochastic depth of the last block, growing linearly from 0 (classifier).
-        head_dropout: in front of the head.
-        pooling: "mean" of the tokens and then a norm, or a norm and then the "first" token.
-        final_norm: the norm after the last layer: the encoder's in pretraining, that of the mean in the classifier.
+        head_dropout: dropout rate before the head.
+        pooling: input of the head: "mean" of the tokens, then normalized; or the "first" token of the normalized ones.
+        final_norm: whether there is a norm after the last layer (pretraining: of the tokens; classifier: of `pooling`).
         learnable_positions: the encoder's positions are a parameter.
-        position_table: "native" builds the fixed table for this clip size, as pretraining does; "resized" takes, as the
-            published classifier, that of the pretraining's clip, resized. Equal for a clip of that size.
-        native_clip: pixels and frames of the pretraining's clip.
+        position_table: "native" computes the fixed table for this clip size, as pretraining does; "resized" computes
+            it for `native_clip` and resizes it, as the published classifier does. Equal for clips of that size.
+        native_clip: side in pixels and frames of the clips of pretraining.
         init_scale: factor on the head's initial weight and bias.
         activation: of the feed-forwards.
-        eps: of the norms of layers and encoder; head_eps: of the norm of the mean and of the decoder's last one.
+        eps: of the norms of layers and encoder; head_eps: of the classifier's pooled norm and the decoder's last norm.
         mean, std: per channel, of pixels in 0..1.
-        head_places: the head's input is the tokens averaged over time only, normalized and concatenated, which keeps
-            positions in the frame. For targets that are positions, and small sets.
-        motion_stem: a second tubelet map, zero at the start, reads the clip minus its mean frame
-            (`embeddings.TubeletEmbedding`). Not of the paper: for small encoders that learn from scratch.
+        spatial_head: average the tokens over time only, and concatenate them over the positions in the frame as the
+            head's input. For targets that are positions, on small data sets; not in the paper.
+        motion_stem: a second tubelet embedding, zero at the start, of the clip minus its mean frame
+            (`embeddings.TubeletEmbedding`). For small encoders trained from scratch; not in the paper.
     """
 
     image_size: int = 224
@@ -76,7 +76,7 @@ class VideoMAEConfig:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     motion_stem: bool = False
-    head_places: bool = False
+    spatial_head: bool = False
 
     def __post_init__(self) -> None:
         if self.image_size % self.patch_size or self.frames % self.tubelet:
@@ -85,11 +85,14 @@ class VideoMAEConfig:
                 f"{self.frames} of tubelet {self.tubelet}"
             )
         if self.pooling not in ("mean", "first") or self.position_table not in ("resized", "native"):
-            raise ValueError(f"pooling {self.pooling!r}, position_table {self.position_table!r}")
-        if self.head_places and not (self.pooling == "mean" and self.final_norm):
-            raise ValueError("head_places: with pooling 'mean' and the final norm")
+            raise ValueError(
+                f"pooling {self.pooling!r}, position_table {self.position_table!r}: expected 'mean' or 'first', "
+                "'native' or 'resized'"
+            )
+        if self.spatial_head and not (self.pooling == "mean" and self.final_norm):
+            raise ValueError("spatial_head needs pooling 'mean' and final_norm")
         if len(self.native_clip) != 2 or not all(isinstance(size, int) and size > 0 for size in self.native_clip):
-            raise ValueError(f"native_clip {self.native_clip}: pixels and frames")
+            raise ValueError(f"native_clip {self.native_clip}: expected a side in pixels and a number of frames")
         check_activation(self.activation)
 
     @property
@@ -99,7 +102,7 @@ class VideoMAEConfig:
         return self.frames // self.tubelet, side, side
 
     @property
-    def tokens(self) -> int:
+    def num_tokens(self) -> int:
         """N = t * h * w."""
         t, h, w = self.grid
         return t * h * w
@@ -107,20 +110,20 @@ class VideoMAEConfig:
     @property
     def head_width(self) -> int:
         """Width of the head's input."""
-        return self.width * (self.grid[1] * self.grid[2] if self.head_places else 1)
+        return self.width * (self.grid[1] * self.grid[2] if self.spatial_head else 1)
 
     @property
-    def pixels(self) -> int:
-        """P, values of one token: 3 colors of a tubelet of patches."""
+    def values_per_token(self) -> int:
+        """P: 3 channels x `tubelet` frames x patch_size^2 pixels."""
         return 3 * self.tubelet * self.patch_size**2
 
 
 SOMETHING_SOMETHING = 174
-"""Classes of the data set whose classifiers were trained on sparse frames (run_class_finetuning.py)."""
+"""Classes of Something-Something, whose classifiers were trained on sparse frames (run_class_finetuning.py)."""
 
 
 class MaskedEncoder(VideoEncoder):
-    """Base class of the family's models."""
+    """Base class of the VideoMAE models."""
 
     config: VideoMAEConfig
     undecayed = r"(pos_embed|mask_token)$"
@@ -132,12 +135,12 @@ class MaskedEncoder(VideoEncoder):
 
     @property
     def clip_needs(self) -> tuple[ClipNeeds, ...]:
-        """Clips of the config's size: each token of it has its position."""
+        """Clips of the config's size, for which the positions are built."""
         return (ClipNeeds(image_size=self.config.image_size, frames=self.config.frames),)
 
     @property
     def test_clips(self) -> dict[str, Any]:
-        """One clip of stride 4, or sparse middles for Something-Something; OpenCV resize (run_class_finetuning.py)."""
+        """Frames of stride 4, or of equal segments for Something-Something; OpenCV resize (run_class_finetuning.py)."""
         sparse = self.config.num_classes == SOMETHING_SOMETHING
-        rule = {"sampler": "sparse_two_view"} if sparse else {"sampler": "dense", "stride": 4}
-        return {"frames": self.config.frames, "size": self.config.image_size, **rule, "resize_backend": "opencv"}
+        sampling = {"sampler": "sparse_two_view"} if sparse else {"sampler": "dense", "stride": 4}
+        return {"frames": self.config.frames, "size": self.config.image_size, **sampling, "resize_backend": "opencv"}

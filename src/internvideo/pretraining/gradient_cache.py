@@ -1,8 +1,8 @@
 """Compute the exact contrastive loss of a batch that does not fit in memory, by gradient caching (GradCache).
 
-A contrastive loss needs the features of the whole batch at once; these are small, but the activations of the towers are
-large. So each chunk of the batch is encoded without keeping activations, and again in the backward pass, when the
-gradient of its features is known: value and gradients are those of the whole batch.
+A contrastive loss needs the features of the whole batch, which are small; the activations of the towers are large. So
+each chunk of the batch is encoded without storing activations, and encoded again in the backward pass, when the
+gradient of its features is known. The loss and its gradients are exact.
 
 Source: Video-Text-Retrieval (loss over gathered batches).
 """
@@ -24,29 +24,29 @@ Encode = Callable[[Tensor, Tensor, Tensor | None, int], Features]
 Gather = Callable[[Tensor], Tensor]
 
 
-def alone(features: Tensor) -> Tensor:
-    """Return the features: a single process gathers nothing."""
+def identity_gather(features: Tensor) -> Tensor:
+    """Return the features unchanged: the gather of a single process."""
     return features
 
 
-class PartSettings(Settings):
-    """Memory limits of one step; None for no limit.
+class ChunkSettings(Settings):
+    """Chunk sizes that limit the memory of a step with a contrastive loss; None for no chunks.
 
     Attributes:
-        encode_chunk_size: clips of this process whose activations are kept.
-        similarity_chunk_size: rows of the similarities of the global batch.
+        encode_chunk_size: clips that a process encodes at a time.
+        similarity_chunk_size: rows of the similarity matrix that a process computes at a time.
     """
 
     encode_chunk_size: int | None = Field(None, ge=1)
     similarity_chunk_size: int | None = Field(None, ge=1)
 
 
-def in_parts(encode: Encode, batch: Batch, encode_chunk_size: int | None) -> list[Features]:
+def encode_chunked(encode: Encode, batch: Batch, encode_chunk_size: int | None) -> list[Features]:
     """Encode successive chunks of a batch, in order.
 
     Args:
-        encode: (video, tokens, frame mask, index of the first clip) of a chunk -> tensors.
-        batch: with tokens. encode_chunk_size: clips per chunk; None for one chunk that keeps its activations.
+        encode: (video, token ids, frame mask, batch index of the first clip) of a chunk -> tensors.
+        batch: with `text_ids`. encode_chunk_size: clips per chunk; None for the whole batch, without recomputation.
     """
     if batch.text_ids is None:
         raise ValueError("this stage needs captions: the loader was given no tokenizer")
@@ -55,7 +55,9 @@ def in_parts(encode: Encode, batch: Batch, encode_chunk_size: int | None) -> lis
     for start in range(0, len(batch), size):
         rows = slice(start, start + size)
         mask = None if batch.frame_mask is None else batch.frame_mask[rows]
-        part = (batch.video[rows], batch.text_ids[rows], mask, start)
-        whole = size >= len(batch)
-        features.append(encode(*part) if whole else cast(Features, checkpoint(encode, *part, use_reentrant=False)))
+        chunk = (batch.video[rows], batch.text_ids[rows], mask, start)
+        one_chunk = size >= len(batch)
+        features.append(
+            encode(*chunk) if one_chunk else cast(Features, checkpoint(encode, *chunk, use_reentrant=False))
+        )
     return features

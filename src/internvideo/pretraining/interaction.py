@@ -1,4 +1,4 @@
-"""Stage 4: cross-model interaction. Two frozen encoders exchange features; their scores are fused.
+"""Stage 4: cross-model interaction. Train the cross-model attention and the logit fusion of two frozen encoders.
 
 Source: paper 3.3 and 4.2.3.
 """
@@ -21,7 +21,7 @@ from internvideo.training.recipe import Job, Recipe, Stage, StageSpec
 
 
 class InteractionSettings(Settings):
-    """Frames of the two encoders, and label smoothing.
+    """Temporal stride of the multimodal encoder, and label smoothing.
 
     Attributes:
         temporal_stride: the multimodal encoder gets every n-th frame of the masked encoder's clip.
@@ -33,20 +33,21 @@ class InteractionSettings(Settings):
 
 
 class InteractionStage(Stage[CrossModel, InteractionSettings]):
-    """Cross entropy on the fused score; everything but the new modules, heads and query token is frozen."""
+    """Cross entropy of the fused logits; only `CrossModel.trainable_names` are trained: cross-model attention, score
+    fusion, classification heads and query token."""
 
     def __init__(self, model: CrossModel, settings: InteractionSettings, divisor: Divisor = at_least_one) -> None:
         super().__init__(model, settings, divisor)
         model.freeze()
 
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Compute {"loss", gates and fusion weights by name}; both encoders get the same augmented clip."""
+        """Compute {"loss", gates and fusion weights by name}; both encoders get frames of the same augmented clip."""
         if batch.labels is None:
             raise ValueError("the interaction stage needs labels")
-        masked = self.model.masked.normalize(batch.video)
-        multimodal = self.model.multimodal.normalize(batch.video[:, :, :: self.settings.temporal_stride])
-        scores = self.model(masked, multimodal)
-        loss = cross_entropy(scores.fused, batch.labels, self.settings.label_smoothing, self.divisor)
+        masked_input = self.model.masked.normalize(batch.video)
+        multimodal_input = self.model.multimodal.normalize(batch.video[:, :, :: self.settings.temporal_stride])
+        logits = self.model(masked_input, multimodal_input)
+        loss = cross_entropy(logits.fused, batch.labels, self.settings.label_smoothing, self.divisor)
         return {"loss": loss, **self.model.gates()}
 
 
@@ -58,11 +59,11 @@ def build(recipe: Recipe, skipped: Path | None) -> Job:
 
 STAGE = StageSpec(
     "interaction",
-    "cross-model attention between the two frozen encoders, learned fusion of their scores",
+    "cross-model attention between the two frozen encoders, learned fusion of their logits",
     InteractionSettings,
     ClipData,
     InteractionStage,
     (CrossModel,),
     build,
-    classifiers=("masked", "multimodal"),
+    classifier_paths=("masked", "multimodal"),
 )

@@ -1,7 +1,7 @@
 """Stage 3: supervised post-pretraining of each encoder on action labels.
 
-Source: paper 3.2; run_class_finetuning.py, UniFormerV2 configs. Mixup and cutmix happen where batches are made
-(data/mixup.py): a mixed batch carries soft targets (B, C) in place of class indices.
+Source: paper 3.2; run_class_finetuning.py, UniFormerV2 configs. Mixup and cutmix are applied by the loader
+(data/mixup.py), whose batches then have soft targets (B, C) in place of class indices.
 """
 
 from __future__ import annotations
@@ -21,14 +21,16 @@ from internvideo.models.encoder import ClipClassifier
 from internvideo.objectives.classification import cross_entropy
 from internvideo.training.clip_job import clip_job, clip_loader
 from internvideo.training.loop import BatchSource
-from internvideo.training.model_setup import setting
+from internvideo.training.model_setup import setting_errors
 from internvideo.training.recipe import Job, Recipe, Stage, StageSpec
 
 
 class SupervisedSettings(Settings):
-    """Label smoothing, for batches that are not mixed (soft targets are smoothed already)."""
+    """Label smoothing and temporal stride."""
 
-    label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
+    label_smoothing: float = Field(
+        0.0, ge=0.0, lt=1.0, description="of class indices; the soft targets of mixup and cutmix are smoothed already"
+    )
     temporal_stride: int = Field(1, ge=1, description="the model gets every n-th frame of the batch's clip")
 
 
@@ -46,12 +48,12 @@ class SupervisedStage(Stage[ClipClassifier, SupervisedSettings]):
 
 
 def build(recipe: Recipe, skipped: Path | None) -> Job:
-    """Build the job of a recipe; batches are mixed where it says so. Raises as `clip_job`."""
+    """Build the job of a recipe, with mixup and cutmix if it sets them. Raises as `clip_job`."""
     settings, data = recipe.settings_as(SupervisedSettings), recipe.data_as(LabeledClipData)
 
     def loader(manifest: Manifest, _: nn.Module) -> BatchSource:
         clips = clip_loader(recipe, manifest, skipped)
-        with setting("data.augment"):
+        with setting_errors("data.augment"):
             mixup = data.augment.mix(len(manifest.classes))
         return clips if mixup is None else MixedLoader(clips, mixup, seed=data.loader.seed)
 
@@ -68,5 +70,5 @@ STAGE = StageSpec(
     SupervisedStage,
     (ClipClassifier,),
     build,
-    classifiers=("",),
+    classifier_paths=("",),
 )

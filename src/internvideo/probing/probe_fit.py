@@ -157,7 +157,7 @@ def _attentive(features: Tensor, labels: Ints, num_classes: int, weight_decay: f
     for step in range(total):
         indices = order[step]
         batch = Batch(features[indices], tuple(str(index) for index in indices.tolist()), targets[indices])
-        lr = cosine_with_warmup(step, total, peak=PEAK_LR, final=0.0, warmup=int(WARMUP_FRACTION * total))
+        lr = cosine_with_warmup(step, total, peak=PEAK_LR, final=0.0, warmup_steps=int(WARMUP_FRACTION * total))
         train_step([batch], lr)
     if train_step.found_inf:
         raise RunError("attentive probe", "its loss became NaN or infinite", "", "check the model's weights")

@@ -1,6 +1,6 @@
-"""The tasks of the paper's section 4.3 and of Ego4D: one package per task, listed in TASKS.
+"""Tables of the tasks of the paper's section 4.3 and of Ego4D, and of their stages and models.
 
-A new task is added only here: stages, models, evaluations and options are derived from TASKS.
+A new task is a row of TASKS: STAGES, MODELS and the options of `internvideo evaluate` are derived from it.
 """
 
 from __future__ import annotations
@@ -52,15 +52,15 @@ PRETRAINING: tuple[StageSpec, ...] = (masked.STAGE, multimodal.STAGE, supervised
 STAGES: dict[str, StageSpec] = {
     stage.name: stage for stage in (*PRETRAINING, *(stage for task in TASKS for stage in task.stages))
 }
-"""Name -> stage, of all stages that a recipe can train."""
+"""Name -> stage, for all stages that a recipe can train."""
 
 MODELS: dict[str, ModelEntry] = {**BACKBONES, **{name: row for task in TASKS for name, row in task.models.items()}}
-"""Name -> model, of the backbones and of the tasks."""
+"""Name -> model size, for the backbones and the models of tasks."""
 
 CATALOG = Catalog(STAGES, MODELS, {task.name: task.data for task in TASKS if task.data is not None})
 """The stages, models and evaluation data that recipes can refer to."""
 
 
-def task_named(name: str) -> TaskSpec | None:
-    """Return the task of a name, None if there is none."""
+def get_task(name: str) -> TaskSpec | None:
+    """Return the task with this name, None if there is none."""
     return next((task for task in TASKS if task.name == name), None)

@@ -10,11 +10,11 @@ from internvideo.datasets.class_names import are_indices
 from internvideo.errors import ManifestError
 
 
-def under_classes(manifest: Manifest, classes: tuple[str, ...]) -> Manifest:
-    """Map labels to indices into a model's `classes`: by name, or unchanged if the manifest has no class names.
+def map_labels_to_classes(manifest: Manifest, classes: tuple[str, ...]) -> Manifest:
+    """Convert labels to indices into a model's `classes`: by class name, or unchanged if the manifest has no names.
 
     Raises:
-        ManifestError: a class that the model does not have.
+        ManifestError: the model lacks a class.
     """
     names = manifest.classes
     if names == classes:

@@ -13,40 +13,43 @@ from internvideo.metrics.classification import l2_normalize
 from internvideo.tasks.table import Predictions
 
 
-def joined(tables: Sequence[Predictions], same: Sequence[str], each: Sequence[str], what: str) -> Predictions:
-    """Join tables: NAME of the first model, NAME:1, NAME:2 of the others.
+def join_tables(
+    tables: Sequence[Predictions], shared_arrays: Sequence[str], member_names: Sequence[str], difference: str
+) -> Predictions:
+    """Join the tables of an ensemble's models: arrays NAME of the first model, NAME:1, NAME:2 of the others.
 
     Args:
-        tables: of one task. same: arrays that must be equal in all. each: arrays that every model has of its own.
-        what: what differs where `same` does, in the message.
+        tables: of one task. shared_arrays: names of the arrays that must be equal in all tables.
+        member_names: names of the arrays that are stored for every model.
+        difference: what differs if the shared arrays do, for the message.
 
     Raises:
-        RunError: tables of other rows.
+        RunError: shared arrays differ.
     """
     first, arrays = tables[0], dict(tables[0].arrays)
-    for number, other in enumerate(tables[1:], 1):
-        if any(not np.array_equal(first[name], other[name]) for name in same) or any(
-            (name in first.arrays) != (name in other.arrays) for name in each
+    for member, other in enumerate(tables[1:], 1):
+        if any(not np.array_equal(first[name], other[name]) for name in shared_arrays) or any(
+            (name in first.arrays) != (name in other.arrays) for name in member_names
         ):
-            raise RunError(first.task, f"tables of different {what}", "the same in all", "evaluate them again")
-        arrays |= {f"{name}:{number}": other[name] for name in each if name in other.arrays}
+            raise RunError(first.task, f"tables of different {difference}", "equal ones", "evaluate them again")
+        arrays |= {f"{name}:{member}": other[name] for name in member_names if name in other.arrays}
     if len(tables) == 1:
         return first
     members = [{name: table.protocol.get(name) for name in ("model", "weights_sha256")} for table in tables]
-    return Predictions(first.task, arrays, {**first.protocol, "ensemble": described(members)}, first.coverage)
+    return Predictions(first.task, arrays, {**first.protocol, "ensemble": describe_ensemble(members)}, first.coverage)
 
 
-def described(members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def describe_ensemble(members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Describe an ensemble for the protocol: names and weights of its models."""
     return {"mean_of": "similarities", "members": [dict(member) for member in members]}
 
 
-def of_each(table: Predictions, name: str) -> list[NDArray[Any]]:
-    """Return the array `name` of every model of a table."""
-    more = sum(key.startswith(f"{name}:") for key in table.arrays)
-    return [table[name], *(table[f"{name}:{number}"] for number in range(1, more + 1))]
+def member_arrays(table: Predictions, name: str) -> list[NDArray[Any]]:
+    """Return the array `name` of every model of an ensemble's table."""
+    num_others = sum(key.startswith(f"{name}:") for key in table.arrays)
+    return [table[name], *(table[f"{name}:{member}"] for member in range(1, num_others + 1))]
 
 
-def units_of_each(table: Predictions, name: str) -> list[NDArray[np.floating[Any]]]:
-    """Return the array `name` of every model as L2-normalized float64."""
-    return [l2_normalize(part.astype(np.float64)) for part in of_each(table, name)]
+def normalized_member_arrays(table: Predictions, name: str) -> list[NDArray[np.floating[Any]]]:
+    """Return the array `name` of every model of an ensemble's table, L2-normalized, in float64."""
+    return [l2_normalize(array.astype(np.float64)) for array in member_arrays(table, name)]

@@ -1,6 +1,6 @@
-"""Define the evaluation protocol, and the interfaces of models, loaders and tokenizers that tasks use.
+"""Evaluation protocol, and the interfaces of models and loaders that tasks use.
 
-A metric is only comparable with its protocol: frames, views, crops, post-processing, split and weights.
+Metrics are only comparable if their protocols agree: frames, views, crops, post-processing, split and weights.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from internvideo.data.transforms import EvalTransform
 
 Model = TypeVar("Model", covariant=True)
 SAVED_NAMES = {"num_clips": "views", "num_crops": "crops"}
-"""Setting -> its name in saved tables, which earlier versions fixed."""
+"""Attribute -> its name in saved tables."""
 
 
 @dataclass(frozen=True)
 class ClipProtocol:
-    """Evaluation protocol of clips; `predict` checks it against what the loader yields.
+    """Evaluation protocol of clips; `run_clips` checks that the loader's clips agree with it.
 
     Attributes:
         frames: T of a clip.
-        size: S, pixels of a side.
-        num_clips: clips per video, at different times. num_crops: spatial crops of each of them.
-        sampling: frame sampling, as text or a class name.
+        size: S, side of a clip in pixels.
+        num_clips: clips per video, at different times. num_crops: spatial crops per clip.
+        sampling: description of the frame sampling.
         precision: compute dtype.
-        resizing: size before the crops and pixel arithmetic, as `EvalTransform.resizing`.
+        resizing: description of the resizing before the crops, see `EvalTransform.resizing`.
     """
 
     frames: int
@@ -57,20 +57,20 @@ def clip_protocol(sampler: FrameSampler, transform: EvalTransform, *, single_fra
     if single_frame:
         return ClipProtocol(1, transform.size, 1, transform.num_crops, "middle frame", resizing=transform.resizing)
     num_clips = len(sampler.test(16 * sampler.frames))
-    sampling = repr(sampler).replace("num_clips=", "views=")  # as saved tables have it
+    sampling = repr(sampler).replace("num_clips=", "views=")  # the spelling of saved tables
     size, crops = transform.size, transform.num_crops
     return ClipProtocol(sampler.frames, size, num_clips, crops, sampling, resizing=transform.resizing)
 
 
-class ClipSource(Protocol):
-    """An evaluation loader: all clips of all readable videos, once each over all processes."""
+class EvalClipLoader(Protocol):
+    """An evaluation loader: yields every clip of every readable video once, over all processes together."""
 
     @property
     def unreadable(self) -> Sequence[tuple[str, Any, str]]:
-        """(id, path, reason) of every video of this process that gave no clip; complete after the iteration."""
+        """(id, path, reason) of the videos that this process could not read; complete after the iteration."""
 
     def __iter__(self) -> Iterator[tuple[Batch, NDArray[Any]]]:
-        """Yield batches with the (B,) view index 0..num_views-1 of each clip."""
+        """Yield batches, each with the view index (B,), 0..num_views-1, of its clips."""
 
 
 class VideoTextModel(Protocol):
@@ -82,8 +82,8 @@ class VideoTextModel(Protocol):
     def encode_video(self, video: Tensor, frame_mask: Tensor | None = None, /) -> Tensor:
         """Encode normalized (B, 3, T, S, S), with (B, T) bool where frames are real or None, to (B, E)."""
 
-    def encode_text(self, tokens: Tensor) -> Tensor:
-        """Encode ids (B, L) to (B, E)."""
+    def encode_text(self, ids: Tensor, /) -> Tensor:
+        """Encode token ids (B, L) to (B, E)."""
 
     @property
     def scale(self) -> Tensor:
@@ -104,34 +104,34 @@ def weights_hash(weights: nn.Module | Mapping[str, Tensor]) -> str:
 
 @dataclass(frozen=True)
 class ClipInputs(Generic[Model]):
-    """A model and the clips of a split that it is evaluated on.
+    """A model with the loader of the clips that it is evaluated on.
 
     Attributes:
-        model: on `device`. source: loader over `manifest`. manifest: the split that was asked for.
-        clips: what every clip and video must look like.
-        device: where the model is. model_name: for the protocol.
+        model: on `device`. loader: of the clips of `manifest`. manifest: rows of the evaluated split.
+        protocol: of the loader's clips.
+        device: of the model. model_name: for the saved protocol.
     """
 
     model: Model
-    source: ClipSource
+    loader: EvalClipLoader
     manifest: Manifest
-    clips: ClipProtocol
+    protocol: ClipProtocol
     device: torch.device
     model_name: str = ""
 
     def describe(self) -> dict[str, Any]:
-        """Return the part of the protocol that all tasks share, as JSON values."""
+        """Return the protocol entries that all tasks on clips have, as JSON values."""
         return {
             "model": self.model_name,
             "weights_sha256": weights_hash(cast(nn.Module, self.model)),
             "split_sha256": self.manifest.fingerprint,
             "splits": sorted({row.split for row in self.manifest.rows if row.split is not None}),
             "source": str(self.manifest.source),
-            **{SAVED_NAMES.get(name, name): value for name, value in asdict(self.clips).items()},
+            **{SAVED_NAMES.get(name, name): value for name, value in asdict(self.protocol).items()},
         }
 
 
 def check_labels(manifest: Manifest) -> NDArray[np.int64]:
-    """Return the class indices (N,). Raises ManifestError for a row without one, which could not be scored."""
+    """Return the class indices (N,) of the rows. Raises ManifestError for a row without a label."""
     manifest.require("label")
     return np.asarray([row.label for row in manifest.rows], dtype=np.int64)

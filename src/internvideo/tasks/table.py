@@ -1,4 +1,4 @@
-"""Define Predictions of a model on a split, saved once; metrics are computed from them without model or video."""
+"""Predictions of a model on a split, the table that metrics are computed from without model or video; results."""
 
 from __future__ import annotations
 
@@ -26,14 +26,15 @@ EARLIER_NAMES = {
     "localisation": "temporal_localization",
     "spatio_temporal": "spatio_temporal_localization",
 }
-"""Earlier name of a task, as saved tables have it -> its name."""
-_ABOUT = "about.json"  # its entry in the file; arrays are named without a dot
+"""Name of a task in tables of earlier versions -> its present name."""
+_METADATA_ENTRY = "about.json"
+"""Entry of the .npz file with task, protocol and coverage; the names of arrays have no dot."""
 
 
 BOOTSTRAP = {"draws": bootstrap.DRAWS, "level": bootstrap.LEVEL, "seed": bootstrap.SEED, "method": "percentile"}
-"""Settings of every bootstrap interval, for the protocol."""
-CHECKED = {"weights_sha256": "weights", "split_sha256": "rows", "proposals_sha256": "proposals"}
-"""Entries of a protocol that must agree for a table to be overwritten -> their names in messages."""
+"""Settings of all bootstrap intervals, for the protocol."""
+CHECKED_ENTRIES = {"weights_sha256": "weights", "split_sha256": "rows", "proposals_sha256": "proposals"}
+"""Protocol entry that must be equal for a table to be overwritten -> its name in messages."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ class Predictions:
     """Predictions of one model on one split.
 
     Attributes:
-        task: which task's `score` reads it.
-        arrays: named arrays; the task's `predict` documents them.
+        task: name of the task whose `score` computes the metrics.
+        arrays: name -> array, documented by the task's `predict`.
         protocol: how the predictions were made, as JSON values.
         coverage: {"asked": int, "read": int, "unreadable": [{"id", "path", "reason"}]}.
     """
@@ -53,28 +54,33 @@ class Predictions:
     coverage: Mapping[str, Any]
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write one .npz file atomically; equal predictions give equal bytes. Raises RunError (a full disk ...)."""
+        """Write one .npz file atomically; equal predictions give equal bytes. Raises RunError if that fails."""
         final = Path(path)
         if final.suffix != ".npz":
             final = final.with_name(final.name + ".npz")
-        about = {"format": FORMAT, "task": self.task, "protocol": self.protocol, "coverage": self.coverage}
-        text = json.dumps(about, ensure_ascii=False, sort_keys=True).encode("utf-8", "backslashreplace")
+        metadata = {"format": FORMAT, "task": self.task, "protocol": self.protocol, "coverage": self.coverage}
+        text = json.dumps(metadata, ensure_ascii=False, sort_keys=True).encode("utf-8", "backslashreplace")
         with atomic_path(final) as temporary:
-            arrays = {_ABOUT: np.frombuffer(text, dtype=np.uint8), **self.arrays}
+            arrays = {_METADATA_ENTRY: np.frombuffer(text, dtype=np.uint8), **self.arrays}
             np.savez(temporary, **arrays)  # type: ignore[arg-type]  # its stub takes the bool option
         return final
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Predictions:
-        """Read saved predictions. Raises RunError: no such file, or a corrupt or foreign one."""
+        """Read saved predictions. Raises RunError: no such file, or a corrupt file or one that `save` did not write."""
         file = Path(path)
         if not file.is_file():
             raise RunError(file, "no such file", "a table written by `internvideo evaluate`", "check the path")
         try:
             arrays = untrusted_arrays.read_npz(file)
-            about = untrusted.parse_json(arrays.pop(_ABOUT).tobytes(), finite=False)
-            format = about["format"]
-            table = cls(EARLIER_NAMES.get(about["task"], about["task"]), arrays, about["protocol"], about["coverage"])
+            metadata = untrusted.parse_json(arrays.pop(_METADATA_ENTRY).tobytes(), finite=False)
+            format = metadata["format"]
+            table = cls(
+                EARLIER_NAMES.get(metadata["task"], metadata["task"]),
+                arrays,
+                metadata["protocol"],
+                metadata["coverage"],
+            )
         except (OSError, ValueError, KeyError, TypeError) as error:
             expected = "a table written by `internvideo evaluate`"
             raise RunError(file, f"truncated or corrupt ({error})", expected, "evaluate again") from error
@@ -92,8 +98,8 @@ class Predictions:
 class Result(TypedDict):
     """Metrics with their protocol, as JSON values.
 
-    figures are metric values: fractions in 0..1, except ranks, pixels ("_px") and meters ("_m"); intervals are their
-    95 % bootstrap bounds.
+    `figures` are metric values: fractions in 0..1, except ranks, pixels (name with "_px") and meters (name ends in
+    "_m"). `intervals` are their 95 % bootstrap bounds. `coverage`: see `Predictions`.
     """
 
     task: str
@@ -117,13 +123,13 @@ class MetricValues:
             self.intervals[name] = [float(bounds[0]), float(bounds[1])]
 
     def add_mean(self, name: str, values: NDArray[Any], groups: NDArray[Any] | None = None) -> None:
-        """Add the mean of values (n,) with its interval; `groups` (n,) are resampled together."""
+        """Add the mean of values (n,) with its interval; values of one group (n,) are resampled together."""
         spread = bootstrap.interval(bootstrap.mean(values), len(values), groups=groups)
         self.add(name, values.mean(), spread)
 
-    def result(self, table: Predictions, **more: object) -> Result:
+    def result(self, table: Predictions, **extra_protocol: object) -> Result:
         """Return the result for predictions; `more` is added to their protocol."""
-        protocol = {**table.protocol, "bootstrap": BOOTSTRAP, **more}
+        protocol = {**table.protocol, "bootstrap": BOOTSTRAP, **extra_protocol}
         return {
             "task": table.task,
             "figures": self.values,
@@ -134,20 +140,22 @@ class MetricValues:
 
 
 def check_overwrite(
-    path: Path, protocol: Mapping[str, Any], entries: Iterable[str] = CHECKED, command: str = "evaluate"
+    path: Path, protocol: Mapping[str, Any], entries: Iterable[str] = CHECKED_ENTRIES, command: str = "evaluate"
 ) -> None:
-    """Raise RunError if `path` has a table that differs in these entries of the protocol: another measurement."""
+    """Raise RunError if `path` has a table whose protocol differs in one of these entries."""
     if not path.exists():
         return
     try:
-        theirs = Predictions.load(path).protocol
+        saved_protocol = Predictions.load(path).protocol
     except RunError:
         found = f"is not a table of `internvideo {command}`"
     else:
-        others = [CHECKED.get(name, name) for name in entries if theirs.get(name) != protocol.get(name)]
-        if not others:
+        different = [
+            CHECKED_ENTRIES.get(name, name) for name in entries if saved_protocol.get(name) != protocol.get(name)
+        ]
+        if not different:
             return
-        found = f"has a table with other {', '.join(others)}"
+        found = f"has a table with other {', '.join(different)}"
     raise RunError(path, found, "", "choose another --output")
 
 
@@ -168,21 +176,23 @@ def print_result(result: Result, console: Screen | None = None) -> None:
     grid.add_column("95 % interval", justify="right")
     for name, value in result["figures"].items():
         bounds = result["intervals"].get(name)
-        grid.add_row(escape(name), _shown(name, value), _span(name, bounds))
+        grid.add_row(escape(name), _format_value(name, value), _format_interval(name, bounds))
     out.print(grid)
     coverage = result["coverage"]
     out.print(f"videos read: {coverage['read']} of {coverage['asked']}", highlight=False)
     for lost in coverage["unreadable"]:
         out.print(escape(f"  unreadable: {lost['id']} ({lost['path']}): {lost['reason']}"), highlight=False)
-    facts = ", ".join(f"{key} {_fact(value)}" for key, value in result["protocol"].items() if value not in ("", None))
-    out.print(escape(f"protocol: {facts}"), highlight=False)
+    protocol = ", ".join(
+        f"{key} {_format_protocol_entry(value)}" for key, value in result["protocol"].items() if value not in ("", None)
+    )
+    out.print(escape(f"protocol: {protocol}"), highlight=False)
 
 
 def short_names(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
-    """Return a name for each file of predictions: its folder if these differ, else its file name, else the path.
+    """Return distinct names for files: the names of the folders if these differ, else of the files, else the paths.
 
     Raises:
-        RunError: one path twice.
+        RunError: a path is given twice.
     """
     texts = [str(path) for path in paths]
     duplicate = next((path for path in texts if texts.count(path) > 1), None)
@@ -195,9 +205,9 @@ def short_names(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
 
 
 def print_results(title: str, rows: Mapping[str, Result]) -> None:
-    """Print several results, one line each: all metrics, the interval of the first, and the videos read.
+    """Print several results, one line each: all metrics, the interval of the first, and the number of videos read.
 
-    Lines are not wrapped, because a table squeezed into 80 columns shows no values.
+    Lines are not wrapped, because a table of 80 columns has no room for the values.
     """
     if results_as_json():
         for label, result in rows.items():
@@ -208,9 +218,9 @@ def print_results(title: str, rows: Mapping[str, Result]) -> None:
     lines = [[title, *(name.replace("_", " ") for name in names), f"95 % of {names[0]}", "videos"]]
     for label, result in rows.items():
         figures, bounds = result["figures"], result["intervals"].get(names[0])
-        shown = [_shown(name, figures[name]) if name in figures else "" for name in names]
+        values = [_format_value(name, figures[name]) if name in figures else "" for name in names]
         coverage = result["coverage"]
-        lines.append([label, *shown, _span(names[0], bounds), f"{coverage['read']} of {coverage['asked']}"])
+        lines.append([label, *values, _format_interval(names[0], bounds), f"{coverage['read']} of {coverage['asked']}"])
     lines = [[cell.replace(" %", "") if number else cell for cell in line] for number, line in enumerate(lines)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for label, *cells in lines:
@@ -218,11 +228,11 @@ def print_results(title: str, rows: Mapping[str, Result]) -> None:
         out.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def _span(name: str, bounds: Sequence[float] | None) -> str:
-    return "" if bounds is None else f"{_shown(name, bounds[0])} to {_shown(name, bounds[1])}"
+def _format_interval(name: str, bounds: Sequence[float] | None) -> str:
+    return "" if bounds is None else f"{_format_value(name, bounds[0])} to {_format_value(name, bounds[1])}"
 
 
-def _shown(name: str, value: float) -> str:
+def _format_value(name: str, value: float) -> str:
     if "_px" in name:
         return f"{value:.2f} px"
     if name.endswith("_m"):
@@ -230,10 +240,10 @@ def _shown(name: str, value: float) -> str:
     return f"{value:.2f}" if "rank" in name else f"{100 * value:.2f} %"
 
 
-def _fact(value: object) -> str:
+def _format_protocol_entry(value: object) -> str:
     if isinstance(value, Mapping):
-        return "(" + ", ".join(f"{key} {_fact(inner)}" for key, inner in value.items()) + ")"
+        return "(" + ", ".join(f"{key} {_format_protocol_entry(inner)}" for key, inner in value.items()) + ")"
     if isinstance(value, list | tuple):
-        return f"{len(value)} entries" if len(value) > 4 else "/".join(_fact(entry) for entry in value)
+        return f"{len(value)} entries" if len(value) > 4 else "/".join(_format_protocol_entry(entry) for entry in value)
     text = str(value)
     return text[:16] if len(text) == 64 and text.isalnum() else text

@@ -1,4 +1,4 @@
-"""TaskSpec: the one object that ties a task together, and the options of its evaluation."""
+"""TaskSpec, the entry of a task in `tasks.TASKS`, and the base classes of evaluation options."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from internvideo.training.trained import Trained
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions:
-    """Options of every task; the second part of each type is the option's help.
+    """Options of every task; the text in each `Annotated` is the help of the command line.
 
     Raises:
         RecipeError: a value out of range.
     """
 
     batch_size: Annotated[int, "Videos, sequences or episodes per batch."] = 16
-    workers: Annotated[int, "Processes that decode; 0 decodes in this one."] = 0
+    workers: Annotated[int, "Processes that decode; 0 decodes in the main process."] = 0
     device: Annotated[str, "auto, cpu, cuda or cuda:N."] = "auto"
 
     def __post_init__(self) -> None:
@@ -52,18 +52,19 @@ class ClipOptions(EvaluateOptions):
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """One task.
+    """A task of `internvideo evaluate`.
 
     Attributes:
-        name: its name in commands and saved tables. about: one line for `internvideo list tasks`.
+        name: in commands and saved tables. about: one line for `internvideo list tasks`.
         section: section of the paper.
-        evaluates: model classes that it can evaluate.
-        options: type of its options of `internvideo evaluate`.
-        evaluate: (trained, manifest, output, options, split) -> result; writes NAME.npz, NAME.json and further files of
-            the task into `output`, and prints the metrics. Raises RecipeError, ManifestError, RunError.
+        evaluates: model classes that the task can evaluate.
+        options: type of the options of `internvideo evaluate`.
+        evaluate: (trained, manifest, output folder, options, split) -> result; writes NAME.npz, NAME.json and further
+            files into the folder, and prints the metrics. Raises RecipeError, ManifestError, RunError.
         score: saved predictions -> result, without model or video.
-        stages: stages that train its models. models: named sizes of its own models.
-        data: data settings of recipes that evaluate weights of other stages; None if there are no such recipes.
+        stages: stages that train models of the task. models: name -> size of models that only this task has.
+        data: type of `data` in recipes with `task: NAME`, which evaluate weights of a stage of another task; None if
+            there are no such recipes.
     """
 
     name: str

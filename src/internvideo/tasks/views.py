@@ -1,4 +1,4 @@
-"""Run a model over every clip of a split and keep one row per clip; encode texts in batches."""
+"""Run a model over every clip of a split and return one row per clip; encode texts in batches."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from internvideo.errors import RunError
 from internvideo.tasks.protocol import ClipInputs, ClipProtocol, VideoTextModel
 from internvideo.terminal import bars_disabled
 
-TEXTS_AT_ONCE = 256
+TEXT_BATCH_SIZE = 256
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -33,9 +33,9 @@ class Views:
     """Outputs with one row per clip.
 
     Attributes:
-        values: of each named output (R, ...) float32.
-        sample: (R,) index of the row's video among those read; view: (R,) number of the clip.
-        read: (N,) index in the manifest of each video read, ascending. rows: these videos.
+        values: name of an output -> (R, ...) float32.
+        sample: (R,) index into `rows` of each clip's video. view: (R,) view index of each clip.
+        read: (N,) manifest index of each readable video, ascending. rows: these N rows of the manifest.
         coverage: see `Predictions`.
     """
 
@@ -49,27 +49,27 @@ class Views:
 
 @dataclass
 class _RankResult:
-    """Results of one process: named outputs, manifest rows and view indices of each batch; failed videos."""
+    """Results of one process: outputs, manifest row and view indices of each batch; entries of unreadable videos."""
 
     values: dict[str, list[Floats]] = field(default_factory=dict)
     rows: list[Ints] = field(default_factory=list)
     views: list[Ints] = field(default_factory=list)
-    lost: dict[str, dict[str, str]] = field(default_factory=dict)
+    unreadable: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 @contextmanager
-def evaluating(model: object, device: torch.device, precision: str) -> Iterator[None]:
+def evaluation_mode(model: object, device: torch.device, precision: str) -> Iterator[None]:
     """Run a block in evaluation mode, without gradients, in the given precision; restore the mode afterwards."""
     module = model if isinstance(model, nn.Module) else None
-    was_training = {part: part.training for part in module.modules()} if module is not None else {}
+    was_training = {submodule: submodule.training for submodule in module.modules()} if module is not None else {}
     if module is not None:
         module.eval()
     try:
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
             yield
     finally:
-        for part, training in was_training.items():
-            part.training = training
+        for submodule, training in was_training.items():
+            submodule.training = training
 
 
 def run_clips(function: Callable[[Batch], Mapping[str, Tensor]], inputs: ClipInputs[object], title: str) -> Views:
@@ -77,48 +77,48 @@ def run_clips(function: Callable[[Batch], Mapping[str, Tensor]], inputs: ClipInp
 
     Args:
         function: batch of uint8 clips on `inputs.device` -> named outputs (B, ...).
-        title: shown beside the progress.
+        title: of the progress bar.
 
     Raises:
-        RunError: missing, duplicate or unknown clips, clips of another shape than `inputs.clips`, an output that is
-            not finite, or no readable video.
+        RunError: missing, duplicate or unknown clips, clips of another shape than `inputs.protocol`, a non-finite
+            output, or no readable video.
     """
-    source, manifest, clips = inputs.source, inputs.manifest, inputs.clips
+    loader, manifest, protocol = inputs.loader, inputs.manifest, inputs.protocol
     index_of = {row.id: index for index, row in enumerate(manifest.rows)}
     result = _RankResult()
-    bar = tqdm(total=len(index_of) * clips.num_views, desc=title, unit="clip", leave=False, disable=bars_disabled())
-    with bar, evaluating(inputs.model, inputs.device, clips.precision):
-        for batch, numbers in source:
-            _check_shape(batch, clips, index_of)
+    bar = tqdm(total=len(index_of) * protocol.num_views, desc=title, unit="clip", leave=False, disable=bars_disabled())
+    with bar, evaluation_mode(inputs.model, inputs.device, protocol.precision):
+        for batch, view_index in loader:
+            _check_shape(batch, protocol, index_of)
             for name, output in function(batch.to(inputs.device)).items():
-                result.values.setdefault(name, []).append(_finite(output, name, batch))
+                result.values.setdefault(name, []).append(_check_finite(output, name, batch))
             result.rows.append(np.asarray([index_of[name] for name in batch.ids], dtype=np.int64))
-            result.views.append(np.asarray(numbers, dtype=np.int64))
+            result.views.append(np.asarray(view_index, dtype=np.int64))
             bar.update(len(batch))
-    result.lost = {
-        name: {"id": name, "path": str(path), "reason": str(reason)} for name, path, reason in source.unreadable
+    result.unreadable = {
+        name: {"id": name, "path": str(path), "reason": str(reason)} for name, path, reason in loader.unreadable
     }
     results: list[_RankResult] = distributed.all_gather_objects(result)
-    unreadable = {name: entry for part_result in results for name, entry in part_result.lost.items()}
-    where = [rows for part_result in results for rows in part_result.rows]
-    if not where or len(unreadable) == len(index_of):
+    unreadable = {name: entry for rank_result in results for name, entry in rank_result.unreadable.items()}
+    rank_rows = [rows for rank_result in results for rows in rank_result.rows]
+    if not rank_rows or len(unreadable) == len(index_of):
         reason = next(iter(unreadable.values()))["reason"] if unreadable else "the loader gave no clip"
         found = f"none of {len(index_of)} videos could be read ({reason})"
         raise RunError(manifest.source, found, "", "check the files")
-    rows = np.concatenate(where)
-    views = np.concatenate([numbers for part_result in results for numbers in part_result.views])
+    rows = np.concatenate(rank_rows)
+    views = np.concatenate([view_index for rank_result in results for view_index in rank_result.views])
     values = {
-        name: np.concatenate([part for part_result in results for part in part_result.values.get(name, [])])
-        for name in next(part_result.values for part_result in results if part_result.values)
+        name: np.concatenate([submodule for rank_result in results for submodule in rank_result.values.get(name, [])])
+        for name in next(rank_result.values for rank_result in results if rank_result.values)
     }
-    # A video that broke after some of its views is unreadable as a whole: it is never scored on fewer views.
-    kept = np.flatnonzero(~np.isin(rows, [index_of[name] for name in unreadable if name in index_of]))
-    kept = kept[np.argsort(rows[kept], kind="stable")]  # the manifest's order, whoever read what
-    rows, views = rows[kept], views[kept]
+    # A video of which only some views could be read is unreadable: it is never scored on fewer views.
+    order = np.flatnonzero(~np.isin(rows, [index_of[name] for name in unreadable if name in index_of]))
+    order = order[np.argsort(rows[order], kind="stable")]  # in the order of the manifest, whichever process read them
+    rows, views = rows[order], views[order]
     read = np.asarray([index for name, index in index_of.items() if name not in unreadable], dtype=np.int64)
-    _check_complete(rows, views, read, manifest, clips)
+    _check_complete(rows, views, read, manifest, protocol)
     return Views(
-        {name: parts[kept] for name, parts in values.items()},
+        {name: parts[order] for name, parts in values.items()},
         np.searchsorted(read, rows).astype(np.int64),
         views,
         read,
@@ -127,47 +127,47 @@ def run_clips(function: Callable[[Batch], Mapping[str, Tensor]], inputs: ClipInp
     )
 
 
-def _check_shape(batch: Batch, clips: ClipProtocol, index_of: Mapping[str, int]) -> None:
+def _check_shape(batch: Batch, protocol: ClipProtocol, index_of: Mapping[str, int]) -> None:
     frames, side = batch.video.shape[2], tuple(batch.video.shape[3:])
-    if frames != clips.frames or side != (clips.size, clips.size):
-        expected = f"{clips.frames} frames at {clips.size}x{clips.size}, as the protocol states"
+    if frames != protocol.frames or side != (protocol.size, protocol.size):
+        expected = f"{protocol.frames} frames at {protocol.size}x{protocol.size}, as the protocol states"
         raise RunError("protocol", f"clips of {frames} frames at {side[0]}x{side[1]}", expected)
     unknown = next((name for name in batch.ids if name not in index_of), None)
     if unknown is not None:
         raise RunError("loader", f"clip of '{unknown}', which is not in the manifest", "", "use one manifest for both")
 
 
-def _finite(output: Tensor, name: str, batch: Batch) -> Floats:
+def _check_finite(output: Tensor, name: str, batch: Batch) -> Floats:
     array: Floats = output.detach().float().cpu().numpy()
-    bad = ~np.isfinite(array.reshape(len(batch), -1)).all(axis=1)
-    if bad.any():
-        ids = ", ".join(batch.ids[index] for index in np.flatnonzero(bad)[:5])
+    nonfinite = ~np.isfinite(array.reshape(len(batch), -1)).all(axis=1)
+    if nonfinite.any():
+        ids = ", ".join(batch.ids[index] for index in np.flatnonzero(nonfinite)[:5])
         raise RunError("model", f"{name} is NaN or infinite for {ids}", "finite numbers", "check the weights")
     return array
 
 
-def _check_complete(rows: Ints, views: Ints, read: Ints, manifest: Manifest, clips: ClipProtocol) -> None:
-    outside = (views < 0) | (views >= clips.num_views)
-    places = rows * clips.num_views + np.where(outside, 0, views)
-    counts = np.bincount(places, minlength=len(manifest.rows) * clips.num_views)
-    wrong = np.flatnonzero((counts.reshape(-1, clips.num_views)[read] != 1).any(axis=1))
-    if outside.any() or len(wrong):
-        name = manifest.rows[int(rows[outside][0] if outside.any() else read[wrong[0]])].id
+def _check_complete(rows: Ints, views: Ints, read: Ints, manifest: Manifest, protocol: ClipProtocol) -> None:
+    out_of_range = (views < 0) | (views >= protocol.num_views)
+    clip_index = rows * protocol.num_views + np.where(out_of_range, 0, views)
+    counts = np.bincount(clip_index, minlength=len(manifest.rows) * protocol.num_views)
+    wrong = np.flatnonzero((counts.reshape(-1, protocol.num_views)[read] != 1).any(axis=1))
+    if out_of_range.any() or len(wrong):
+        name = manifest.rows[int(rows[out_of_range][0] if out_of_range.any() else read[wrong[0]])].id
         found = np.sort(views[rows == [row.id for row in manifest.rows].index(name)]).tolist()
-        raise RunError("loader", f"clips {found} of '{name}'", f"each of 0..{clips.num_views - 1} once")
+        raise RunError("loader", f"clips {found} of '{name}'", f"each of 0..{protocol.num_views - 1} once")
 
 
 def run_texts(inputs: ClipInputs[VideoTextModel], tokenizer: TextEncoder, texts: Sequence[str]) -> Floats:
-    """Encode texts as (Q, E) float32, not L2-normalized, in evaluation mode. Manifests contain no blank text."""
-    parts = []
-    with evaluating(inputs.model, inputs.device, inputs.clips.precision):
-        for start in range(0, len(texts), TEXTS_AT_ONCE):
-            tokens = tokenizer.encode(list(texts[start : start + TEXTS_AT_ONCE])).to(inputs.device)
-            parts.append(inputs.model.encode_text(tokens).float().cpu().numpy())
-    features: Floats = np.concatenate(parts)
+    """Encode texts as (Q, E) float32, not L2-normalized, in evaluation mode."""
+    batches = []
+    with evaluation_mode(inputs.model, inputs.device, inputs.protocol.precision):
+        for start in range(0, len(texts), TEXT_BATCH_SIZE):
+            ids = tokenizer.encode(list(texts[start : start + TEXT_BATCH_SIZE])).to(inputs.device)
+            batches.append(inputs.model.encode_text(ids).float().cpu().numpy())
+    features: Floats = np.concatenate(batches)
     if not np.isfinite(features).all():
-        bad = int(np.flatnonzero(~np.isfinite(features).all(axis=1))[0])
-        raise RunError("model", f"text feature of {texts[bad]!r} is NaN or infinite", "", "check the weights")
+        nonfinite = int(np.flatnonzero(~np.isfinite(features).all(axis=1))[0])
+        raise RunError("model", f"text feature of {texts[nonfinite]!r} is NaN or infinite", "", "check the weights")
     return features
 
 

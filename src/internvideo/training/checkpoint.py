@@ -1,4 +1,4 @@
-"""Checkpoints for bit-exact resume on the same machine: one safetensors file, or a folder with one part per process.
+"""Checkpoints for bit-exact resume on the same machine: one safetensors file, or a folder with a shard per process.
 
 Names of the tensors:
     model/NAME            stage.state_dict()
@@ -28,10 +28,10 @@ from internvideo.storage import read_safetensors, write_safetensors
 from internvideo.terminal import LOGGER
 from internvideo.training import sharded_checkpoint
 from internvideo.training.ema import Ema
-from internvideo.training.run_folder import FOLDER, checkpoints
+from internvideo.training.run_folder import CHECKPOINT_FOLDER, checkpoints
 from internvideo.training.run_folder import init_run_dir as init_run_dir
 from internvideo.training.run_folder import newest as newest
-from internvideo.training.sharding import divided_as
+from internvideo.training.sharding import shard_like
 from internvideo.weights.state import match_scalar_shapes
 
 FORMAT = 1
@@ -46,9 +46,8 @@ class RunState:
         step: number of optimizer steps made.
         epoch, position: epoch and batch index of the next batch.
         losses: loss of every step.
-        seconds, clips: training time without interruptions, and clips processed by all processes.
-        batches_per_step: batches per process and optimizer step with a fixed global batch; None if the global batch
-            depends on the number of processes.
+        seconds, clips: training time without interruptions, and number of clips, over all processes.
+        batches_per_step: batches per process and optimizer step, with `loop.global_batch_size`; None without it.
     """
 
     stage: nn.Module
@@ -65,23 +64,27 @@ class RunState:
 
 
 class Saver:
-    """Write the checkpoints of a run; those of a sharded stage in the background, one part per process."""
+    """Write the checkpoints of a run; those of a sharded stage in the background, one shard per process."""
 
     def __init__(self, *, sharded: bool) -> None:
         self._writer = sharded_checkpoint.Writer() if sharded else None
 
     def save(self, folder: Path, state: RunState, recipe: Mapping[str, Any], max_to_keep: int) -> Path:
-        """Write a checkpoint as `save`; for a sharded stage this returns before it is complete."""
+        """Write a checkpoint as `save`; for a sharded stage return before it is complete."""
         if self._writer is None:
             return save(folder, state, recipe, max_to_keep)
-        path = folder / FOLDER / f"step-{state.step:08d}"
+        path = folder / CHECKPOINT_FOLDER / f"step-{state.step:08d}"
         tensors = _tensors(state, [])
-        own = {f"random/{distributed.rank()}/{kind}": value for kind, value in _rng_states(state.generator).items()}
-        self._writer.write(path, {**tensors, **own}, _metadata(state, recipe), lambda: _prune(folder, max_to_keep))
+        rng_states = {
+            f"random/{distributed.rank()}/{kind}": value for kind, value in _rng_states(state.generator).items()
+        }
+        self._writer.write(
+            path, {**tensors, **rng_states}, _metadata(state, recipe), lambda: _prune(folder, max_to_keep)
+        )
         return path
 
     def finish(self) -> None:
-        """Wait until everything is written. Raises RunError."""
+        """Wait until the last checkpoint is complete. Raises RunError if it could not be written."""
         if self._writer is not None:
             self._writer.finish()
 
@@ -89,7 +92,7 @@ class Saver:
 def _prune(folder: Path, max_to_keep: int) -> None:
     for old in checkpoints(folder)[:-max_to_keep]:
         if old.is_dir():
-            (old / sharded_checkpoint.INDEX).unlink()  # first, so that a part of it is no checkpoint
+            (old / sharded_checkpoint.INDEX).unlink()  # first: without it the folder does not count as a checkpoint
             shutil.rmtree(old)
         else:
             old.unlink()
@@ -103,7 +106,7 @@ def save(folder: Path, state: RunState, recipe: Mapping[str, Any], max_to_keep: 
     Raises:
         RunError: the disk is full or the folder is not writable; earlier checkpoints are kept.
     """
-    path = folder / FOLDER / f"step-{state.step:08d}.safetensors"
+    path = folder / CHECKPOINT_FOLDER / f"step-{state.step:08d}.safetensors"
     random = distributed.all_gather_objects(_rng_states(state.generator))
     error: RunError | None = None
     if distributed.rank() == 0:
@@ -117,31 +120,34 @@ def save(folder: Path, state: RunState, recipe: Mapping[str, Any], max_to_keep: 
 
 
 def resume(folder: Path, state: RunState) -> Path | None:
-    """Resume from the newest intact checkpoint of an initialized run folder; return its path, None without one.
+    """Load the newest intact checkpoint of an initialized run folder into `state`.
 
     Corrupt checkpoints are reported on stderr and renamed. Collective: all processes load the same checkpoint, of
     those that rank 0 lists.
 
+    Returns:
+        The path of the checkpoint; None if the folder has none.
+
     Raises:
-        RunError: the checkpoint belongs to another number of processes.
-        WeightsError: every checkpoint is corrupt, or one is not of this stage.
+        RunError: the checkpoint was written by another number of processes.
+        WeightsError: every checkpoint is corrupt, or the checkpoint is of another stage.
     """
     damaged: list[Path] = []
     names: list[str] = distributed.all_gather_objects([path.name for path in checkpoints(folder)])[0]
     for name in reversed(names):
-        path, failure = folder / FOLDER / name, ""
+        path, failure = folder / CHECKPOINT_FOLDER / name, ""
         _check_shared(path)
         loaded: tuple[dict[str, Tensor], dict[str, str]] | None = None
         try:
             if path.is_dir():
-                sharded_checkpoint.check(path)
+                sharded_checkpoint.verify(path)
             else:
                 loaded = read_safetensors(path)
         except WeightsError as error:
             failure = str(error)
         failures = [text for text in distributed.all_gather_objects(failure) if text]
         if not failures:
-            distributed.on_rank_zero(lambda: _set_aside(damaged))
+            distributed.on_rank_zero(lambda: _rename_damaged(damaged))
             if loaded is None:
                 _load_sharded(path, state)
             else:
@@ -151,21 +157,21 @@ def resume(folder: Path, state: RunState) -> Path | None:
             LOGGER.warning(f"{failures[0]}; resuming from the checkpoint before it")
         damaged.append(path)
     if damaged:
-        where, hint = folder / FOLDER, "copy one again, or choose another output folder"
-        raise WeightsError(where, f"none of {len(damaged)} checkpoints can be read", "a whole one", hint)
+        where, hint = folder / CHECKPOINT_FOLDER, "copy one again, or choose another output folder"
+        raise WeightsError(where, f"none of {len(damaged)} checkpoints can be read", "an intact one", hint)
     return None
 
 
 def _check_shared(path: Path) -> None:
-    """Raise RunError in every process if a checkpoint exists only for some: the folder is not shared."""
+    """Raise RunError in every process if only some of them see the checkpoint: then they do not share the folder."""
     exists = distributed.all_gather_objects(path.exists())
     if not all(exists):
-        without = ", ".join(str(rank) for rank, present in enumerate(exists) if not present)
-        found = f"exists for process 0 but not for process {without}"
+        missing = ", ".join(str(rank) for rank, present in enumerate(exists) if not present)
+        found = f"exists for process 0, but not for process {missing}"
         raise RunError(path, found, "one folder that all processes share", "give a folder on a shared file system")
 
 
-def _set_aside(damaged: list[Path]) -> None:
+def _rename_damaged(damaged: list[Path]) -> None:
     for path in damaged:
         try:
             path.rename(path.with_suffix(".damaged"))
@@ -175,21 +181,21 @@ def _set_aside(damaged: list[Path]) -> None:
 
 
 def _load_sharded(path: Path, state: RunState) -> None:
-    """Read this process's part of a checkpoint of any number of processes."""
-    divided: dict[str, dict[str, Tensor]] = {
+    """Load this process's shard of the state from a checkpoint that any number of processes wrote."""
+    targets: dict[str, dict[str, Tensor]] = {
         "model": state.stage.state_dict(),
         "ema": {} if state.ema is None else state.ema.averages,
         "optimizer": {name: parameter.detach() for name, parameter in state.stage.named_parameters()},
     }
     tensors: dict[str, Tensor] = {}
-    for name, (size, dtype) in sharded_checkpoint.shapes(path).items():
+    for name, (size, dtype) in sharded_checkpoint.tensor_shapes(path).items():
         kind, _, rest = name.partition("/")
-        like = divided.get(kind, {}).get(rest.rpartition("/")[0] if kind == "optimizer" else rest)
-        other_rank = kind == "random" and rest.partition("/")[0] not in (str(distributed.rank()), "0")
-        if other_rank or (kind == "ema" and like is None):
+        target = targets.get(kind, {}).get(rest.rpartition("/")[0] if kind == "optimizer" else rest)
+        of_other_rank = kind == "random" and rest.partition("/")[0] not in (str(distributed.rank()), "0")
+        if of_other_rank or (kind == "ema" and target is None):
             continue
-        if like is not None and like.shape == size:
-            tensors[name] = torch.zeros_like(like, dtype=dtype)
+        if target is not None and target.shape == size:
+            tensors[name] = torch.zeros_like(target, dtype=dtype)
         else:
             tensors[name] = torch.zeros(size, dtype=dtype)
     sharded_checkpoint.read(path, tensors)
@@ -201,13 +207,13 @@ def _load_state(path: Path, tensors: Mapping[str, Tensor], saved: Mapping[str, A
     _load_stage(path, state.stage, strip_prefix(tensors, "model"))
     _load_optimizer(state, strip_prefix(tensors, "optimizer"))
     if state.ema is not None:
-        averages = strip_prefix(tensors, "ema")  # earlier versions also averaged parameters that are frozen now
-        averages = divided_as(state.ema.averages, match_scalar_shapes(state.ema.averages, averages))
+        averages = strip_prefix(tensors, "ema")  # earlier versions also saved averages of frozen parameters
+        averages = shard_like(state.ema.averages, match_scalar_shapes(state.ema.averages, averages))
         state.ema.load({name: averages[name] for name in state.ema.averages if name in averages})
     random = strip_prefix(tensors, f"random/{distributed.rank()}")
     if random:
         _set_rng_states(state.generator, random)
-    else:  # a new process: its own random streams start anew, the common ones continue
+    else:  # a process that the saved run did not have: seeded anew, but for the generator that all processes share
         state.generator.set_state(tensors["random/0/stage"])
     state.losses = tensors["history/losses"].tolist()
     state.step, state.epoch, state.position = saved["step"], saved["epoch"], saved["position"]
@@ -217,7 +223,7 @@ def _load_state(path: Path, tensors: Mapping[str, Tensor], saved: Mapping[str, A
 
 
 def _check_processes(path: Path, saved: Mapping[str, Any], state: RunState) -> None:
-    """Raise RunError if the number of processes has changed but must not."""
+    """Raise RunError if the number of processes has changed in a run without a fixed global batch size."""
     fixed_batch = state.batches_per_step is not None and saved.get("batches_per_step")
     if saved["processes"] != distributed.world_size() and not fixed_batch:
         found = f"written by {saved['processes']} processes, now there are {distributed.world_size()}"
@@ -226,14 +232,14 @@ def _check_processes(path: Path, saved: Mapping[str, Any], state: RunState) -> N
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read the stage's state dict from a checkpoint; averages replace the parameters that have them.
+    """Read the stage's state dict from a checkpoint, with the moving averages in place of their parameters.
 
     Raises:
         WeightsError: not a checkpoint.
     """
     if path.is_dir():
         sharded_checkpoint.read_index(path)
-        tensors = sharded_checkpoint.read_whole(path, ("model/", "ema/"))
+        tensors = sharded_checkpoint.read_full_tensors(path, ("model/", "ema/"))
     else:
         tensors, metadata = read_safetensors(path)
         _read_metadata(path, metadata)
@@ -283,13 +289,13 @@ def _read_metadata(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
 
 def _load_stage(path: Path, stage: nn.Module, weights: Mapping[str, Tensor]) -> None:
     expected = stage.state_dict()
-    weights = divided_as(expected, match_scalar_shapes(expected, weights))
+    weights = shard_like(expected, match_scalar_shapes(expected, weights))
     missing, unused = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
     shapes = sorted(name for name in expected.keys() & weights.keys() if expected[name].shape != weights[name].shape)
     for kind, names in (("misses", missing), ("has the unknown", unused), ("has another shape of", shapes)):
         if names:
             raise WeightsError(path, f"{kind} {', '.join(names[:3])} ({len(names)} tensors)", "this stage's tensors")
-    # Not strict: a stage's state dict may omit frozen parts that are loaded separately.
+    # Not strict: a stage's state dict may omit frozen submodules that are loaded separately.
     stage.load_state_dict(weights, strict=False)
 
 
@@ -298,15 +304,15 @@ def _load_optimizer(state: RunState, saved: Mapping[str, Tensor]) -> None:
         entries = strip_prefix(saved, name)
         if entries:
             # A copy, because the optimizer writes into its state while the file may still be mapped.
-            whole = {key: value.to(parameter.device, copy=True) for key, value in entries.items()}
-            likes = {key: parameter.detach() for key in whole if key != "step"}
-            state.optimizer.state[parameter] = divided_as(likes, match_scalar_shapes(likes, whole))
+            entries = {key: value.to(parameter.device, copy=True) for key, value in entries.items()}
+            targets = {key: parameter.detach() for key in entries if key != "step"}
+            state.optimizer.state[parameter] = shard_like(targets, match_scalar_shapes(targets, entries))
 
 
 def _rng_states(generator: torch.Generator) -> dict[str, Tensor]:
     numpy = np.random.get_state(legacy=False)
     if numpy["bit_generator"] != "MT19937":
-        raise ValueError(f"numpy draws with {numpy['bit_generator']}")
+        raise ValueError(f"numpy's generator is {numpy['bit_generator']}, expected MT19937")
     numpy_state = [*numpy["state"]["key"].tolist(), numpy["state"]["pos"], numpy["has_gauss"], numpy["gauss"]]
     states = {
         "cpu": torch.get_rng_state(),

@@ -19,7 +19,7 @@ from internvideo.data.transforms import direction_classes
 from internvideo.errors import RecipeError
 from internvideo.models.encoder import check_clip
 from internvideo.training.loop import BatchSource
-from internvideo.training.model_setup import init_model, load_init_weights, setting, training_path
+from internvideo.training.model_setup import init_model, load_init_weights, setting_errors, training_path
 from internvideo.training.recipe import Job, Recipe
 
 
@@ -30,63 +30,64 @@ def clip_job(
     *,
     make_loader: Callable[[Manifest, Any], BatchSource] | None = None,
     captions: CaptionChoice = "random",
-    settings: str = "settings",
+    settings_key: str = "settings",
 ) -> Job:
     """Build a job that trains on clips with labels or captions.
 
     Args:
-        recipe: with `TrainClipData`. skipped: file that lists unreadable videos.
+        recipe: of a stage with `TrainClipData`. skipped: file to list unreadable videos in.
         make_stage: model -> stage. make_loader: (rows, model) -> batches, by default `clip_loader`.
-        captions: caption selection. settings: setting that a ValueError of the stage concerns.
+        captions: how a caption is chosen if a row has several.
+        settings_key: key of the recipe that the error names if `make_stage` raises ValueError.
 
     Raises:
-        RecipeError, ManifestError, WeightsError: recipe, rows and weights that do not fit together.
+        RecipeError, ManifestError, WeightsError: recipe, rows and weights do not fit together.
     """
-    manifest = training_rows(recipe, captions)
-    check_flip(recipe.data_as(TrainClipData).augment.flip, manifest.classes)
+    manifest = read_training_rows(recipe, captions)
+    refuse_flip(recipe.data_as(TrainClipData).augment.flip, manifest.classes)
     model = init_model(recipe, len(manifest.classes), *recipe.spec.models)
     check_clips(recipe, model)
-    head = load_init_weights(model, recipe, manifest.classes)
-    with setting(settings):
+    head_init_lines = load_init_weights(model, recipe, manifest.classes)
+    with setting_errors(settings_key):
         stage = make_stage(model)
     loader = clip_loader(recipe, manifest, skipped) if make_loader is None else make_loader(manifest, model)
-    return Job(recipe, stage, loader, manifest.classes, manifest.fingerprint, head=head)
+    return Job(recipe, stage, loader, manifest.classes, manifest.fingerprint, head_init_lines=head_init_lines)
 
 
 def clip_loader(recipe: Recipe, manifest: Manifest, skipped: Path | None, tokenizer: Tokenizer | None = None) -> Loader:
     """Build the loader of augmented clips. Raises RecipeError."""
     data = recipe.data_as(TrainClipData)
     sampler = data.sampling.build()
-    with setting("data.augment"):
+    with setting_errors("data.augment"):
         transform = data.augment.train_transform()
     return Loader(manifest, sampler, transform, data.loader, tokenizer=tokenizer, skipped=skipped)
 
 
-def training_rows(recipe: Recipe, captions: CaptionChoice = "random") -> Manifest:
-    """Read the rows to train on, of one manifest or of several. Raises ManifestError, RecipeError."""
+def read_training_rows(recipe: Recipe, captions: CaptionChoice = "random") -> Manifest:
+    """Read and join the training manifests of a recipe. Raises ManifestError, RecipeError."""
     data = recipe.data_as(SampledData)
     manifest = read_manifest(training_path(recipe)).with_notes_logged()
     if data.split is not None:
         manifest = manifest.subset(split=data.split)
-    for name, other in data.extra_manifests.items():
-        if other.stride is not None and not hasattr(SAMPLERS[data.sampling.kind], "stride"):
+    for name, extra in data.extra_manifests.items():
+        if extra.stride is not None and not hasattr(SAMPLERS[data.sampling.kind], "stride"):
             key, found = f"data.extra_manifests.{name}.stride", f"'{data.sampling.kind}' has no stride"
             raise RecipeError(key, found, "data.sampling.kind: dense, dense_pretrain")
-        more = read_manifest(other.manifest).with_notes_logged()
-        more = more if other.split is None else more.subset(split=other.split)
-        manifest = join_manifests(manifest, name, more, other.stride)
+        extra_manifest = read_manifest(extra.manifest).with_notes_logged()
+        extra_manifest = extra_manifest if extra.split is None else extra_manifest.subset(split=extra.split)
+        manifest = join_manifests(manifest, name, extra_manifest, extra.stride)
     return with_captions(manifest, captions)
 
 
-def check_flip(flip: bool, classes: tuple[str, ...], what: str = "class") -> None:
-    """Raise RecipeError where clips are mirrored although classes distinguish left from right."""
-    if flip and (directed := direction_classes(classes)):
-        found = f"true, but mirroring changes the {what} '{directed[0]}'"
-        raise RecipeError("data.augment.flip", found, "false for such label sets")
+def refuse_flip(flip: bool, classes: tuple[str, ...], what: str = "class") -> None:
+    """Raise RecipeError if clips are flipped although classes distinguish left from right."""
+    if flip and (directional := direction_classes(classes)):
+        found = f"true, but mirroring changes the {what} '{directional[0]}'"
+        raise RecipeError("data.augment.flip", found, "false for classes with left and right")
 
 
 def check_clips(recipe: Recipe, model: nn.Module) -> None:
-    """Check that the model takes the recipe's clips. Raises RecipeError, naming the settings of both."""
+    """Raise RecipeError, naming the settings of both, unless the model takes the recipe's clips."""
     data = recipe.data_as(SampledData)
     if data.sampling.kind == "one_per_second" and not getattr(model, "takes_frame_mask", False):
         found = "one_per_second, whose clips differ in length"

@@ -1,7 +1,7 @@
 """Upgrade recipes of earlier versions, saved in weights and run folders, to the current version.
 
-Version 1 had no version and the settings of every task below `data`; version 2 had the names that `RENAMED` lists; up
-to version 3 the number of classes in `model.overrides` was called `classes`.
+Version 1 had no version number, and the settings of every task below `data`. Versions 1 and 2 had the names that
+`RENAMED` lists. Settings of models are renamed by `models.factory.present_settings`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from internvideo.models.factory import present_settings
 from internvideo.training.recipe import VERSION, Catalog
 
 RENAMED = {
@@ -70,7 +69,7 @@ VERSION_1_DATA = {
     *("extra_manifests", "image_manifest", "image_shards", "shard_index", "image_batch_size", "captions", "sampling"),
     *("augment", "features", "proposals", "key_frames", "hands", "questions", "queries", "world"),
 }
-VERSION_1_INSIDE = {
+VERSION_1_NESTED = {
     "augment": {
         *("size", "crop", "minimum_area", "aspect", "flip", "rand_augment", "erasing", "mixup", "cutmix"),
         *("mix_probability", "mix_switch", "mix_smoothing", "use_eval_transform", "keep_aspect"),
@@ -82,52 +81,54 @@ VERSION_1_INSIDE = {
 
 
 def new_name(setting: str) -> str | None:
-    """Return the present name of a setting of an earlier version, by dotted names; None for any other."""
+    """Return the present name, or the replacement, of a dotted setting of versions 1 and 2; None for any other."""
     return RENAMED.get(setting) or REPLACED.get(setting)
 
 
 def new_value(setting: str, value: object) -> str | None:
-    """Return the present name of a value of an earlier version; None for any other."""
+    """Return the present name of a value of versions 1 and 2; None for any other."""
     return RENAMED_VALUES.get(setting, {}).get(value) if isinstance(value, str) else None
 
 
-def upgraded(tree: Mapping[str, Any], catalog: Catalog) -> dict[str, Any]:
-    """Return a saved recipe in the current version, without settings that its stage never read."""
+def upgrade(tree: Mapping[str, Any], catalog: Catalog) -> dict[str, Any]:
+    """Convert a saved recipe to the current version; of version 1, drop the settings that its stage did not use."""
     version = tree.get("version", 1)
     if version not in (1, 2, 3):
         return dict(tree)
-    new = (dict(tree) if version == 3 else renamed(tree)) | {"version": VERSION}
-    model = new.get("model")
-    if isinstance(model, Mapping) and isinstance(model.get("overrides"), Mapping):
-        new["model"] = {**model, "overrides": present_settings(model["overrides"])}
+    new = (dict(tree) if version == 3 else rename_settings(tree)) | {"version": VERSION}
     spec, data = catalog.stages.get(str(new.get("stage"))), new.get("data")
     if version != 1 or spec is None or not isinstance(data, Mapping):
         return new
-    new["data"] = _read_by(data, spec.data, VERSION_1_DATA)
-    for name, inside in VERSION_1_INSIDE.items():
+    new["data"] = _drop_unread(data, spec.data, VERSION_1_DATA)
+    for name, version_1_keys in VERSION_1_NESTED.items():
         kind = spec.data.model_fields[name].annotation if name in spec.data.model_fields else None
         if isinstance(new["data"].get(name), Mapping) and isinstance(kind, type) and issubclass(kind, BaseModel):
-            new["data"][name] = _read_by(new["data"][name], kind, inside)
+            new["data"][name] = _drop_unread(new["data"][name], kind, version_1_keys)
     return new
 
 
-def renamed(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """Return settings of versions 1 and 2 under the names of version 3."""
+def rename_settings(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Rename the settings of versions 1 and 2 as in version 3.
+
+    Args:
+        tree: nested settings. prefix: of their dotted keys, such as "data.".
+    """
     new: dict[str, Any] = {}
     for name, value in tree.items():
-        old = f"{above}{name}"
+        old = f"{prefix}{name}"
         key = RENAMED.get(old, old)
         if isinstance(value, Mapping) and old != "model.overrides":
-            value = renamed(value, f"{old}.")
+            value = rename_settings(value, f"{old}.")
         elif isinstance(value, str):
             value = RENAMED_VALUES.get(key, {}).get(value, value)
         new[key.rpartition(".")[2] if key != old else name] = value
-    if above == "data.augment.":
+    if prefix == "data.augment.":
         bicubic, style, squash = (new.pop(name, None) for name in ("bicubic", "test_style", "squash"))
         new |= {"resize_backend": "pil_bicubic" if bicubic else style} if bicubic or style else {}
         new |= {"keep_aspect": False} if squash else {}
     return new
 
 
-def _read_by(values: Mapping[str, Any], kind: type[BaseModel], known: Iterable[str]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if name in kind.model_fields or name not in known}
+def _drop_unread(values: Mapping[str, Any], kind: type[BaseModel], version_1_keys: Iterable[str]) -> dict[str, Any]:
+    """Drop the settings of version 1 that `kind` lacks; unknown keys stay, and are refused later."""
+    return {name: value for name, value in values.items() if name in kind.model_fields or name not in version_1_keys}

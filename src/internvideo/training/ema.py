@@ -8,19 +8,19 @@ import torch
 from torch import Tensor, nn
 
 
-def scaled_decay(decay: float, steps: int) -> float:
-    """Limit the decay so that its time constant 1 / (1 - decay) is at most a tenth of `steps`.
+def scaled_decay(decay: float, total_steps: int) -> float:
+    """Limit the decay so that its time constant 1 / (1 - decay) is at most a tenth of the run.
 
     0.9999 has a time constant of 10,000 steps: after a run of 300 steps the average would still be close to the initial
-    weights. With the limit of 1 - 10 / 300 their weight is about e^-10.
+    weights. With the limit, 1 - 10 / 300, their share in the average is about e^-10.
     """
-    return min(decay, max(0.0, 1.0 - 10.0 / steps))
+    return min(decay, max(0.0, 1.0 - 10.0 / total_steps))
 
 
 class Ema:
-    """Update average = decay * average + (1 - decay) * parameter in float32.
+    """Moving averages in float32: average = decay * average + (1 - decay) * parameter.
 
-    Only trainable parameters are averaged, no frozen ones and no buffers.
+    Only trainable parameters are averaged, not frozen ones and not buffers.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
@@ -37,8 +37,8 @@ class Ema:
 
     @torch.no_grad()
     def load(self, averages: Mapping[str, Tensor]) -> None:
-        """Copy averages by name. Raises ValueError where the names differ."""
+        """Copy averages by name. Raises ValueError if the names differ."""
         if averages.keys() != self.averages.keys():
-            raise ValueError("averages of other parameters")
+            raise ValueError("the averages are of other parameters than the model's")
         for name, average in self.averages.items():
             average.copy_(averages[name])

@@ -1,4 +1,4 @@
-"""Signal handling: the first SIGINT or SIGTERM requests a stop, the second one acts at once."""
+"""Signal handling: the first SIGINT or SIGTERM requests a stop, the second one ends the process at once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from internvideo.terminal import LOGGER
 
 
 class StopSignals:
-    """Set `requested` when SIGINT or SIGTERM is received within the block; only in the main thread."""
+    """Within the block, set `requested` when SIGINT or SIGTERM is received. Has no effect outside the main thread."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -19,8 +19,8 @@ class StopSignals:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous_handlers[number] = signal.signal(number, self._handle)
+            for signal_number in (signal.SIGINT, signal.SIGTERM):
+                self._previous_handlers[signal_number] = signal.signal(signal_number, self._handle)
         return self
 
     def __exit__(
@@ -28,12 +28,12 @@ class StopSignals:
     ) -> None:
         self._restore_handlers()
 
-    def _handle(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, signal_number: int, frame: FrameType | None) -> None:
         self.requested = True
         self._restore_handlers()
-        LOGGER.info("stopping after this step and saving; once more to stop at once")
+        LOGGER.info("stopping after this step and saving a checkpoint; interrupt again to stop at once")
 
     def _restore_handlers(self) -> None:
         while self._previous_handlers:
-            number, handler = self._previous_handlers.popitem()
-            signal.signal(number, handler)
+            signal_number, handler = self._previous_handlers.popitem()
+            signal.signal(signal_number, handler)

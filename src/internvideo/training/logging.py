@@ -40,7 +40,7 @@ def format_duration(seconds: float) -> str:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Read the lines of a run's metrics.jsonl; a last line truncated by a crash is skipped."""
+    """Read the lines of a run's metrics.jsonl up to the first malformed one, such as a last line cut by a crash."""
     file = folder / METRICS
     lines = []
     for line in untrusted.read_text(file).splitlines() if file.exists() else []:
@@ -55,8 +55,8 @@ class MetricLog:
     """Metric log of one run; only rank 0 writes and prints.
 
     Args:
-        folder: run folder. total: number of steps of the run.
-        step: steps already made; lines of later steps, written before a crash, are removed.
+        folder: run folder. total_steps: number of optimizer steps of the run.
+        step: number of steps made so far; lines of later steps, written before a crash, are removed.
         title: prefix of the progress line. tensorboard: also write events to folder/tensorboard.
 
     Raises:
@@ -64,16 +64,16 @@ class MetricLog:
         RunError: the folder is not writable.
     """
 
-    def __init__(self, folder: Path, *, total: int, step: int, title: str, tensorboard: bool = False) -> None:
-        self.file, self.total, self.title = folder / METRICS, total, title
-        self.active = distributed.rank() == 0
+    def __init__(self, folder: Path, *, total_steps: int, step: int, title: str, tensorboard: bool = False) -> None:
+        self.file, self.total_steps, self.title = folder / METRICS, total_steps, title
+        self.is_main = distributed.rank() == 0
         self.first_step, self.started = step, time.perf_counter()
         self.last_progress_time = self.started
         self.last_values: Mapping[str, float] = {}
-        self.events = _event_writer(folder, step) if tensorboard and self.active else None
-        hidden = not self.active or bars_disabled()
-        self.bar = tqdm(total=total, initial=step, desc=title, unit="step", file=sys.stderr, disable=hidden)
-        if self.active and self.file.exists():
+        self.events = _event_writer(folder, step) if tensorboard and self.is_main else None
+        hide_bar = not self.is_main or bars_disabled()
+        self.bar = tqdm(total=total_steps, initial=step, desc=title, unit="step", file=sys.stderr, disable=hide_bar)
+        if self.is_main and self.file.exists():
             valid = "".join(json.dumps(line) + "\n" for line in read_metrics(folder) if line["step"] <= step)
             if valid != untrusted.read_text(self.file):
                 write_text(self.file, valid)
@@ -91,7 +91,7 @@ class MetricLog:
     def write(self, values: Mapping[str, float]) -> None:
         """Append one line to the log; `values` must contain "step". Raises RunError on a full disk."""
         self.last_values = values
-        if not self.active:
+        if not self.is_main:
             return
         self._append(values)
         self.bar.set_postfix_str(self._summary(), refresh=False)
@@ -101,14 +101,14 @@ class MetricLog:
 
     def message(self, text: str) -> None:
         """Log one line of progress."""
-        if self.active:
+        if self.is_main:
             LOGGER.info(f"{self.title}: {text}")
 
     def log_changes(self, step: int, changes: Mapping[str, tuple[Any, Any]], lr: float) -> None:
-        """Report, on stderr and in the log, the settings changed after `step` and the learning rate from there on."""
+        """Write the settings changed after `step`, and the learning rate from then on, to stderr and to the log."""
         summary = ", ".join(f"{key} was {was}, is {now}" for key, (was, now) in changes.items())
         self.message(f"after step {step}: {summary}; learning rate {lr:.3g}")
-        if self.active:
+        if self.is_main:
             self._append({"step": step, "changed": {key: list(change) for key, change in changes.items()}, "lr": lr})
 
     def _append(self, line: Mapping[str, Any]) -> None:
@@ -119,21 +119,21 @@ class MetricLog:
             raise unwritable(self.file, error) from error
 
     def progress(self, step: int) -> None:
-        """Show the progress: a bar with the remaining time, or one line every ten seconds without a terminal."""
+        """Show the progress: a bar with the remaining time, or without a terminal one line every ten seconds."""
         self.bar.update(step - self.bar.n)
         now = time.perf_counter()
-        due = now - self.last_progress_time >= SECONDS_BETWEEN_LINES or step == self.total
-        if self.active and self.bar.disable and due:
+        due = now - self.last_progress_time >= SECONDS_BETWEEN_LINES or step == self.total_steps
+        if self.is_main and self.bar.disable and due:
             self.last_progress_time = now
-            seconds_left = (now - self.started) / max(1, step - self.first_step) * (self.total - step)
-            parts = (f"step {step}/{self.total}", self._summary(), f"{format_duration(seconds_left)} left")
+            seconds_left = (now - self.started) / max(1, step - self.first_step) * (self.total_steps - step)
+            parts = (f"step {step}/{self.total_steps}", self._summary(), f"{format_duration(seconds_left)} left")
             self.message(", ".join(part for part in parts if part))
 
     def _summary(self) -> str:
-        last, labels = self.last_values, {"loss": "loss", "clips_per_second": "clips/s"}
-        parts = [f"{label} {last[name]:.4g}" for name, label in labels.items() if name in last]
-        if last.get("seconds"):
-            parts.append(f"waited for data {last.get('waited', 0.0) / last['seconds']:.0%}")
+        values, labels = self.last_values, {"loss": "loss", "clips_per_second": "clips/s"}
+        parts = [f"{label} {values[name]:.4g}" for name, label in labels.items() if name in values]
+        if values.get("seconds"):
+            parts.append(f"waited for data {values.get('data_wait_s', 0.0) / values['seconds']:.0%}")
         return ", ".join(parts)
 
 

@@ -38,9 +38,9 @@ class BatchSource(Protocol):
 
 
 class MetricBuffer:
-    """Collect the losses of training steps and the data time of a loader.
+    """Collect the outputs of training steps and the data time of a loader.
 
-    `flush` logs their mean and raises on non-finite values.
+    `flush` logs their means, and raises RunError for non-finite values.
     """
 
     def __init__(self, loader: BatchSource) -> None:
@@ -51,13 +51,13 @@ class MetricBuffer:
         self.start()
 
     def start(self) -> None:
-        """Clear the buffer and restart the timer, after a log line and after a checkpoint (whose time is excluded)."""
+        """Clear the buffer and restart the timer: after a log line, and after a checkpoint, which is not timed."""
         self.steps, self.ids = [], []
         self.data_time_at_start, self.started = self.loader.data_time, time.perf_counter()
 
-    def add(self, losses: dict[str, Tensor], batches: Sequence[Batch], lr: float) -> None:
-        """Append the losses of one step."""
-        self.steps.append(losses)
+    def add(self, outputs: dict[str, Tensor], batches: Sequence[Batch], lr: float) -> None:
+        """Append the outputs of one step."""
+        self.steps.append(outputs)
         self.ids.append(tuple(name for batch in batches for name in batch.ids))
         self.lr = lr
 
@@ -80,13 +80,13 @@ class MetricBuffer:
         state.losses.extend(step["loss"] for step in steps)
         state.seconds, state.clips = state.seconds + seconds, state.clips + clips
         line = {"step": state.step, "epoch": state.epoch, "lr": self.lr, **_mean(steps)}
-        log.write({**line, "clips_per_second": clips / seconds, "seconds": seconds, "waited": data_time})
+        log.write({**line, "clips_per_second": clips / seconds, "seconds": seconds, "data_wait_s": data_time})
         self.start()
 
     def _to_host(self) -> list[dict[str, float]]:
         """Copy the buffered values to the host, the only host-device sync of the training loop."""
-        values = iter(torch.stack([value.double() for losses in self.steps for value in losses.values()]).tolist())
-        return [{name: next(values) for name in losses} for losses in self.steps]
+        values = iter(torch.stack([value.double() for outputs in self.steps for value in outputs.values()]).tolist())
+        return [{name: next(values) for name in outputs} for outputs in self.steps]
 
     def _raise_nonfinite(
         self, step: int, ids: tuple[str, ...], values: list[dict[str, float]], state: RunState, folder: Path
@@ -94,12 +94,12 @@ class MetricBuffer:
         clips: list[tuple[str, ...]] = distributed.all_gather_objects(ids)
         # All processes have the same gradient, but each has its own loss.
         nonfinite_ranks = [rank for rank, value in enumerate(values) if not math.isfinite(value["loss"])]
-        what = "loss" if nonfinite_ranks else "gradient"
+        quantity = "loss" if nonfinite_ranks else "gradient"
         nonfinite_ranks = nonfinite_ranks or [rank for rank, value in enumerate(values) if not _is_finite(value)]
         clip_ids = [name for rank in nonfinite_ranks for name in clips[rank]]
         report = {
             "step": step,
-            "what": what,
+            "what": quantity,
             "clip_ids": clip_ids,
             "processes": [json_safe(value) for value in values],
             "lr": self.lr,
@@ -109,12 +109,12 @@ class MetricBuffer:
             write_text(folder / NONFINITE, json.dumps(json_safe(report), indent=1) + "\n")
         shown = ", ".join(dict.fromkeys(clip_ids[:8])) + (", ..." if len(clip_ids) > 8 else "")
         hint = "look at these clips, lower optimizer.base_lr or set loop.max_grad_norm, then start in another folder"
-        found = f"the {what} of step {step} is not finite; clips {shown}"
+        found = f"the {quantity} of step {step} is not finite; clips {shown}"
         raise RunError(folder / NONFINITE, found, "finite numbers", hint)
 
 
-def _is_finite(losses: Mapping[str, float]) -> bool:
-    return math.isfinite(losses["loss"]) and math.isfinite(losses[GRADIENT_NORM])
+def _is_finite(outputs: Mapping[str, float]) -> bool:
+    return math.isfinite(outputs["loss"]) and math.isfinite(outputs[GRADIENT_NORM])
 
 
 def parameter_norms(stage: nn.Module) -> dict[str, float]:
@@ -126,10 +126,10 @@ def parameter_norms(stage: nn.Module) -> dict[str, float]:
     return {name: norm for (name, _), norm in zip(named, norms, strict=True)}
 
 
-def _mean(values: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Average each name over the mappings that contain it."""
+def _mean(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Average each value over the steps that have it."""
     columns: dict[str, list[float]] = {}
-    for value in values:
-        for name, number in value.items():
-            columns.setdefault(name, []).append(number)
-    return {name: sum(numbers) / len(numbers) for name, numbers in columns.items()}
+    for step in steps:
+        for name, value in step.items():
+            columns.setdefault(name, []).append(value)
+    return {name: sum(values) / len(values) for name, values in columns.items()}

@@ -21,7 +21,7 @@ from internvideo.training.recipe import EvaluationRecipe, Recipe
 from internvideo.training.sharding import builds_on_meta
 from internvideo.weights.initialize import initialize
 
-Model = TypeVar("Model", bound=nn.Module)
+ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
 def training_path(recipe: Recipe) -> Path:
@@ -32,44 +32,44 @@ def training_path(recipe: Recipe) -> Path:
 
 
 def build_model(recipe: EvaluationRecipe, num_classes: int) -> nn.Module:
-    """Build the recipe's model with `model_overrides`. Raises RecipeError as they do."""
+    """Build the recipe's model with `model_overrides`. Raises RecipeError as `create_model` and `model_overrides`."""
     return create_model(recipe.model.name, model_overrides(recipe, num_classes), recipe.catalog.models)
 
 
 def model_overrides(recipe: EvaluationRecipe, num_classes: int) -> dict[str, Any]:
-    """Return the settings of the model; a classifier without a number of classes gets that of the manifest.
+    """Return the model's overrides with the manifest's number of classes for every classifier.
 
-    So does one with another head than `init`: the recipe's number of classes is then that of its own data set.
+    A number in the recipe must be equal, unless `init_head` replaces the head: then it is overwritten.
 
     Raises:
         RecipeError: the recipe's number of classes is not that of the manifest.
     """
     overrides = copy.deepcopy(recipe.model.overrides)
     spec = recipe.catalog.stages.get(recipe.stage)
-    if spec is None:  # for evaluation
+    if spec is None:  # a recipe of a task, for evaluation
         return overrides
     if getattr(getattr(recipe.data, "features", None), "class_agnostic", False):
         num_classes = 1
-    if spec.classifiers and not num_classes:
+    if spec.classifier_paths and not num_classes:
         raise RecipeError("data.train", "has no labels", "a label in every row")
-    for part in spec.classifiers:
+    for path in spec.classifier_paths:
         key, settings = "model.overrides", overrides
-        if part:
-            key, settings = f"model.overrides.{part}", overrides.setdefault(part, {})
+        if path:
+            key, settings = f"model.overrides.{path}", overrides.setdefault(path, {})
         if not isinstance(settings, dict):
-            raise RecipeError(key, f"found {settings!r}", "settings of the model")
-        given = settings.setdefault(spec.outputs, num_classes)
+            raise RecipeError(key, repr(settings), "settings of the model")
+        given = settings.setdefault(spec.num_classes_key, num_classes)
         if isinstance(recipe, Recipe) and recipe.init_head != "exact":
-            settings[spec.outputs] = num_classes
+            settings[spec.num_classes_key] = num_classes
         elif given != num_classes:
-            found = f"{given}, but the manifest has {num_classes} {spec.outputs.removeprefix('num_')}"
-            raise RecipeError(f"{key}.{spec.outputs}", found, str(num_classes))
+            found = f"{given}, but the manifest has {num_classes} {spec.num_classes_key.removeprefix('num_')}"
+            raise RecipeError(f"{key}.{spec.num_classes_key}", found, str(num_classes))
     return overrides
 
 
-def init_model(recipe: Recipe, num_classes: int, *kinds: type[Model]) -> Model:
-    """Build the recipe's model with random weights of its seed. Raises RecipeError for another class than `kinds`."""
-    torch.manual_seed(recipe.loop.seed)  # of the initial weights; the loop seeds its own generators
+def init_model(recipe: Recipe, num_classes: int, *kinds: type[ModelT]) -> ModelT:
+    """Build the recipe's model with random weights of its seed. Raises RecipeError if its class is none of `kinds`."""
+    torch.manual_seed(recipe.loop.seed)  # for the initial weights only: the loop seeds its own generators
     with torch.device("meta") if builds_on_meta(recipe.loop.parallel) else nullcontext():
         model = build_model(recipe, num_classes)
     if not isinstance(model, kinds):
@@ -79,16 +79,17 @@ def init_model(recipe: Recipe, num_classes: int, *kinds: type[Model]) -> Model:
 
 
 def load_init_weights(model: nn.Module, recipe: Recipe, classes: Sequence[str] | None = None) -> tuple[str, ...]:
-    """Fill the model with the weights of `init`, and let it recompute activations where the recipe says so.
+    """Load the weights of `init` into the model, and switch on activation checkpointing if the recipe has it.
 
     Args:
-        classes: of the training rows, for a model with a head that `init_head` initializes.
+        classes: class names of the training rows, for a stage with a classification head; None for other stages.
 
     Returns:
-        lines that describe the initialization of the head.
+        log lines that describe the initialization of the head.
 
     Raises:
-        WeightsError: `init` cannot be used. RecipeError, ManifestError: `init_head` cannot.
+        WeightsError: the files of `init` do not fit the model.
+        RecipeError, ManifestError: `init_head` or `init_class_map` do not fit.
     """
     if classes is None and recipe.init_head != "exact":
         raise RecipeError("init_head", recipe.init_head, "exact, in this stage")
@@ -98,18 +99,18 @@ def load_init_weights(model: nn.Module, recipe: Recipe, classes: Sequence[str] |
         for module in model.modules():
             if hasattr(module, "checkpointing"):
                 setattr(module, "checkpointing", True)  # noqa: B010  # a plain attribute, unknown to nn.Module's types
-    rule = None if classes is None else HeadInitializer(recipe, classes)
-    if builds_on_meta(recipe.loop.parallel):  # the first process has the weights, and sends them
+    head_initializer = None if classes is None else HeadInitializer(recipe, classes)
+    if builds_on_meta(recipe.loop.parallel):  # rank 0 loads the weights and sends them
         return ()
-    for line in (*positions.summary(recipe), *initialize(model, recipe.init, rule)):
+    for line in (*positions.summary(recipe), *initialize(model, recipe.init, head_initializer)):
         if distributed.rank() == 0:
             LOGGER.info(f"positions: {line}")
-    return () if rule is None else rule.summary(recipe)
+    return () if head_initializer is None else head_initializer.summary(recipe)
 
 
 @contextmanager
-def setting(key: str) -> Iterator[None]:
-    """Convert a ValueError inside to a RecipeError of the setting `key`."""
+def setting_errors(key: str) -> Iterator[None]:
+    """Within the block, convert a ValueError to a RecipeError of the setting `key`."""
     try:
         yield
     except ValueError as error:

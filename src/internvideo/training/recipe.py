@@ -16,6 +16,7 @@ from torch import nn
 from internvideo.data.settings import DataSettings, HeadInit, Settings
 from internvideo.errors import RecipeError, shown, suggestion
 from internvideo.models.entry import ModelEntry
+from internvideo.models.factory import present_settings
 from internvideo.objectives.classification import Divisor, at_least_one
 from internvideo.training.loop import BatchSource
 from internvideo.training.settings import LoopSettings, OptimizerSettings, ScheduleSettings
@@ -23,20 +24,21 @@ from internvideo.training.settings import LoopSettings, OptimizerSettings, Sched
 VERSION = 4
 """Version of the recipe format; `training/earlier_recipes.py` upgrades earlier ones."""
 
-Some = TypeVar("Some", bound=BaseModel)
-Model = TypeVar("Model", bound=nn.Module)
-SettingsType = TypeVar("SettingsType")
+SettingsT = TypeVar("SettingsT", bound=BaseModel)
+ModelT = TypeVar("ModelT", bound=nn.Module)
+StageSettingsT = TypeVar("StageSettingsT")
 
 
-class Stage(nn.Module, Generic[Model, SettingsType]):
-    """A loss on a model: (batch, generator) -> {"loss", other values to log}.
+class Stage(nn.Module, Generic[ModelT, StageSettingsT]):
+    """A training objective with its model: (batch, generator) -> {"loss": scalar, other scalars to log}.
 
     Args:
-        model: the trained model. settings: of the recipe.
-        divisor: maps this process's number of targets to the divisor of its sum of losses (mean over all processes).
+        model: the model to train. settings: `settings` of the recipe.
+        divisor: maps the number of targets of this process to the divisor of the sum of their losses, so that the sum
+            over the processes is the mean over all targets.
     """
 
-    def __init__(self, model: Model, settings: SettingsType, divisor: Divisor = at_least_one) -> None:
+    def __init__(self, model: ModelT, settings: StageSettingsT, divisor: Divisor = at_least_one) -> None:
         super().__init__()
         self.model = model
         self.settings = settings
@@ -50,12 +52,12 @@ class StageSpec:
     Attributes:
         name: in recipes. about: one line for `internvideo list stages`.
         settings: type of the recipe's `settings`. data: type of its `data`.
-        stage: its class, which may take more arguments than `Stage`.
-        models: model classes that it trains.
-        build: builds the job of a recipe and lists unreadable videos in the file `skipped`. Raises RecipeError,
-            ManifestError, WeightsError.
-        classifiers: parts of the model that have one output per class ("" is the model itself); they get the number
-            of classes of the data in their setting `outputs`.
+        stage: subclass of `Stage`, whose constructor may have more arguments.
+        models: model classes that the stage can train.
+        build: (recipe, file that lists unreadable videos) -> job. Raises RecipeError, ManifestError, WeightsError.
+        classifier_paths: submodules with one output per class ("" for the model itself), by the path of their settings
+            in `model.overrides`.
+        num_classes_key: setting of these that takes the number of classes of the data.
     """
 
     name: str
@@ -65,8 +67,8 @@ class StageSpec:
     stage: type[Stage[Any, Any]]
     models: tuple[type[nn.Module], ...]
     build: Callable[[Recipe, Path | None], Job]
-    classifiers: tuple[str, ...] = ()
-    outputs: str = "num_classes"
+    classifier_paths: tuple[str, ...] = ()
+    num_classes_key: str = "num_classes"
 
 
 @dataclass(frozen=True)
@@ -84,9 +86,15 @@ class ModelSettings(Settings):
     name: str
     overrides: dict[str, Any] = Field(default_factory=dict)
 
+    @field_validator("overrides")
+    @classmethod
+    def _rename_settings(cls, overrides: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        entry = catalog_of(info).models.get(info.data.get("name", ""))
+        return overrides if entry is None else present_settings(entry.config, overrides)
+
     @field_validator("name")
     @classmethod
-    def _known(cls, name: str, info: ValidationInfo) -> str:
+    def _check_name(cls, name: str, info: ValidationInfo) -> str:
         models = catalog_of(info).models
         if name not in models:
             hint = suggestion(name, models) or "`internvideo list models` lists them"
@@ -104,7 +112,7 @@ def catalog_of(info: ValidationInfo) -> Catalog:
 class EvaluationRecipe(Settings):
     """A model and its test-time preprocessing, without training settings.
 
-    It has a `stage`, which defines models and data, or a `task` that is evaluated with weights of other stages.
+    It has either a `stage`, whose types of settings and data it uses, or a `task` that evaluates weights of a stage.
     """
 
     version: int = VERSION
@@ -112,29 +120,29 @@ class EvaluationRecipe(Settings):
     stage: str = ""
     task: str = ""
     model: ModelSettings
-    # Built by `_settings_of_the_stage` and `_data_of_the_stage`, also from an empty mapping: the stage has their types.
+    # Parsed by `_parse_settings` and `_parse_data`, also from an empty mapping: their types depend on the stage.
     settings: Annotated[SerializeAsAny[BaseModel], Field(validate_default=True)] = Field(
-        default_factory=dict  # type: ignore[assignment]  # the validator makes a model of it
+        default_factory=dict  # type: ignore[assignment]  # the validator parses it
     )
     data: Annotated[SerializeAsAny[DataSettings], Field(validate_default=True)] = Field(
-        default_factory=dict  # type: ignore[assignment]  # the validator makes a model of it
+        default_factory=dict  # type: ignore[assignment]  # the validator parses it
     )
     _catalog: Catalog = PrivateAttr()
 
     def model_post_init(self, context: Any) -> None:
-        """Keep the catalog."""
+        """Store the catalog of the validation context."""
         self._catalog = context
 
     @field_validator("version")
     @classmethod
-    def _readable(cls, version: int) -> int:
+    def _check_version(cls, version: int) -> int:
         if version != VERSION:
-            raise ValueError(f"{version}, this internvideo reads recipes up to version {VERSION}: update it")
+            raise ValueError(f"{version}, this internvideo reads recipes up to version {VERSION}: update internvideo")
         return version
 
     @field_validator("stage")
     @classmethod
-    def _known_stage(cls, stage: str, info: ValidationInfo) -> str:
+    def _check_stage(cls, stage: str, info: ValidationInfo) -> str:
         stages = catalog_of(info).stages
         if stage not in stages:
             raise ValueError(f"no stage '{stage}'; expected: {', '.join(stages)}")
@@ -142,27 +150,27 @@ class EvaluationRecipe(Settings):
 
     @field_validator("task")
     @classmethod
-    def _known_task(cls, task: str, info: ValidationInfo) -> str:
+    def _check_task(cls, task: str, info: ValidationInfo) -> str:
         tasks = catalog_of(info).tasks
         if (task or not info.data.get("stage")) and (task not in tasks or info.data.get("stage")):
             raise ValueError(f"'{task}'; expected: {', '.join(tasks)}, without a stage")
         return task
 
-    # One validator a field: pydantic 2.12.0 tells no `info.field_name` where a default is validated.
+    # One validator per field: pydantic 2.12.0 has no `info.field_name` when it validates a default.
     @field_validator("settings", mode="before")
     @classmethod
-    def _settings_of_the_stage(cls, value: object, info: ValidationInfo) -> object:
+    def _parse_settings(cls, value: object, info: ValidationInfo) -> object:
         spec, task = cls._spec_and_task(info)
         if spec is None and task is None:
             return value
-        return cls._built(value, Settings if spec is None else spec.settings, info)
+        return cls._build(value, Settings if spec is None else spec.settings, info)
 
     @field_validator("data", mode="before")
     @classmethod
-    def _data_of_the_stage(cls, value: object, info: ValidationInfo) -> object:
+    def _parse_data(cls, value: object, info: ValidationInfo) -> object:
         spec, task = cls._spec_and_task(info)
         kind = task if spec is None else spec.data
-        return value if kind is None else cls._built(value, kind, info)
+        return value if kind is None else cls._build(value, kind, info)
 
     @staticmethod
     def _spec_and_task(info: ValidationInfo) -> tuple[StageSpec | None, type[DataSettings] | None]:
@@ -171,7 +179,7 @@ class EvaluationRecipe(Settings):
         return catalog.stages.get(info.data.get("stage", "")), catalog.tasks.get(info.data.get("task", ""))
 
     @staticmethod
-    def _built(value: object, kind: type[BaseModel], info: ValidationInfo) -> object:
+    def _build(value: object, kind: type[BaseModel], info: ValidationInfo) -> object:
         if isinstance(value, kind):
             return value
         if value is not None and not isinstance(value, Mapping):
@@ -180,27 +188,27 @@ class EvaluationRecipe(Settings):
 
     @property
     def catalog(self) -> Catalog:
-        """The catalog of names it was read with."""
+        """The catalog that the recipe was read with."""
         return self._catalog
 
-    def data_as(self, kind: type[Some]) -> Some:
+    def data_as(self, kind: type[SettingsT]) -> SettingsT:
         """Return `data` with its type checked. Raises RecipeError for a stage with another type of data."""
-        return self._checked(self.data, kind)
+        return self._cast_settings(self.data, kind)
 
-    def settings_as(self, kind: type[Some]) -> Some:
+    def settings_as(self, kind: type[SettingsT]) -> SettingsT:
         """Return `settings` with its type checked. Raises RecipeError for a stage with other settings."""
-        return self._checked(self.settings, kind)
+        return self._cast_settings(self.settings, kind)
 
-    def _checked(self, value: BaseModel, kind: type[Some]) -> Some:
+    def _cast_settings(self, value: BaseModel, kind: type[SettingsT]) -> SettingsT:
         if isinstance(value, kind):
             return value
         stages = self._catalog.stages.values()
-        fitting = [spec.name for spec in stages if issubclass(spec.settings, kind) or issubclass(spec.data, kind)]
+        matching = [spec.name for spec in stages if issubclass(spec.settings, kind) or issubclass(spec.data, kind)]
         found = f"the weights or the recipe are of the {'stage' if self.stage else 'task'} '{self.stage or self.task}'"
-        raise RecipeError("stage", found, ", ".join(fitting))
+        raise RecipeError("stage", found, ", ".join(matching))
 
     def resolved(self) -> dict[str, Any]:
-        """Return all settings as plain values, in their saved form."""
+        """Return all settings, defaults included, as JSON values in the form that is saved."""
         return self.model_dump(mode="json", exclude={"task" if self.stage else "stage"})
 
 
@@ -213,12 +221,16 @@ class Recipe(EvaluationRecipe):
     )
     init_head: HeadInit = Field(
         "exact",
-        description="the head of init.weights: the same classes, its rows matched by class name, or a random one",
+        description="exact: take the head of init.weights, whose classes must be the same; match_names: take its rows "
+        "of the classes with equal names; random: initialize a new head",
     )
-    init_class_map: Path | None = Field(None, description="with init_head: match_names, maps classes to the file's")
+    init_class_map: Path | None = Field(
+        None, description="with init_head: match_names, file that maps class names to those of init.weights"
+    )
     base_weight: float = Field(
-        0.0, ge=0.0, le=1.0, description="weight-space ensemble: weight of the initial weights in the result"
-    )
+        0.0, ge=0.0, le=1.0, description="weight-space ensemble (WiSE-FT): saves base_weight * initial weights + "
+        "(1 - base_weight) * trained weights"
+    )  # fmt: skip
     data: SerializeAsAny[DataSettings]
     optimizer: OptimizerSettings
     schedule: ScheduleSettings
@@ -226,11 +238,11 @@ class Recipe(EvaluationRecipe):
 
     @property
     def spec(self) -> StageSpec:
-        """The stage."""
+        """The specification of the recipe's stage."""
         return self.catalog.stages[self.stage]
 
     def for_evaluation(self, overrides: Mapping[str, Any]) -> EvaluationRecipe:
-        """Return the recipe for evaluation, without training data and their reading.
+        """Return the recipe for evaluation, without training manifests and loader settings of training.
 
         Args:
             overrides: settings of the built model, including the number of classes.
@@ -258,10 +270,10 @@ class Job:
 
     Attributes:
         fingerprint: of the training rows and their classes.
-        context: further data needed to use the model, saved with its weights as JSON: provenance of a detector's
-            features, the vocabulary of instructions.
-        head: source of the classification head, if the recipe names one.
-        facts: fingerprints of other training data; a run resumes only if they are unchanged.
+        extra_metadata: further JSON data that using the model needs, such as the vocabulary of instructions; saved with
+            its weights under the key `context`.
+        head_init_lines: log lines that describe how the classification head was initialized.
+        data_fingerprints: name -> fingerprint of further training data; a run resumes only if they are unchanged.
     """
 
     recipe: Recipe
@@ -269,9 +281,9 @@ class Job:
     loader: BatchSource
     classes: tuple[str, ...]
     fingerprint: str
-    context: Mapping[str, Any] = field(default_factory=dict)
-    head: tuple[str, ...] = ()
-    facts: Mapping[str, str] = field(default_factory=dict)
+    extra_metadata: Mapping[str, Any] = field(default_factory=dict)
+    head_init_lines: tuple[str, ...] = ()
+    data_fingerprints: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def model(self) -> nn.Module:

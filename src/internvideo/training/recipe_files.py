@@ -15,31 +15,31 @@ from pydantic import BaseModel, ValidationError
 
 from internvideo import untrusted
 from internvideo.errors import RecipeError, WeightsError, suggestion
-from internvideo.training.earlier_recipes import new_name, new_value, upgraded
+from internvideo.training.earlier_recipes import new_name, new_value, upgrade
 from internvideo.training.recipe import Catalog, EvaluationRecipe, Recipe
 from internvideo.training.settings import LoopSettings
 from internvideo.weights.layouts import flatten_overrides
 
-LARGEST = 10**7
-"""Largest value of a numeric setting: counts of samples, words or panoramas are limited by memory."""
-LARGER = (
+MAX_NUMBER = 10**7
+"""Largest value of a numeric setting, since counts of samples, words or panoramas take memory."""
+UNLIMITED_KEYS = (
     *("loop.seed", "data.loader.seed", "schedule.steps", "schedule.warmup", "schedule.milestones"),
     *("loop.log_every", "loop.checkpoint_every", "loop.keep_checkpoints", "data.loader.cache_megabytes"),
 )
-"""Settings without this limit: seeds, steps, and upper bounds that cost no memory."""
+"""Settings without this limit: seeds, steps and upper bounds, which take no memory."""
 
-NEEDS = {
+REQUIRED_KEYS = {
     "loop.ema_scaled": ("loop.ema_decay",),
     "data.augment.mix_probability": ("data.augment.mixup", "data.augment.cutmix"),
     "data.augment.mix_smoothing": ("data.augment.mixup", "data.augment.cutmix"),
 }
-"""Setting -> settings of which at least one must be enabled for it to have an effect."""
+"""Setting -> the settings it depends on; it has an effect only if at least one of them is set."""
 
 
 def shipped_recipes() -> dict[str, Path]:
     """List the shipped recipes: name ("sample/masked") -> file."""
-    inside = Path(str(resources.files("internvideo"))) / "recipes"
-    folder = inside if inside.is_dir() else Path(__file__).parents[3] / "recipes"
+    installed = Path(str(resources.files("internvideo"))) / "recipes"
+    folder = installed if installed.is_dir() else Path(__file__).parents[3] / "recipes"
     return {str(path.relative_to(folder).with_suffix("")): path for path in sorted(folder.rglob("*.yaml"))}
 
 
@@ -49,28 +49,28 @@ def read_recipe(name: str | Path, overrides: Sequence[str], catalog: Catalog) ->
     Raises:
         RecipeError: no such recipe, invalid YAML, an unknown, missing or unused key, an invalid value.
     """
-    path = _find(name)
+    path = _find_recipe(name)
     try:
         tree = untrusted.read_yaml(path)
     except (OSError, ValueError) as error:
         raise RecipeError(path, f"cannot be read as YAML: {error}") from error
     if not isinstance(tree, dict):
-        raise RecipeError(path, f"holds {type(tree).__name__}, not settings", "a mapping with stage, model, data ...")
+        raise RecipeError(path, f"contains a {type(tree).__name__}", "a mapping with stage, model, data ...")
     if "version" in tree:
-        tree = upgraded(tree, catalog)
+        tree = upgrade(tree, catalog)
     for override in overrides:
         apply_override(tree, override)
     recipe = build_recipe(tree, path, catalog)
-    check_needed(recipe, path)
-    if isinstance(recipe, Recipe) and recipe.init_head != "exact" and not recipe.spec.classifiers:
-        heads = ", ".join(name for name, spec in catalog.stages.items() if spec.classifiers)
-        found = f"'init_head' counts in {heads}, not in the stage '{recipe.stage}'"
+    check_required_keys(recipe, path)
+    if isinstance(recipe, Recipe) and recipe.init_head != "exact" and not recipe.spec.classifier_paths:
+        heads = ", ".join(name for name, spec in catalog.stages.items() if spec.classifier_paths)
+        found = f"'init_head' is a setting of {heads}, not of the stage '{recipe.stage}'"
         raise RecipeError(path, found, "leave init_head out")
     return recipe
 
 
 def build_recipe(tree: Mapping[str, Any], where: object, catalog: Catalog) -> EvaluationRecipe:
-    """Build a recipe from plain values: for a run, or without optimizer and schedule for evaluation.
+    """Build a recipe from JSON values: a `Recipe`, or an `EvaluationRecipe` without optimizer and schedule.
 
     Raises:
         RecipeError: naming every wrong key at once.
@@ -89,34 +89,34 @@ def build_recipe(tree: Mapping[str, Any], where: object, catalog: Catalog) -> Ev
     return recipe
 
 
-def saved_recipe(tree: Mapping[str, Any], where: object, catalog: Catalog) -> EvaluationRecipe:
-    """Build a recipe from plain values saved by this or an earlier version. Raises RecipeError as `build_recipe`."""
-    return build_recipe(upgraded(tree, catalog), where, catalog)
+def build_saved_recipe(tree: Mapping[str, Any], where: object, catalog: Catalog) -> EvaluationRecipe:
+    """Build a recipe from JSON values saved by this or an earlier version. Raises RecipeError as `build_recipe`."""
+    return build_recipe(upgrade(tree, catalog), where, catalog)
 
 
-def recipe_inside(metadata: Mapping[str, str], where: object, catalog: Catalog) -> EvaluationRecipe:
-    """Read the recipe in weights' metadata. Raises WeightsError: none; RecipeError as `build_recipe`."""
+def read_metadata_recipe(metadata: Mapping[str, str], where: object, catalog: Catalog) -> EvaluationRecipe:
+    """Read the recipe in the metadata of a weights file. Raises WeightsError without one; else as `build_recipe`."""
     tree = untrusted.parse_json_entry(metadata, "recipe", where, WeightsError, "weights of a run")
     if not isinstance(tree, Mapping):
-        raise WeightsError(where, f"carries a {type(tree).__name__} as its recipe", "weights of a run")
-    return saved_recipe(tree, where, catalog)
+        raise WeightsError(where, f"contains a {type(tree).__name__} as its recipe", "weights of a run")
+    return build_saved_recipe(tree, where, catalog)
 
 
 RECIPE_FILE = "recipe.json"
-"""File name of a run's full recipe, next to its weights."""
+"""File name of the full recipe of a run, in the folder of its weights."""
 
 
-def recipe_beside(weights: Path, catalog: Catalog) -> Recipe | None:
-    """Read the recipe file next to a run's weights; None if absent."""
+def read_recipe_beside(weights: Path, catalog: Catalog) -> Recipe | None:
+    """Read the recipe file in the folder of a run's weights; None if it is missing or not a recipe of a run."""
     try:
         tree = untrusted.read_json(weights.with_name(RECIPE_FILE), untrusted.MAX_SETTINGS_BYTES)
-        recipe = saved_recipe(tree, weights.with_name(RECIPE_FILE), catalog)
+        recipe = build_saved_recipe(tree, weights.with_name(RECIPE_FILE), catalog)
     except (OSError, ValueError, AttributeError, TypeError, RecipeError):
         return None
     return recipe if isinstance(recipe, Recipe) else None
 
 
-def _find(name: str | Path) -> Path:
+def _find_recipe(name: str | Path) -> Path:
     path = Path(name)
     if path.is_file():
         return path
@@ -128,38 +128,38 @@ def _find(name: str | Path) -> Path:
 
 
 def apply_override(tree: dict[str, Any], override: str) -> None:
-    """Set one "key.key=value" (YAML) in nested settings. Raises RecipeError for anything else."""
+    """Set one value in nested settings, in place, from "key.key=value" (YAML). Raises RecipeError for other forms."""
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise RecipeError(override, "is no override of a setting", "key.key=value")
+        raise RecipeError(override, "is not an override of a setting", "key.key=value")
     try:
         value = untrusted.parse_yaml(text)
     except ValueError as error:
         raise RecipeError(override, f"the value is not YAML: {error}") from error
-    if isinstance(value, str):  # YAML 1.1 reads 1e-4 (no dot) as text
+    if isinstance(value, str):  # YAML 1.1 parses 1e-4 (without a dot) as text
         with contextlib.suppress(ValueError):
             value = number if math.isfinite(number := float(value)) else value
     *parents, last, node = *key.split("."), tree
     for parent in parents:
         child = node.setdefault(parent, {})
         if not isinstance(child, dict):
-            raise RecipeError(override, f"'{parent}' holds a value, not settings")
+            raise RecipeError(override, f"'{parent}' is a value, not a group of settings")
         node = child
     node[last] = value
 
 
 def check_numbers(given: Mapping[str, Any], values: Mapping[str, Any], where: object) -> None:
-    """Check that numbers are at most `LARGEST` and no booleans, including numbers in lists.
+    """Check the numbers of a recipe, also in lists: at most `MAX_NUMBER`, and not written as booleans.
 
     Args:
-        given: the recipe as written. values: the parsed recipe. where: for messages.
+        given: the recipe as written. values: the parsed recipe. where: location for messages.
 
     Raises:
-        RecipeError: naming the setting. Sizes of models are checked where they are built.
+        RecipeError: naming the setting.
     """
     given_leaves = flatten_overrides(given)
     for name, parsed in flatten_overrides(values).items():
-        if name.startswith("model."):
+        if name.startswith("model."):  # checked by models.factory
             continue
         parsed_values, given_values = (
             list(value) if isinstance(value, list | tuple) else [value] for value in (parsed, given_leaves.get(name))
@@ -169,61 +169,62 @@ def check_numbers(given: Mapping[str, Any], values: Mapping[str, Any], where: ob
                 continue
             if isinstance(raw, bool):
                 raise RecipeError(where, f"'{name}' is {str(raw).lower()}", "a number")
-            if abs(value) > LARGEST and name not in LARGER:
-                raise RecipeError(where, f"'{name}' is {value:g}", f"at most {LARGEST:,}")
+            if abs(value) > MAX_NUMBER and name not in UNLIMITED_KEYS:
+                raise RecipeError(where, f"'{name}' is {value:g}", f"at most {MAX_NUMBER:,}")
 
 
-def check_needed(recipe: EvaluationRecipe, where: object) -> None:
-    """Raise RecipeError for settings of a feature that is switched off (`NEEDS`)."""
+def check_required_keys(recipe: EvaluationRecipe, where: object) -> None:
+    """Raise RecipeError for a changed setting without effect, because none of its `REQUIRED_KEYS` is set."""
     data = type(recipe.data)(loader=recipe.data.loader)
     defaults = flatten_overrides({"data": data.model_dump(), "loop": LoopSettings().model_dump()})
     values = flatten_overrides(recipe.model_dump())
-    for name, needed in NEEDS.items():
+    for name, required in REQUIRED_KEYS.items():
         changed = name in defaults and name in values and values[name] != defaults[name]
-        if changed and not any(values[other] for other in needed):
-            found = f"'{name}' is {str(values[name]).lower()} without {' or '.join(needed)}"
-            raise RecipeError(where, found, f"with one, or without {name}")
+        if changed and not any(values[other] for other in required):
+            found = f"'{name}' is {str(values[name]).lower()} without {' or '.join(required)}"
+            raise RecipeError(where, found, f"one of these, or no {name}")
 
 
 def _explain(item: Any, tree: Mapping[str, Any], catalog: Catalog) -> str:
+    """Describe one error of pydantic (an item of `ValidationError.errors()`) with dotted keys and suggestions."""
     location = item["loc"]
     key = ".".join(str(part) for part in location)
     if item["type"] == "missing":
         return f"'{key}' is missing"
-    if item["type"] not in ("extra_forbidden", "unexpected_keyword_argument"):  # of models, of dataclasses
+    if item["type"] not in ("extra_forbidden", "unexpected_keyword_argument"):  # unknown key of a model, a dataclass
         message: str = item["msg"].removeprefix("Value error, ")
         if now := new_value(key, item["input"]):
             return f"'{key}': '{item['input']}' is '{now}' now"
-        if message.startswith(f"{key}."):  # it names the keys itself
+        if message.startswith(f"{key}."):  # the message names the keys itself
             return message
         return f"'{key}': {message}" + ("" if item["type"] == "value_error" else f", found {item['input']!r}")
     stage = str(tree.get("stage"))
     others = []
     if location[0] in ("settings", "data"):
-        others = [other for other in catalog.stages if location[-1] in _siblings(location, other, catalog)]
+        others = [other for other in catalog.stages if location[-1] in _list_sibling_keys(location, other, catalog)]
     if others:
-        of = f"stage '{stage}'" if "stage" in tree else f"task '{tree.get('task')}'"
-        return f"no setting '{key}' in the {of}, it is of {', '.join(others)}"
+        user = f"stage '{stage}'" if "stage" in tree else f"task '{tree.get('task')}'"
+        return f"no setting '{key}' in the {user}, it is a setting of {', '.join(others)}"
     if location[-1] in Recipe.model_fields and len(location) == 1:
         return f"no setting '{key}' in a recipe for evaluation, without optimizer and schedule"
     if now := new_name(key):
         return f"no setting '{key}', now '{now}'"
-    elsewhere = [name for name in _dotted(location[:1], stage, catalog) if name.endswith(f".{location[-1]}")]
-    hint = suggestion(str(location[-1]), _siblings(location, stage, catalog))
-    if elsewhere:
-        hint = f"did you mean '{elsewhere[0]}'?"
+    same_name = [name for name in _list_dotted_keys(location[:1], stage, catalog) if name.endswith(f".{location[-1]}")]
+    hint = suggestion(str(location[-1]), _list_sibling_keys(location, stage, catalog))
+    if same_name:
+        hint = f"did you mean '{same_name[0]}'?"
     return f"no setting '{key}'" + (f", {hint}" if hint else "")
 
 
-def _dotted(above: Sequence[int | str], stage: str, catalog: Catalog) -> list[str]:
-    """List the dotted names of all settings in the section `above` of a stage's recipe."""
-    names = _siblings((*above, ""), stage, catalog) if len(above) < 4 else []
-    dotted = [".".join((*map(str, above), name)) for name in names]
-    return [*dotted, *(inner for name in names for inner in _dotted((*above, name), stage, catalog))]
+def _list_dotted_keys(section: Sequence[int | str], stage: str, catalog: Catalog) -> list[str]:
+    """List the dotted keys of all settings below a section of a stage's recipe."""
+    names = _list_sibling_keys((*section, ""), stage, catalog) if len(section) < 4 else []
+    dotted = [".".join((*map(str, section), name)) for name in names]
+    return [*dotted, *(key for name in names for key in _list_dotted_keys((*section, name), stage, catalog))]
 
 
-def _siblings(location: Sequence[int | str], stage: str, catalog: Catalog) -> list[str]:
-    """List the names of the settings in the same section as `location`."""
+def _list_sibling_keys(location: Sequence[int | str], stage: str, catalog: Catalog) -> list[str]:
+    """List the names of the settings in the section of `location` (keys from the root of the recipe)."""
     kind: Any = Recipe
     for part in location[:-1]:
         if kind is Recipe and part in ("settings", "data"):

@@ -1,4 +1,4 @@
-"""Run folders: run.json with the recipe, which of its keys may change on resume, and the list of checkpoints."""
+"""Run folders: run.json with the recipe, the settings that may change on resume, and the list of checkpoints."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from internvideo.training.settings import OptimizerSettings, ScheduleSettings
 from internvideo.training.sharded_checkpoint import is_finished
 from internvideo.weights.layouts import flatten_overrides
 
-FOLDER = "checkpoints"
+CHECKPOINT_FOLDER = "checkpoints"
 RUN_FILE = "run.json"
 IGNORED_KEYS = (
     *(f"loop.{name}" for name in ("log_every", "checkpoint_every", "keep_checkpoints", "tensorboard", "timeout_s")),
     *(f"loop.{name}" for name in ("parallel", "reshard_after_forward")),
 )
-"""Loop settings that do not affect the result, but for the order of sums."""
+"""Loop settings that do not affect the result, except for rounding."""
 EXTENDABLE_KEYS = ("schedule.steps", "schedule.epochs")
-"""Settings that may increase, or return to an earlier value of this run, without being named: a longer schedule."""
+"""Settings that may increase, or return to an earlier value of this run, without `--change`."""
 CHANGEABLE_KEYS = (
     *(f"optimizer.{name}" for name in OptimizerSettings.model_fields if name != "kind"),
     *(f"schedule.{name}" for name in ScheduleSettings.model_fields),
     *(f"loop.{name}" for name in ("max_grad_norm", "grad_accum_steps", "precision")),
     *("loop.activation_checkpointing", "loop.compile"),
 )
-"""Settings that may be changed on purpose between two sessions; checkpoints do not depend on their values."""
+"""Settings that `--change` may change between two sessions; checkpoints do not depend on their values."""
 
-EARLIER: dict[str, dict[bool, str]] = {"loop.compile": {True: "blocks", False: "none"}}
-"""Setting -> earlier values -> their present names."""
+RENAMED_VALUES: dict[str, dict[bool, str]] = {"loop.compile": {True: "blocks", False: "none"}}
+"""Setting -> value of an earlier version -> its present name."""
 
 Change = tuple[Any, Any]
 """(old, new) value of a setting."""
 Recipe = Mapping[str, Any]
-"""Resolved settings, plain values."""
+"""Resolved settings as JSON values."""
 
 
 @contextmanager
@@ -59,7 +59,7 @@ def newest(folder: Path) -> Path | None:
 def checkpoints(folder: Path) -> list[Path]:
     """List the checkpoints of a run folder in order of their steps."""
     by_step = {}
-    for path in (folder / FOLDER).glob("step-*"):
+    for path in (folder / CHECKPOINT_FOLDER).glob("step-*"):
         match = re.fullmatch(r"step-(\d+)(\.safetensors)?", path.name)
         if match and (path.is_file() if match[2] else is_finished(path)):
             by_step[int(match[1])] = path
@@ -82,15 +82,17 @@ def init_run_dir(
     Args:
         folder, recipe: those of this run.
         ignore_keys: dotted keys that do not affect the result, in addition to `IGNORED_KEYS`.
-        changes: dotted keys, under `CHANGEABLE_KEYS`, that differ on purpose. A longer schedule need not be named.
+        changes: dotted keys, equal to or below those of `CHANGEABLE_KEYS`, that the user changed on purpose; a longer
+            schedule need not be among them.
         fill_defaults: adds the settings that a recipe of an earlier version lacks.
         results: names of the output files of a run without optimizer steps.
 
     Returns:
-        dotted key -> (old, new) of what differs from run.json, for `record`.
+        dotted key -> (old, new) of the settings that differ from run.json, for `record`.
 
     Raises:
-        RunError: the folder holds another run, or is not writable. RecipeError: a key of `changes` is not changeable.
+        RunError: the folder contains another run, or is not writable.
+        RecipeError: a key of `changes` is not changeable.
     """
     for key in changes:
         if not _is_under(key, CHANGEABLE_KEYS):
@@ -103,12 +105,14 @@ def init_run_dir(
         has_progress = newest(folder) is not None or (log.exists() and log.stat().st_size > 0)
         has_progress = has_progress or any((folder / name).exists() for name in results)
         if has_progress and not file.exists():
-            raise RunError(folder, f"holds a run without {RUN_FILE}", "an empty folder", "choose another output folder")
+            found = f"contains a run without {RUN_FILE}"
+            raise RunError(folder, found, "an empty folder", "choose another output folder")
         saved = _read(file) if file.exists() else {}
         if has_progress:
-            found = differences(fill_defaults(saved["recipe"]), recipe, (*IGNORED_KEYS, *ignore_keys))
-            changed.update(_accepted_changes(folder, found, saved, changes))
-            for partial in (folder / FOLDER).glob(".step-*.partial.safetensors"):  # of a session that was killed
+            different = differences(fill_defaults(saved["recipe"]), recipe, (*IGNORED_KEYS, *ignore_keys))
+            changed.update(_accepted_changes(folder, different, saved, changes))
+            # Files of a session that was killed.
+            for partial in (folder / CHECKPOINT_FOLDER).glob(".step-*.partial.safetensors"):
                 partial.unlink()
         else:
             write_text(file, _as_json(recipe, []))
@@ -133,11 +137,11 @@ def _accepted_changes(
     return accepted
 
 
-def _is_valid_length(key: str, was: object, now: object, earlier_values: list[Any]) -> bool:
-    """Whether a schedule length increased, or returns to an earlier value of this run."""
-    if key not in EXTENDABLE_KEYS or not isinstance(was, int | float) or not isinstance(now, int | float):
+def _is_valid_length(key: str, old: object, new: object, earlier_values: list[Any]) -> bool:
+    """Return whether a length of the schedule increased, or returns to an earlier value of this run."""
+    if key not in EXTENDABLE_KEYS or not isinstance(old, int | float) or not isinstance(new, int | float):
         return False
-    return now > was or now in earlier_values
+    return new > old or new in earlier_values
 
 
 def _is_under(key: str, prefixes: Collection[str]) -> bool:
@@ -150,7 +154,7 @@ def _read(file: Path) -> dict[str, Any]:
         changes = [{**session, "settings": dict(session["settings"])} for session in saved.get("changes", [])]
         return {"recipe": dict(saved["recipe"]), "changes": changes}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise RunError(file, f"is not the file of a run ({error})", "", "choose another output folder") from error
+        raise RunError(file, f"is not a valid run.json ({error})", "", "choose another output folder") from error
 
 
 def _as_json(recipe: Recipe, changes: list[Any]) -> str:
@@ -170,22 +174,24 @@ def record(folder: Path, recipe: Recipe, changes: Mapping[str, Change], step: in
 def _raise_if_changed(where: Path, changed: Mapping[str, Change]) -> None:
     if not changed:
         return
-    changes = [f"{key} was {was!r}, is {now!r}" for key, (was, now) in changed.items()]
-    hint = "choose another output folder, or take back the change to resume"
+    changes = [f"{key} was {old!r}, is {new!r}" for key, (old, new) in changed.items()]
+    hint = "choose another output folder, or undo the change to resume"
     if all(_is_under(key, CHANGEABLE_KEYS) for key in changed):
         hint += f"; to change it on purpose: {' '.join(f'--change {key}=VALUE' for key in changed)}"
     raise RunError(where, f"belongs to another run: {', '.join(changes)}", "the same recipe", hint)
 
 
-def differences(written: Recipe, now: Recipe, ignore_keys: Collection[str] = ()) -> dict[str, Change]:
-    """Return dotted key -> (old, new) where two recipes differ, apart from `ignore_keys` and the keys below them."""
-    # Through JSON, as the written one: tuples become lists, keys become strings.
+def differences(saved: Recipe, recipe: Recipe, ignore_keys: Collection[str] = ()) -> dict[str, Change]:
+    """Return dotted key -> (old, new) of the settings that differ, except `ignore_keys` and the keys below them."""
+    # Through JSON like the saved recipe: tuples become lists, keys become strings.
     before, after = (
-        flatten_overrides(written),
-        flatten_overrides(untrusted.parse_json(json.dumps(now, default=str), finite=False)),
+        flatten_overrides(saved),
+        flatten_overrides(untrusted.parse_json(json.dumps(recipe, default=str), finite=False)),
     )
-    before |= {key: EARLIER[key][was] for key, was in before.items() if key in EARLIER and isinstance(was, bool)}
-    # None is equivalent to a setting that an earlier version did not have.
+    before |= {
+        key: RENAMED_VALUES[key][old] for key, old in before.items() if key in RENAMED_VALUES and isinstance(old, bool)
+    }
+    # A setting that the saved recipe lacks, because an earlier version did not have it, counts as None.
     before |= {key: None for key, value in after.items() if value is None and key not in before}
     return {
         key: (before.get(key, "not there"), after.get(key, "not there"))

@@ -21,8 +21,8 @@ if TYPE_CHECKING:  # imported where needed, because commands that train nothing 
 Parallel = Literal["ddp", "fsdp", "hsdp"]
 LAYERS = (Block, CaptionLayer)
 """Repeated modules, each gathered, freed and compiled separately."""
-ENTRIES = ("attention_branch", "feed_forward_branch", "mean")
-"""Methods of a `Block` that are called besides its forward."""
+FORWARD_METHODS = ("attention_branch", "feed_forward_branch", "forward_mean")
+"""Methods of a `Block`, besides forward, that are called from outside."""
 
 
 def layers(stage: nn.Module) -> list[nn.Module]:
@@ -31,77 +31,81 @@ def layers(stage: nn.Module) -> list[nn.Module]:
 
 
 def is_sharded(parallel: Parallel) -> bool:
-    """Return whether a run shards its parameters: with several processes, unless `parallel` is "ddp"."""
+    """Return whether the run shards its parameters: with "fsdp" or "hsdp" and several processes."""
     return parallel != "ddp" and distributed.world_size() > 1
 
 
 def builds_on_meta(parallel: Parallel) -> bool:
-    """Return whether this process builds the model without values, to receive those of the first process."""
+    """Return whether this process builds the model on the meta device, without values, to receive those of rank 0."""
     return is_sharded(parallel) and distributed.rank() > 0
 
 
 def shard(stage: nn.Module, parallel: Parallel, device: torch.device, *, reshard_after_forward: bool = True) -> None:
-    """Shard a stage, in place; on the meta device it receives the values of the first process, shard by shard.
+    """Shard a stage, in place; a stage on the meta device receives the values of rank 0, shard by shard.
 
     Args:
-        stage: the same in all processes; with values in every one, or on the meta device in all but the first.
+        stage: equal in all processes; on the meta device in all but rank 0, or in none.
         parallel: "fsdp" shards over all processes, "hsdp" over those of a machine, with a replica per machine.
         device: of this process. reshard_after_forward: free a layer's gathered parameters until its backward pass.
 
     Raises:
-        RecipeError: the stage leaves some parameters without gradient in some steps, or the machines differ.
+        RecipeError: some steps leave some parameters without gradient, the stage trains a subset of its vocabulary, or
+            the machines have different numbers of processes.
     """
     if getattr(stage, "unused_parameters", False):
         raise RecipeError("loop.parallel", f"'{parallel}', but a step of this stage uses only some parameters", "ddp")
-    if any("whole_weight" in dict(module.named_buffers(recurse=False)) for module in stage.modules()):
+    if any("full_weight" in dict(module.named_buffers(recurse=False)) for module in stage.modules()):
         raise RecipeError("settings.vocabulary", f"'occurring' with loop.parallel={parallel}", "all")
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     mesh = _mesh(parallel, device)
     on_meta = any(tensor.is_meta for tensor in (*stage.parameters(), *stage.buffers()))
-    send = any(distributed.all_gather_objects(on_meta))
+    broadcast = any(distributed.all_gather_objects(on_meta))
     values = dict(stage.state_dict()) if distributed.rank() == 0 else {}
     for layer in layers(stage):
         fully_shard(layer, mesh=mesh, reshard_after_forward=reshard_after_forward)
-        for entry in ENTRIES:
-            if hasattr(layer, entry):
-                register_fsdp_forward_method(layer, entry)
+        for method in FORWARD_METHODS:
+            if hasattr(layer, method):
+                register_fsdp_forward_method(layer, method)
     fully_shard(stage, mesh=mesh)
     if on_meta:
         stage.to_empty(device=device)
     stage.to(device)
-    if send:
+    if broadcast:
         options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
         set_model_state_dict(stage, values, options=options)
-        for buffer in stage.buffers():  # also those that are in no state dict
+        for buffer in stage.buffers():  # including those that are in no state dict
             dist.broadcast(buffer, 0)
 
 
 def _mesh(parallel: Parallel, device: torch.device) -> DeviceMesh:
     from torch.distributed.device_mesh import init_device_mesh
 
-    world, local = distributed.world_size(), int(os.environ.get("LOCAL_WORLD_SIZE", distributed.world_size()))
+    num_processes, num_local = (
+        distributed.world_size(),
+        int(os.environ.get("LOCAL_WORLD_SIZE", distributed.world_size())),
+    )
     if parallel == "fsdp":
-        return init_device_mesh(device.type, (world,), mesh_dim_names=("shard",))
-    if world % local:
-        found = f"'hsdp' with {local} of {world} processes on this machine"
+        return init_device_mesh(device.type, (num_processes,), mesh_dim_names=("shard",))
+    if num_processes % num_local:
+        found = f"'hsdp' with {num_local} of {num_processes} processes on this machine"
         raise RecipeError("loop.parallel", found, "as many processes on every machine, or fsdp")
-    return init_device_mesh(device.type, (world // local, local), mesh_dim_names=("replicate", "shard"))
+    return init_device_mesh(device.type, (num_processes // num_local, num_local), mesh_dim_names=("replicate", "shard"))
 
 
 def synchronize_gradients(stage: nn.Module, synchronize: bool) -> None:
-    """Sum gradients over the processes in the backward pass, or only accumulate them."""
+    """Switch the sum of gradients over the processes in the next backward passes on or off."""
     cast(Any, stage).set_requires_gradient_sync(synchronize)
 
 
-def divided_as(like: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Shard full tensors, which every process has, as those of the same names in `like`."""
+def shard_like(targets: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Shard full tensors, which every process has, like the tensors of the same names in `targets`."""
     sharded = dict(tensors)
     for name, tensor in tensors.items():
-        other = cast(Any, like.get(name))
-        if distributed.is_sharded(other) and not distributed.is_sharded(tensor):
+        target = cast(Any, targets.get(name))
+        if distributed.is_sharded(target) and not distributed.is_sharded(tensor):
             from torch.distributed.tensor import distribute_tensor
 
-            sharded[name] = distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements)
+            sharded[name] = distribute_tensor(tensor.to(target.device), target.device_mesh, target.placements)
     return sharded

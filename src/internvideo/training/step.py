@@ -23,14 +23,14 @@ GRADIENT_NORM = "gradient_norm"
 
 
 class TrainStep:
-    """Forward, backward, gradient clipping, optimizer step, EMA update.
+    """One optimizer step: forward, backward, gradient clipping, update of the parameters, update of the EMA.
 
-    After the first non-finite loss or gradient, a flag on the device (`found_inf`) makes the optimizer skip every
-    step, so the parameters keep their values from before it until the host reads the flag.
+    From the first non-finite loss or gradient on, a flag on the device (`found_inf`) makes the optimizer skip every
+    update, so the parameters keep their last finite values until the host reads the log.
 
     Args:
         stage: the module to train, already on `device`. settings: optimizer and loop.
-        total: number of steps of the run (for the scaled EMA decay).
+        total_steps: number of optimizer steps of the run, for the scaled EMA decay.
         device: of the stage. generator: passed to the stage; on `device`.
 
     Raises:
@@ -38,19 +38,24 @@ class TrainStep:
     """
 
     def __init__(
-        self, stage: nn.Module, settings: TrainingSettings, total: int, device: torch.device, generator: torch.Generator
+        self,
+        stage: nn.Module,
+        settings: TrainingSettings,
+        total_steps: int,
+        device: torch.device,
+        generator: torch.Generator,
     ) -> None:
         self.loop, self.device, self.generator = settings.loop, device, generator
         checkpoint_activations(stage, self.loop)
         self.stage, self.compiled = stage, self.loop.compile == "blocks"
         for layer in layers(stage) if self.compiled else ():
-            layer.compile()  # in place: the names of the state dict stay
+            layer.compile()  # in place, so the names in the state dict stay
         self.module: nn.Module = stage
         self.sharded = is_sharded(self.loop.parallel)
         if self.sharded:
             shard(stage, self.loop.parallel, device, reshard_after_forward=self.loop.reshard_after_forward)
         elif distributed.world_size() > 1:
-            # Buffers are not broadcast: batch statistics stay those of each process, rank 0's are saved.
+            # Buffers are not broadcast: every process has its own batch statistics, and rank 0 saves its own.
             self.module = DistributedDataParallel(
                 stage,
                 broadcast_buffers=False,
@@ -61,7 +66,7 @@ class TrainStep:
         self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         self.ema: Ema | None = None
         if (decay := self.loop.ema_decay) is not None:
-            self.ema = Ema(stage, scaled_decay(decay, total) if self.loop.ema_scaled else decay)
+            self.ema = Ema(stage, scaled_decay(decay, total_steps) if self.loop.ema_scaled else decay)
         self.found_inf = torch.zeros((), device=device)
         use_bfloat16 = self.loop.precision == "bfloat16" or (self.loop.precision == "auto" and device.type == "cuda")
         self.autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=use_bfloat16)
@@ -73,26 +78,26 @@ class TrainStep:
             The stage's scalars, averaged over the batches, and the gradient norm before clipping; on the device.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        for module in self.stage.modules():  # here, because the forward pass of FSDP gets copies of its parameters
+        for module in self.stage.modules():  # not in the forward pass, where FSDP has copies of the parameters
             if hasattr(module, "clamp_logit_scale"):
                 cast(Any, module).clamp_logit_scale()
-        losses: dict[str, Tensor] = {}
+        outputs: dict[str, Tensor] = {}
         for index, batch in enumerate(batches, start=1):
             with self._synchronizing(index == len(batches)):
                 for name, value in self._backward_compiled(batch, len(batches)).items():
-                    losses[name] = losses[name] + value if name in losses else value
-        norm = self._clip_gradients()
-        finite = torch.isfinite(losses["loss"]) & torch.isfinite(norm)
+                    outputs[name] = outputs[name] + value if name in outputs else value
+        gradient_norm = self._clip_gradients()
+        finite = torch.isfinite(outputs["loss"]) & torch.isfinite(gradient_norm)
         self.found_inf = torch.maximum(self.found_inf, (~finite).float())
         self.optimizer.found_inf = self.found_inf  # type: ignore[attr-defined]  # read by every optimizer
         set_learning_rate(self.optimizer, lr)
         self.optimizer.step()
         if self.ema is not None:
             self.ema.update()
-        return {**losses, GRADIENT_NORM: norm}
+        return {**outputs, GRADIENT_NORM: gradient_norm}
 
     def _synchronizing(self, synchronize: bool) -> Any:
-        """Return the context that sums gradients over the processes, or not for all but the last accumulated batch."""
+        """Return the context of one accumulated batch: gradients are summed over the processes only with the last."""
         if self.sharded:
             synchronize_gradients(self.stage, synchronize)
         if isinstance(self.module, DistributedDataParallel) and not synchronize:
@@ -100,42 +105,42 @@ class TrainStep:
         return nullcontext()
 
     def _backward_compiled(self, batch: Batch, num_accumulated: int) -> dict[str, Tensor]:
-        """Forward and backward; where the compiler fails at the first batch, again without it."""
+        """Run forward and backward; if the compiler fails, switch compilation off and run them again."""
         if not self.compiled:
             return self._backward(batch, num_accumulated)
-        state, common = self.generator.get_state(), torch.get_rng_state()
+        generator_state, torch_state = self.generator.get_state(), torch.get_rng_state()
         try:
             return self._backward(batch, num_accumulated)
         except RuntimeError as error:
             if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                 raise
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            reason = " ".join(lines[:2]) or type(error).__name__  # the first may only name the compiler
+            reason = " ".join(lines[:2]) or type(error).__name__  # the first line may only name the compiler
             if distributed.rank() == 0:
                 LOGGER.warning(f"loop.compile: the compiler failed ({reason}); the run continues without it")
         for layer in layers(self.stage):
             layer._compiled_call_impl = None
         self.compiled = False
-        self.generator.set_state(state)
-        torch.set_rng_state(common)
+        self.generator.set_state(generator_state)
+        torch.set_rng_state(torch_state)
         return self._backward(batch, num_accumulated)
 
     def _backward(self, batch: Batch, num_accumulated: int) -> dict[str, Tensor]:
         with self.autocast:
-            losses: Mapping[str, Tensor] = self.module(batch.to(self.device), self.generator)
-        (losses["loss"] / num_accumulated).backward()  # type: ignore[no-untyped-call]  # torch leaves it so
-        return {name: value.detach().float() / num_accumulated for name, value in losses.items()}
+            outputs: Mapping[str, Tensor] = self.module(batch.to(self.device), self.generator)
+        (outputs["loss"] / num_accumulated).backward()  # type: ignore[no-untyped-call]  # torch leaves it so
+        return {name: value.detach().float() / num_accumulated for name, value in outputs.items()}
 
     def _clip_gradients(self) -> Tensor:
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
+        gradient_norm = nn.utils.get_total_norm(gradients)
         if self.loop.max_grad_norm is not None:
-            nn.utils.clip_grads_with_norm_(self.parameters, self.loop.max_grad_norm, norm)
-        return distributed.full_tensor(norm)
+            nn.utils.clip_grads_with_norm_(self.parameters, self.loop.max_grad_norm, gradient_norm)
+        return distributed.full_tensor(gradient_norm)
 
 
 def checkpoint_activations(stage: nn.Module, loop: LoopSettings) -> None:
-    """Switch activation checkpointing of a stage's modules on or off. Raises RecipeError: none supports it."""
+    """Switch activation checkpointing of a stage's modules on or off. Raises RecipeError if no module supports it."""
     supporting = [module for module in stage.modules() if hasattr(module, "checkpointing")]
     if loop.activation_checkpointing and not supporting:
         found = "this model does not support activation checkpointing"

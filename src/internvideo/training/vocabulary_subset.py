@@ -1,8 +1,8 @@
-"""Train only the rows of the token tables that occur in the training texts.
+"""Train only the token embeddings and output rows of the tokens that occur in the training texts.
 
-A caption set of a few hundred words uses a few hundred of 49,408 token ids; embedding, predicting and updating the rest
-takes most of a small model's step. The other rows stay unchanged, saved files keep their layout, and tokens that do not
-occur are masked in generation by the bias of the last layer. Shapes: V vocabulary, K ids that occur, D width.
+Captions of a few hundred words use a few hundred of 49,408 token ids; embedding, predicting and updating the others
+takes most of a small model's step. The other rows stay unchanged, and saved files keep their layout. Tokens that do not
+occur are never generated: the bias of the output layer masks them. Shapes: V vocabulary, K ids that occur, D width.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from internvideo.data.tokenizer import Tokenizer
 from internvideo.models.video_language import VideoLanguage
 
-MASKED = -1e4
-"""Bias of a token that was not trained: it is never generated, in any precision."""
+MASKED_BIAS = -1e4
+"""Output bias of a token that does not occur: low enough in any precision that it is never generated."""
 
 
 class _TableSubset(nn.Module):
-    """Tables of V rows, K of which are parameters; the state dict is that of the whole tables."""
+    """Tables of V rows, K of which are parameters; the state dict has the full tables."""
 
     row_of: Tensor
     ids: Tensor
@@ -37,16 +37,16 @@ class _TableSubset(nn.Module):
         row_of[ids] = torch.arange(len(ids), device=ids.device)
         self.register_buffer("row_of", row_of, persistent=False)
         for name, table in tables.items():
-            self.register_buffer(f"whole_{name}", table.detach().clone(), persistent=False)
+            self.register_buffer(f"full_{name}", table.detach().clone(), persistent=False)
             self.register_parameter(f"{name}_rows", nn.Parameter(table.detach()[ids].clone()))
 
-    def whole(self, name: str) -> Tensor:
-        """Return a table (V, ...) with the trained rows in it."""
-        return self.get_buffer(f"whole_{name}").index_copy(0, self.ids, self.get_parameter(f"{name}_rows"))
+    def full_table(self, name: str) -> Tensor:
+        """Return a full table (V, ...), the trained rows included."""
+        return self.get_buffer(f"full_{name}").index_copy(0, self.ids, self.get_parameter(f"{name}_rows"))
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         for name in self.names:
-            destination[prefix + name] = self.whole(name) if keep_vars else self.whole(name).detach()
+            destination[prefix + name] = self.full_table(name) if keep_vars else self.full_table(name).detach()
 
     @torch.no_grad()
     def _load_from_state_dict(
@@ -54,14 +54,14 @@ class _TableSubset(nn.Module):
         missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
     ) -> None:  # fmt: skip
         for name in self.names:
-            table, whole = state_dict.get(prefix + name), self.get_buffer(f"whole_{name}")
+            table, full_table = state_dict.get(prefix + name), self.get_buffer(f"full_{name}")
             if table is None:
                 missing_keys.append(prefix + name)
-            elif table.shape != whole.shape:
-                error_msgs.append(f"{prefix}{name}: {tuple(table.shape)}, expected {tuple(whole.shape)}")
+            elif table.shape != full_table.shape:
+                error_msgs.append(f"{prefix}{name}: {tuple(table.shape)}, expected {tuple(full_table.shape)}")
             else:
-                whole.copy_(table)
-                self.get_parameter(f"{name}_rows").copy_(whole[self.ids])
+                full_table.copy_(table)
+                self.get_parameter(f"{name}_rows").copy_(full_table[self.ids])
 
 
 class EmbeddingSubset(_TableSubset):
@@ -74,11 +74,11 @@ class EmbeddingSubset(_TableSubset):
         """(B, L) ids -> (B, L, D)."""
         row = self.row_of[ids]
         trained = F.embedding(row.clamp(min=0), self.get_parameter("weight_rows"))
-        return torch.where((row < 0)[..., None], self.get_buffer("whole_weight")[ids], trained)
+        return torch.where((row < 0)[..., None], self.get_buffer("full_weight")[ids], trained)
 
 
 class LinearSubset(_TableSubset):
-    """Output layer with K trainable rows: logits of these in training, of the whole vocabulary otherwise."""
+    """Output layer with K trainable rows: logits of these in training, of the full vocabulary in evaluation."""
 
     def __init__(self, layer: nn.Linear, ids: Tensor) -> None:
         super().__init__({"weight": layer.weight, "bias": layer.bias}, ids)
@@ -87,11 +87,11 @@ class LinearSubset(_TableSubset):
         """(..., D) -> (..., K) in training, (..., V) in evaluation."""
         if self.training:
             return F.linear(x, self.get_parameter("weight_rows"), self.get_parameter("bias_rows"))
-        return F.linear(x, self.whole("weight"), self.whole("bias"))
+        return F.linear(x, self.full_table("weight"), self.full_table("bias"))
 
 
-def token_ids(texts: Iterable[str], context_length: int) -> Tensor:
-    """Return the ids (K,), ascending, that occur in the texts, with padding, start and end."""
+def used_token_ids(texts: Iterable[str], context_length: int) -> Tensor:
+    """Return the token ids (K,), ascending, that occur in the texts, and those of padding, start and end."""
     tokenizer = Tokenizer(context_length=context_length)
     ids = {0, tokenizer.start, tokenizer.end}
     for text in dict.fromkeys(texts):
@@ -100,11 +100,11 @@ def token_ids(texts: Iterable[str], context_length: int) -> Tensor:
 
 
 @torch.no_grad()
-def unmask(model: VideoLanguage) -> None:
-    """Reset the bias of tokens that an earlier run masked to 0, in place."""
+def reset_masked_bias(model: VideoLanguage) -> None:
+    """Reset the output bias of masked tokens to 0, in place: an earlier run masked those that it did not train."""
     layer = _output_layer(model)
     if isinstance(layer, nn.Linear):
-        layer.bias.masked_fill_(layer.bias <= MASKED, 0.0)
+        layer.bias.masked_fill_(layer.bias <= MASKED_BIAS, 0.0)
 
 
 @torch.no_grad()
@@ -115,16 +115,16 @@ def train_subset(model: VideoLanguage, ids: Tensor) -> None:
         model.text.token_embedding = EmbeddingSubset(embedding, ids)  # type: ignore[assignment]  # the same call
     layer = _output_layer(model)
     if isinstance(layer, nn.Linear) and model.caption_decoder is not None:
-        absent = torch.ones(len(layer.bias), dtype=torch.bool, device=layer.bias.device)
-        absent[ids] = False
-        layer.bias[absent] = MASKED
+        unused = torch.ones(len(layer.bias), dtype=torch.bool, device=layer.bias.device)
+        unused[ids] = False
+        layer.bias[unused] = MASKED_BIAS
         predictor = model.caption_decoder.predictor
         assert isinstance(predictor, nn.Sequential)
         predictor[-1] = LinearSubset(layer, ids)
-    model.train(model.training)  # the new modules too
+    model.train(model.training)  # sets the mode of the new modules
 
 
-def rows_of(model: VideoLanguage, tokens: Tensor) -> Tensor:
+def logit_indices(model: VideoLanguage, tokens: Tensor) -> Tensor:
     """Map ids (B, L) to the indices of their logits (B, L): rows of the subset, or the ids without one."""
     layer = _output_layer(model)
     return layer.row_of[tokens].clamp(min=0) if isinstance(layer, LinearSubset) else tokens

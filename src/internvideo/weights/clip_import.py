@@ -26,7 +26,7 @@ _NEW_MODULES = r"query|balance|global_blocks\..*|local[12]\..*|stem\.(motion|con
 
 @dataclass(frozen=True)
 class _Plan:
-    """How the tensors of `clip.Clip` initialize a model.
+    """How the tensors of `clip.CLIPModel` initialize a model.
 
     Attributes:
         renamed: (pattern of CLIP's name, template of ours), first match applies; other names are equal.
@@ -61,7 +61,7 @@ class ClipImport:
     Attributes:
         filled: our names that were loaded from CLIP.
         newly_initialized: our names that keep their random initialization.
-        dropped: names (as in `clip.Clip`) that were not used.
+        dropped: names (as in `clip.CLIPModel`) that were not used.
         resized: one line per resized position table.
     """
 
@@ -79,7 +79,7 @@ def from_clip(model: nn.Module, state: Mapping[str, Tensor], where: object = "CL
 
     Args:
         model: `UniFormerV2`, `VideoLanguage` or `ViCLIP`.
-        state: in the layout of OpenAI's CLIP, of transformers, or of `clip.Clip`; any precision.
+        state: in the layout of OpenAI's CLIP, of transformers, or of `clip.CLIPModel`; any precision.
         where: file or source, for messages.
 
     Raises:
@@ -111,7 +111,7 @@ def from_clip(model: nn.Module, state: Mapping[str, Tensor], where: object = "CL
 
 
 def _to_our_names(model: nn.Module, state: Mapping[str, Tensor], where: object) -> dict[str, Tensor]:
-    """Rename a state dict to the names of `clip.Clip`. Raises WeightsError: an unknown tensor."""
+    """Rename a state dict to the names of `clip.CLIPModel`. Raises WeightsError: an unknown tensor."""
     if "visual.stem.conv.weight" in state:
         return dict(state)
     public = published_clip(state) if "vision_model.embeddings.class_embedding" in state else state

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from internvideo.errors import RecipeError, WeightsError
 from internvideo.models.embeddings import NATIVE_CLIP
 from internvideo.models.entry import ModelEntry
-from internvideo.models.factory import BACKBONES, configure, present_settings
-from internvideo.models.positions import NATIVE_SLOTS
+from internvideo.models.factory import BACKBONES, configure
+from internvideo.models.positions import NATIVE_TIMES
 from internvideo.models.videomae import VideoMAEConfig
 from internvideo.storage import class_names, read_metadata
 from internvideo.untrusted import parse_json
@@ -43,7 +43,7 @@ class HeadInitializer(Protocol):
     """Select the rows of the classification head of a file that initialize the head of the model."""
 
     def __call__(self, classes: tuple[str, ...], path: Path, /) -> Sequence[int] | None:
-        """Return the rows to take of the head of `path`, which has these classes; None for a random head."""
+        """Return the row of the head of `path`, a file with `classes`, per class of the model; None: a random head."""
 
 
 def initialize(model: nn.Module, sources: Mapping[str, Path], head: HeadInitializer | None = None) -> tuple[str, ...]:
@@ -93,17 +93,17 @@ def native_clip(path: Path, tubelet: int, models: Mapping[str, ModelEntry] = BAC
     try:
         if "recipe" in metadata:  # written by a training run
             saved = parse_json(metadata["recipe"])["model"]
-            config = configure(saved["name"], present_settings(saved["overrides"]), models)
+            config = configure(saved["name"], saved["overrides"], models)
         elif "internvideo" in metadata:  # written by save_pretrained
             saved = parse_json(metadata["internvideo"])
-            config = configure(saved["model"], present_settings(saved["overrides"]), models)
+            config = configure(saved["model"], saved["overrides"], models)
         else:
             config = None
     except (KeyError, TypeError, ValueError, RecipeError) as error:
         raise WeightsError(path, f"settings that cannot be read: {error}") from error
     encoder = next(iter(masked_encoder_configs(config).values()), None)
     if encoder is None:
-        return (NATIVE_CLIP[0], NATIVE_SLOTS) if tubelet == 1 else NATIVE_CLIP
+        return (NATIVE_CLIP[0], NATIVE_TIMES) if tubelet == 1 else NATIVE_CLIP
     return encoder.native_clip if encoder.position_table == "resized" else (encoder.image_size, encoder.frames)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from internvideo.errors import WeightsError
 from internvideo.models.caption_decoder import CaptionDecoder
-from internvideo.models.clip import Clip
+from internvideo.models.clip import CLIPModel
 from internvideo.models.external.internvideo2 import InternVideo2
 from internvideo.models.external.siglip import SigLIP
 from internvideo.models.external.vjepa2 import VJEPA2
@@ -237,7 +237,7 @@ INTERNVIDEO2 = WeightTable(
 )
 
 MULTIMODAL_TABLES: dict[type[nn.Module], WeightTable] = {
-    Clip: CLIP,
+    CLIPModel: CLIP,
     UniFormerV2: UNIFORMERV2,
     VideoLanguage: VIDEO_LANGUAGE,
     CaptionDecoder: CAPTION_DECODER,

@@ -211,7 +211,7 @@ FAMILIES: tuple[Family, ...] = (
         prefixes=_ANSWERING,
         video=("model", "vision"),
         head=r"head\.5\..*",
-        outputs="answers",
+        outputs="num_answers",
     ),
     Family(
         name="InternVideo-MM multiple choice",

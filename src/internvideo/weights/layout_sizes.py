@@ -21,12 +21,12 @@ from torch import Tensor
 
 from internvideo.errors import WeightsError
 from internvideo.models.caption_decoder import CaptionDecoderConfig
-from internvideo.models.clip import ClipConfig, TextConfig
+from internvideo.models.clip import CLIPConfig, TextConfig
 from internvideo.models.external.internvideo2 import InternVideo2Config
 from internvideo.models.external.siglip import SigLIPConfig
 from internvideo.models.external.vjepa2 import VJEPA2Config
 from internvideo.models.heads import AnswerConfig
-from internvideo.models.positions import NATIVE_SLOTS, learned_grid
+from internvideo.models.positions import NATIVE_TIMES, infer_learned_grid
 from internvideo.models.uniformerv2 import UniFormerV2Config
 from internvideo.models.viclip import ViCLIPConfig
 from internvideo.models.video_language import VideoLanguageConfig
@@ -102,7 +102,7 @@ def _round_down(base: int, step: int) -> int:
 def _videomae(shapes: Shapes, base: VideoMAEConfig, trunk: str) -> VideoMAEConfig:
     width, _, tubelet, patch, _ = shapes.of(f"{trunk}patch_embed.proj.weight", 5)
     mlp_dim, _ = shapes.of(f"{trunk}blocks.0.mlp.fc1.weight", 2)
-    native = (base.native_clip[0], NATIVE_SLOTS if tubelet == 1 else base.native_clip[1])  # 8 frames: UMT
+    native = (base.native_clip[0], NATIVE_TIMES if tubelet == 1 else base.native_clip[1])  # 8 frames: UMT
     config = _transformer_config(
         shapes, base, f"{trunk}blocks.", width, mlp_dim,
         image_size=_round_down(base.image_size, patch),
@@ -115,7 +115,7 @@ def _videomae(shapes: Shapes, base: VideoMAEConfig, trunk: str) -> VideoMAEConfi
     )  # fmt: skip
     if not config.learnable_positions:
         return config
-    grid = learned_grid(shapes.of(f"{trunk}pos_embed", 3)[1], config.grid[1])
+    grid = infer_learned_grid(shapes.of(f"{trunk}pos_embed", 3)[1], config.grid[1])
     if grid is None:  # the user must give them
         return replace(config, image_size=0, frames=0)
     return replace(config, image_size=grid[1] * patch, frames=grid[0] * tubelet)
@@ -180,7 +180,7 @@ def uniformerv2(shapes: Shapes, base: UniFormerV2Config, prefix: str = "") -> Un
         patch_size=patch,
         global_layers=base.global_layers if same_stages else tuple(range(max(0, depth - stages), depth)),
         num_classes=shapes.of(head, 2)[0] if head in shapes else 0,
-        mlp_factor=_ratio(base.mlp_factor, width, shapes.of(f"{prefix}transformer.dec.0.mlp.c_fc.weight", 2)[0]),
+        mlp_ratio=_ratio(base.mlp_ratio, width, shapes.of(f"{prefix}transformer.dec.0.mlp.c_fc.weight", 2)[0]),
         local_blocks=local,
         local_reduction=reduction,
         temporal_downsample=kernel > 1,
@@ -190,7 +190,7 @@ def uniformerv2(shapes: Shapes, base: UniFormerV2Config, prefix: str = "") -> Un
 
 def text_tower(shapes: Shapes, base: TextConfig, prefix: str = "") -> TextConfig:
     """Infer the sizes of CLIP's text tower."""
-    vocabulary, width = shapes.of(f"{prefix}token_embedding.weight", 2)
+    vocab_size, width = shapes.of(f"{prefix}token_embedding.weight", 2)
     layers = shapes.layers(f"{prefix}transformer.resblocks.")
     mlp_dim, _ = shapes.of(f"{prefix}transformer.resblocks.0.mlp.c_fc.weight", 2)
     return replace(
@@ -199,15 +199,15 @@ def text_tower(shapes: Shapes, base: TextConfig, prefix: str = "") -> TextConfig
         heads=heads_of_published_size((width, layers), (base.width, base.layers), base.heads),
         layers=layers,
         mlp_ratio=_ratio(base.mlp_ratio, width, mlp_dim),
-        vocabulary=vocabulary,
-        context=shapes.of(f"{prefix}positional_embedding", 2)[0],
+        vocab_size=vocab_size,
+        context_length=shapes.of(f"{prefix}positional_embedding", 2)[0],
         mask_embedding=f"{prefix}text_mask_embedding" in shapes,
     )
 
 
 def caption_decoder(shapes: Shapes, base: CaptionDecoderConfig, prefix: str = "") -> CaptionDecoderConfig:
     """Infer the sizes of the caption decoder; all heads share one key and one value head, which gives their number."""
-    queries, width = shapes.of(f"{prefix}visual_queries", 2)
+    num_queries, width = shapes.of(f"{prefix}visual_queries", 2)
     key_value_dim, vision = shapes.of(f"{prefix}visual_attn_pooler.to_kv.weight", 2)
     vocabulary_layer = f"{prefix}predictor.4.weight"
     return replace(
@@ -216,9 +216,9 @@ def caption_decoder(shapes: Shapes, base: CaptionDecoderConfig, prefix: str = ""
         heads=max(1, 2 * width // key_value_dim),
         vision_width=vision,
         layers=shapes.layers(f"{prefix}multimodal_layers."),
-        vocabulary=shapes.of(vocabulary_layer, 2)[0] if vocabulary_layer in shapes else base.vocabulary,
-        queries=queries,
-        factor=shapes.of(f"{prefix}multimodal_layers.0.0.fn.ff_out.1.weight", 2)[1] // width,
+        vocab_size=shapes.of(vocabulary_layer, 2)[0] if vocabulary_layer in shapes else base.vocab_size,
+        num_queries=num_queries,
+        mlp_ratio=shapes.of(f"{prefix}multimodal_layers.0.0.fn.ff_out.1.weight", 2)[1] // width,
     )
 
 
@@ -241,7 +241,9 @@ def multiple_choice(shapes: Shapes, base: VideoLanguageConfig) -> VideoLanguageC
 
 def question_answering(shapes: Shapes, base: AnswerConfig) -> AnswerConfig:
     """Infer the sizes of towers and caption decoder, and the number of answers; the vocabulary layer is absent."""
-    return replace(base, model=multiple_choice(shapes, base.model), answers=shapes.of("vqa_classifier.5.weight", 2)[0])
+    return replace(
+        base, model=multiple_choice(shapes, base.model), num_answers=shapes.of("vqa_classifier.5.weight", 2)[0]
+    )
 
 
 def viclip(shapes: Shapes, base: ViCLIPConfig) -> ViCLIPConfig:
@@ -274,7 +276,7 @@ def internvideo2(shapes: Shapes, base: InternVideo2Config) -> InternVideo2Config
         raise WeightsError(shapes.where, f"InternVideo2 with tubelets of {tubelet} frames", "1", "take another file")
     depth, (_, tokens, _) = shapes.layers("blocks."), shapes.of("pos_embed", 3)
     mlp_dim, _ = shapes.of("blocks.0.mlp.fc1.weight", 2)
-    frames, side = learned_grid(tokens - 1, base.grid[1]) or (0, 0)
+    frames, side = infer_learned_grid(tokens - 1, base.grid[1]) or (0, 0)
     align = "vision_align.1.weight"
     return _transformer_config(
         shapes, base, "blocks.", width, mlp_dim,
@@ -304,7 +306,7 @@ def siglip(shapes: Shapes, base: SigLIPConfig) -> SigLIPConfig:
     )
 
 
-def clip(shapes: Shapes, base: ClipConfig) -> ClipConfig:
+def clip(shapes: Shapes, base: CLIPConfig) -> CLIPConfig:
     """Infer the sizes of image and text towers."""
     image, patch, width, _ = _frame_stem(shapes, "visual.")
     mlp_dim, _ = shapes.of("visual.transformer.resblocks.0.mlp.c_fc.weight", 2)

@@ -303,9 +303,9 @@ def _resize_positions(
     for key, table in published.items():
         stem = key.removesuffix("positional_embedding")
         if layout.family.masked and key.endswith("pos_embed"):
-            if table.shape[1] != config.tokens:
+            if table.shape[1] != config.num_tokens:
                 size = f"{config.frames} frames of {config.image_size} px"
-                raise WeightsError(where, f"{key} has {table.shape[1]} positions", f"{config.tokens}, of {size}")
+                raise WeightsError(where, f"{key} has {table.shape[1]} positions", f"{config.num_tokens}, of {size}")
             changed[key] = resize_table(table[0].float(), config.grid, requested.grid)[None]
         elif key == "pos_embed":  # InternVideo2: the first position is that of the class token
             patches = resize_table(table[0, 1:].float(), config.grid, requested.grid)

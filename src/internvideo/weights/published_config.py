@@ -110,8 +110,8 @@ CLIP_VISION = {
     **_transformer(768, 12, 12, "quick_gelu", 1e-5),
 }
 CLIP_TEXT = {
-    "vocab_size": _Field(49408, "vocabulary", True),
-    "max_position_embeddings": _Field(77, "context", True),
+    "vocab_size": _Field(49408, "vocab_size", True),
+    "max_position_embeddings": _Field(77, "context_length", True),
     **_transformer(512, 12, 8, "quick_gelu", 1e-5, depth_name="layers"),
 }
 
@@ -208,7 +208,7 @@ def _clip(layout: Layout, config: Mapping[str, Any], where: object) -> Parsed:
     text_settings = _read_settings(text, CLIP_TEXT, ours.text, where)
     _require_equal(text, where, intermediate_size=(2048, int(ours.text.width * ours.text.mlp_ratio)))
     _require_equal(config, where, projection_dim=(512, ours.joint_width))
-    end, last = text.get("eos_token_id", 49407), ours.text.vocabulary - 1
+    end, last = text.get("eos_token_id", 49407), ours.text.vocab_size - 1
     if end not in (2, last):  # with 2 transformers reads the text feature at the largest token id, as we do
         raise WeightsError(where, f"eos_token_id {end!r}", f"{last}, the last token id: the text feature is read there")
     ignored = (*_unknown_keys(vision, CLIP_VISION), *_unknown_keys(text, CLIP_TEXT))
@@ -355,8 +355,8 @@ _OPEN_CLIP_VISION = {
     "layers": _Field(12, "depth", True),
 }
 _OPEN_CLIP_TEXT = {
-    "context_length": _Field(77, "context", True),
-    "vocab_size": _Field(49408, "vocabulary", True),
+    "context_length": _Field(77, "context_length", True),
+    "vocab_size": _Field(49408, "vocab_size", True),
     "width": _Field(512, "width", True),
     "layers": _Field(12, "layers", True),
 }

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from internvideo.errors import RecipeError
-from internvideo.models.clip import Clip, ClipConfig
+from internvideo.models.clip import CLIPConfig, CLIPModel
 from internvideo.models.videomae import VideoMAEClassifier, VideoMAEConfig, VideoMAEPretrain
 from internvideo.weights import transformers_names
 from internvideo.weights.key_tables import CLIP
@@ -131,7 +131,7 @@ def _videomae_config(config: VideoMAEConfig, pretrain: bool, classes: tuple[str,
 
 
 def _clip(module: Any, classes: tuple[str, ...]) -> TransformersModel:
-    config: ClipConfig = module.config
+    config: CLIPConfig = module.config
     text = config.text
     if text.mask_embedding:
         raise RecipeError(WHERE, "a text tower with a mask embedding", "a plain CLIP")
@@ -148,9 +148,9 @@ def _clip(module: Any, classes: tuple[str, ...]) -> TransformersModel:
         **config_fields(text, CLIP_TEXT),
         "intermediate_size": int(text.width * text.mlp_ratio),
         "projection_dim": config.joint_width,
-        "bos_token_id": text.vocabulary - 2,
-        "eos_token_id": text.vocabulary - 1,
-        "pad_token_id": text.vocabulary - 1,
+        "bos_token_id": text.vocab_size - 2,
+        "eos_token_id": text.vocab_size - 1,
+        "pad_token_id": text.vocab_size - 1,
     }
     full_config = {
         "model_type": "clip",
@@ -163,7 +163,7 @@ def _clip(module: Any, classes: tuple[str, ...]) -> TransformersModel:
 
 
 CONVERTERS: dict[type[nn.Module], Callable[[Any, tuple[str, ...]], TransformersModel]] = {
-    Clip: _clip,
+    CLIPModel: _clip,
     VideoMAEPretrain: partial(_videomae, pretrain=True),
     VideoMAEClassifier: partial(_videomae, pretrain=False),
 }

@@ -17,8 +17,8 @@ def build(case: Case) -> CaptionDecoder:
         heads=arguments["transformer_heads"],
         vision_width=arguments["vision_width"],
         layers=arguments["n_layers"],
-        vocabulary=arguments["vocab_size"],
-        queries=arguments["num_visual_queries"],
+        vocab_size=arguments["vocab_size"],
+        num_queries=arguments["num_visual_queries"],
     )
     model = CaptionDecoder(config)
     load_reference(model, case.weights, where=case.name)

@@ -26,7 +26,7 @@ def tower_config(arguments: Mapping[str, Any]) -> UniFormerV2Config:
         frames=arguments["t_size"],
         num_classes=arguments.get("num_classes", 0),
         global_heads=arguments["n_head"],
-        mlp_factor=arguments.get("mlp_factor", 4.0),
+        mlp_ratio=arguments.get("mlp_factor", 4.0),
         local_blocks=0 if arguments.get("no_lmhra", True) else per_layer,
         local_reduction=arguments.get("dw_reduction", 1.5),
         temporal_downsample=arguments.get("temporal_downsample", False),

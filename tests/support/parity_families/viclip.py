@@ -26,7 +26,7 @@ def build(case: Case) -> ViCLIP:
             width=text["transformer_width"],
             heads=text["transformer_heads"],
             layers=text["transformer_layers"],
-            vocabulary=text["vocab_size"],
+            vocab_size=text["vocab_size"],
             context=text["context_length"],
             mask_embedding=False,
         ),

@@ -36,7 +36,7 @@ def model_config(config: Mapping[str, Any]) -> VideoLanguageConfig:
             width=text["width"],
             heads=text["heads"],
             layers=text["layers"],
-            vocabulary=text["vocab_size"],
+            vocab_size=text["vocab_size"],
             context=text["context_length"],
         ),
         joint_width=config["embed_dim"],

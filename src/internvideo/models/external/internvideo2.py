@@ -1,8 +1,8 @@
 """The video encoder of InternVideo2's video-text models (arXiv 2403.15377): stage 2 and InternVideo2-CLIP.
 
-Space-time attention with normalized queries and keys, then attention pooling. The text towers, which are language
-models of their own, are not built. Shapes: B batch, T frames, S side, N = T (S / patch)^2 patches, D width, E width of
-the vector. Source: internvideo2_clip_vision.py (names, norms, pooling), internvideo2_clip_small.py (`align`).
+Space-time attention with normalized queries and keys, then attention pooling. The text towers, separate language
+models, are not built. Shapes: B batch, T frames, S side, N = T (S / patch)^2 patches, D width, E width of the feature.
+Source: internvideo2_clip_vision.py (names, norms, pooling), internvideo2_clip_small.py (`align`).
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ class InternVideo2Config:
     """Sizes.
 
     Attributes:
-        image_size, patch_size: S and the patch side. frames: T, each a step in time of its own.
+        image_size, patch_size: S and the patch side. frames: T, one temporal token per frame.
         width, depth, heads: D, L, H. mlp_ratio: width of the feed-forwards over D.
         activation: of the feed-forwards. The published configs use flash-attn's fused layer, whose GELU is the tanh
             approximation ("gelu_tanh"); the published code without it computes the exact one ("gelu").
         layer_scale: initial scale of the residual branches.
-        pool_heads: heads of the pooling. joint_width: of its output. align_width: of a norm and linear map behind it
-            (B/14 and L/14 of InternVideo2-CLIP), 0 for none. E is the last of these.
+        pool_heads, joint_width: heads and output width of the attention pooling.
+        align_width: output width of a norm and linear layer after the pooling (B/14 and L/14 of InternVideo2-CLIP), 0
+            for none. E is `align_width`, or `joint_width` without it.
         mean, std: per channel, of pixels in 0..1.
     """
 
@@ -64,8 +65,8 @@ class InternVideo2Config:
         return self.frames, side, side
 
 
-def checked_heads(width: int, heads: int) -> int:
-    """The number of heads. Raises ValueError where it does not divide the width."""
+def validate_num_heads(width: int, heads: int) -> int:
+    """Return `heads`. Raises ValueError if it does not divide the width."""
     if width % heads:
         raise ValueError(f"width {width} is not a multiple of {heads} heads")
     return heads
@@ -76,7 +77,7 @@ class NormalizedAttention(Module):
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.heads = checked_heads(width, heads)
+        self.heads = validate_num_heads(width, heads)
         self.qkv = Linear(width, 3 * width, bias=False)
         self.q_norm, self.k_norm = RMSNorm(width, eps=RMS_EPS), RMSNorm(width, eps=RMS_EPS)
         self.proj = Linear(width, width)
@@ -84,12 +85,12 @@ class NormalizedAttention(Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
         query, key, value = self.qkv(x).chunk(3, dim=-1)
-        parts = (split_heads(part, self.heads) for part in (self.q_norm(query), self.k_norm(key), value))
-        return self.proj(attend(*parts))
+        query, key, value = (split_heads(x, self.heads) for x in (self.q_norm(query), self.k_norm(key), value))
+        return self.proj(attend(query, key, value))
 
 
 class NormalizedBlock(Module):
-    """One layer: attention and feed-forward, each behind a norm without a bias and scaled per channel."""
+    """Pre-norm layer with RMS norms: attention and feed-forward, both scaled per channel."""
 
     def __init__(self, config: InternVideo2Config) -> None:
         super().__init__()
@@ -106,11 +107,11 @@ class NormalizedBlock(Module):
 
 
 class MeanQueryPooling(Module):
-    """The mean of all tokens attends to them; queries, keys and values have separate norms."""
+    """Attention pooling whose query is the mean of all tokens; query, keys and values have separate norms."""
 
     def __init__(self, config: InternVideo2Config) -> None:
         super().__init__()
-        width, self.heads = config.width, checked_heads(config.width, config.pool_heads)
+        width, self.heads = config.width, validate_num_heads(config.width, config.pool_heads)
         self.norm_q, self.norm_k, self.norm_v = (LayerNorm(width, eps=POOL_EPS) for _ in range(3))
         self.q, self.k, self.v = (Linear(width, width) for _ in range(3))
         self.proj = Linear(width, config.joint_width)
@@ -118,12 +119,12 @@ class MeanQueryPooling(Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) -> (B, joint width)."""
         query, key = self.q(self.norm_q(x.mean(dim=1, keepdim=True))), self.k(self.norm_k(x))
-        parts = (split_heads(part, self.heads) for part in (query, key, self.v(self.norm_v(x))))
-        return self.proj(attend(*parts))[:, 0]
+        query, key, value = (split_heads(y, self.heads) for y in (query, key, self.v(self.norm_v(x))))
+        return self.proj(attend(query, key, value))[:, 0]
 
 
 class InternVideo2(VideoEncoder, Module):
-    """The encoder; a clip's vector is the output of the attention pooling."""
+    """The video encoder; the feature of a clip is the output of the attention pooling, or of `align` after it."""
 
     config: InternVideo2Config
     undecayed = "pos_embed|cls_token"
@@ -133,9 +134,9 @@ class InternVideo2(VideoEncoder, Module):
         self.config, self.checkpointing = config, False
         self.normalize = Normalize(config.mean, config.std)
         self.patch_embed = TubeletEmbedding(config.width, config.patch_size, tubelet=1)
-        steps, rows, columns = config.grid
+        frames, rows, columns = config.grid
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
-        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + steps * rows * columns, config.width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + frames * rows * columns, config.width))
         self.blocks = nn.ModuleList(NormalizedBlock(config) for _ in range(config.depth))
         self.pool = MeanQueryPooling(config)
         self.align = None
@@ -157,7 +158,7 @@ class InternVideo2(VideoEncoder, Module):
 
     @property
     def test_clips(self) -> dict[str, Any]:
-        """Centers of equal segments, each frame resized to a square, as in the published zero-shot tests."""
+        """Centers of equal segments, bicubic resize to a square, as in the published zero-shot tests."""
         size = self.config.image_size
         square = {"resize": size, "keep_aspect": False, "resize_backend": "pil_bicubic"}
         return {"frames": self.config.frames, "size": size, "sampler": "segment_middle", **square}

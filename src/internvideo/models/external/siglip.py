@@ -1,7 +1,7 @@
 """The image encoder of SigLIP (arXiv 2303.15343) and SigLIP 2 (arXiv 2502.14786), run on every frame of a clip.
 
-The text tower, whose tokenizer is another one, is not built. Shapes: B batch, T frames, S side, N patches of a frame,
-D width. Source: modeling_siglip.py of transformers (names of the parameters, attention pooling).
+The text tower is not built: it has another tokenizer than ours. Shapes: B batch, T frames, S side, N patches of a
+frame, D width. Source: modeling_siglip.py of transformers (names of the parameters, attention pooling).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from internvideo.models.attention import Attention
 from internvideo.models.block import Activation, FeedForward, check_activation, run_layer
-from internvideo.models.clip import clip_block, init_clip_blocks, mean_direction
+from internvideo.models.clip import average_direction, clip_block, init_clip_blocks
 from internvideo.models.embeddings import Normalize, TubeletEmbedding
 from internvideo.models.encoder import ClipNeeds, VideoEncoder
 from internvideo.models.module import LayerNorm, Module
@@ -43,12 +43,12 @@ class SigLIPConfig:
 
     def __post_init__(self) -> None:
         if self.image_size // self.patch_size < 1 or self.width % (self.heads or 1):  # 0 heads: unknown
-            raise ValueError("image_size must hold a patch, width must be a multiple of heads")
+            raise ValueError("image_size must be at least patch_size, and width a multiple of heads")
         check_activation(self.activation)
 
 
 class AttentionPooling(Module):
-    """One learned query attends to all patches; a feed-forward behind it."""
+    """Attention pooling with one learned query, followed by a residual feed-forward."""
 
     def __init__(self, config: SigLIPConfig) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class AttentionPooling(Module):
 
 
 class SigLIP(VideoEncoder, Module):
-    """The encoder; a clip's vector is the mean of the L2-normalized vectors of its frames."""
+    """The image encoder; the feature of a clip is the mean of the L2-normalized features of its frames."""
 
     config: SigLIPConfig
     undecayed = "embedding|probe"
@@ -74,8 +74,8 @@ class SigLIP(VideoEncoder, Module):
         self.config, self.checkpointing = config, False
         self.normalize = Normalize(config.mean, config.std)
         self.patch_embed = TubeletEmbedding(config.width, config.patch_size, tubelet=1)
-        self.patches = (config.image_size // config.patch_size) ** 2
-        self.positional_embedding = nn.Parameter(torch.randn(self.patches, config.width) * config.width**-0.5)
+        self.num_patches = (config.image_size // config.patch_size) ** 2
+        self.positional_embedding = nn.Parameter(torch.randn(self.num_patches, config.width) * config.width**-0.5)
         self.blocks = nn.ModuleList(
             clip_block(
                 config.width, config.heads, mlp_ratio=config.mlp_ratio, activation=config.activation, eps=config.eps
@@ -93,27 +93,29 @@ class SigLIP(VideoEncoder, Module):
 
     @property
     def test_clips(self) -> dict[str, Any]:
-        """Eight evenly spaced frames, each resized to a square, as by the published processor."""
+        """Eight evenly spaced frames, bicubic resize to a square, as by the published processor."""
         size = self.config.image_size
         square = {"resize": size, "keep_aspect": False, "resize_backend": "pil_bicubic"}
         return {"frames": 8, "size": size, "sampler": "linspace", **square}
 
-    def frame_patches(self, video: Tensor) -> Tensor:
+    def encode_frames(self, video: Tensor) -> Tensor:
         """Normalized (B, 3, T, S, S) -> patches of every frame after the last norm (B * T, N, D)."""
-        side = self.config.image_size - self.config.image_size % self.config.patch_size  # the last pixels are not read
+        side = (
+            self.config.image_size - self.config.image_size % self.config.patch_size
+        )  # a remainder of pixels belongs to no patch
         x: Tensor = self.patch_embed(video[..., :side, :side].contiguous())
-        x = x.reshape(-1, self.patches, self.config.width) + self.positional_embedding
+        x = x.reshape(-1, self.num_patches, self.config.width) + self.positional_embedding
         for block in self.blocks:
             x = run_layer(block, x, checkpointing=self.checkpointing)
         return self.norm(x)
 
     def tokens(self, video: Tensor) -> Tensor:
         """Normalized (B, 3, T, S, S) -> patches of all frames (B, T * N, D)."""
-        return self.frame_patches(video).reshape(len(video), -1, self.config.width)
+        return self.encode_frames(video).reshape(len(video), -1, self.config.width)
 
     def features(self, video: Tensor) -> Tensor:
         """Normalized (B, 3, T, S, S) -> (B, D)."""
-        return mean_direction(self.pool(self.frame_patches(video)).reshape(len(video), -1, self.config.width), None)
+        return average_direction(self.pool(self.encode_frames(video)).reshape(len(video), -1, self.config.width), None)
 
     def forward(self, video: Tensor) -> Tensor:
         """As `features`."""

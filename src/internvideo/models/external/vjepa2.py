@@ -45,34 +45,34 @@ class VJEPA2Config:
     std: tuple[float, float, float] = IMAGENET_STD
 
     def __post_init__(self) -> None:
-        heads = self.heads or 1  # 0 while a file is recognized
+        heads = self.heads or 1  # 0: unknown, while the layout of a file is inferred
         if self.image_size % self.patch_size or self.frames % self.tubelet or self.width % heads:
             raise ValueError("image_size, frames and width must be multiples of patch_size, tubelet and heads")
         if self.width // heads < 6:
-            raise ValueError(f"{self.width // heads} channels per head, three rotations need 6")
+            raise ValueError(f"{self.width // heads} channels per head: rotations over three axes need 6 or more")
         check_activation(self.activation)
 
 
 def rotation_angles(config: VJEPA2Config) -> Tensor:
-    """Compute angles (N, 3 * r) of the tokens in order time, row, column; each rotates r channels per head.
+    """Compute rotation angles (N, 3 * r): r channels per head for the time, r for the row, r for the column of a token.
 
-    Neighboring channels are rotated in pairs, but the frequencies run through the first half of the r channels and
-    again through the second, as published.
+    As published, neighboring channels are rotated in pairs, although the r / 2 frequencies are repeated as a whole:
+    f1 f2 f3 ... f1 f2 f3 ...
     """
-    side, third = config.image_size // config.patch_size, 2 * (config.width // config.heads // 3 // 2)
+    side, channels = config.image_size // config.patch_size, 2 * (config.width // config.heads // 3 // 2)
     index = torch.arange(config.frames // config.tubelet * side**2)
     positions = (index // side**2, index % side**2 // side, index % side)
-    frequency = 1.0 / 10000 ** (torch.arange(third // 2, dtype=torch.float32) / (third / 2))
+    frequency = 1.0 / 10000 ** (torch.arange(channels // 2, dtype=torch.float32) / (channels / 2))
     return torch.cat([(position[:, None].float() * frequency).repeat(1, 2) for position in positions], dim=1)
 
 
 def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Rotate the first channels of every head: x (B, H, N, d), angles (N, r) -> (B, H, N, d)."""
-    turned, rest = x[..., : angles.shape[1]], x[..., angles.shape[1] :]
-    even, odd = turned[..., 0::2], turned[..., 1::2]
-    crossed = torch.stack((-odd, even), dim=-1).flatten(-2)
+    """Rotate the first 3 * r channels of every head: x (B, H, N, d), angles (N, 3 * r) -> (B, H, N, d)."""
+    rotary, unrotated = x[..., : angles.shape[1]], x[..., angles.shape[1] :]
+    even, odd = rotary[..., 0::2], rotary[..., 1::2]
+    orthogonal = torch.stack((-odd, even), dim=-1).flatten(-2)
     angles = angles.to(x.dtype)
-    return torch.cat([turned * angles.cos() + crossed * angles.sin(), rest], dim=-1)
+    return torch.cat([rotary * angles.cos() + orthogonal * angles.sin(), unrotated], dim=-1)
 
 
 class RotaryAttention(Module):
@@ -86,13 +86,13 @@ class RotaryAttention(Module):
         self.proj = Linear(width, width)
 
     def forward(self, x: Tensor, angles: Tensor) -> Tensor:
-        """(B, N, D), (N, r) -> (B, N, D)."""
-        query, key = (rotate(split_heads(part(x), self.heads), angles) for part in (self.query, self.key))
+        """(B, N, D), (N, 3 * r) -> (B, N, D)."""
+        query, key = (rotate(split_heads(linear(x), self.heads), angles) for linear in (self.query, self.key))
         return self.proj(attend(query, key, split_heads(self.value(x), self.heads)))
 
 
 class RotaryBlock(Module):
-    """One layer: attention and feed-forward, each behind a norm."""
+    """Pre-norm layer with rotary attention."""
 
     def __init__(self, config: VJEPA2Config) -> None:
         super().__init__()
@@ -102,16 +102,16 @@ class RotaryBlock(Module):
         self.mlp = FeedForward(config.width, int(config.width * config.mlp_ratio), activation=config.activation)
 
     def forward(self, x: Tensor, angles: Tensor) -> Tensor:
-        """(B, N, D), (N, r) -> (B, N, D)."""
+        """(B, N, D), (N, 3 * r) -> (B, N, D)."""
         x = x + self.attn(self.norm1(x), angles)
         return x + self.mlp(self.norm2(x))
 
 
 class VJEPA2(VideoEncoder, Module):
-    """The encoder; a clip's feature is the mean of its tokens."""
+    """The video encoder; the feature of a clip is the mean of its tokens."""
 
     config: VJEPA2Config
-    tower = None  # its layers take the angles besides the tokens
+    tower = None  # the layers take angles besides tokens
     angles: Tensor
 
     def __init__(self, config: VJEPA2Config) -> None:
@@ -131,7 +131,7 @@ class VJEPA2(VideoEncoder, Module):
 
     @property
     def test_clips(self) -> dict[str, Any]:
-        """Evenly spaced frames; the short side is 256/224 of the crop, as by the published processor."""
+        """Evenly spaced frames, short side resized to 256/224 of the crop, as by the published processor."""
         size = self.config.image_size
         return {"frames": self.config.frames, "size": size, "resize": int(size * 256 / 224), "sampler": "linspace"}
 

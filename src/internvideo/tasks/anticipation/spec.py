@@ -1,4 +1,4 @@
-"""The task as one object: Short-term anticipation: which object will be touched, how and when (Ego4D)."""
+"""Task specification: Short-term anticipation: which object will be touched, how and when (Ego4D)."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from internvideo.storage import write_text
 from internvideo.tasks.captioning import predict as captioning
-from internvideo.tasks.clip_evaluation import clip_source, finish, split_rows, text_tokenizer
+from internvideo.tasks.clip_evaluation import make_clip_inputs, read_split, run_evaluation, text_tokenizer
 from internvideo.tasks.table import Predictions, Result
 from internvideo.tasks.task import ClipOptions
 from internvideo.training.trained import Trained
@@ -28,13 +28,13 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: Captionin
 
     Raises RecipeError, ManifestError, RunError.
     """
-    inputs = clip_source(trained, split_rows(manifest, split), settings)
+    inputs = make_clip_inputs(trained, read_split(manifest, split), settings)
 
-    def make() -> Predictions:
-        writing = captioning.Writing(settings.num_beams, settings.top_p, settings.seed)
-        return captioning.predict(inputs, text_tokenizer(trained), writing=writing)
+    def predict() -> Predictions:
+        decoding = captioning.DecodingSettings(settings.num_beams, settings.top_p, settings.seed)
+        return captioning.predict(inputs, text_tokenizer(trained), decoding=decoding)
 
     def write_examples(table: Predictions, folder: Path) -> None:
         write_text(folder / "examples.jsonl", captioning.examples(table))
 
-    return finish(captioning.NAME, captioning.score, inputs, output, make, write_examples)
+    return run_evaluation(captioning.NAME, captioning.score, inputs, output, predict, write_examples)

@@ -1,4 +1,4 @@
-"""The task as one object: Captioning: a sentence per clip."""
+"""Task specification: Captioning: a sentence per clip."""
 
 from __future__ import annotations
 

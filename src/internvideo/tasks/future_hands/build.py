@@ -11,9 +11,9 @@ from internvideo.data.loader import Loader
 from internvideo.data.settings import FrameAugment, SampledData
 from internvideo.data.transforms import EvalTransform, TrainTransform
 from internvideo.models.encoder import ClipClassifier
-from internvideo.tasks.future_hands.data import OUTPUTS, HandLoader, HandSettings, HandTargets, observed
+from internvideo.tasks.future_hands.data import OUTPUTS, HandLoader, HandSettings, HandTargets, make_rows_and_targets
 from internvideo.tasks.future_hands.stage import HandsSettings, HandsStage
-from internvideo.training.clip_job import check_clips, training_rows
+from internvideo.training.clip_job import check_clips, read_training_rows
 from internvideo.training.model_setup import init_model, load_init_weights
 from internvideo.training.recipe import Job, Recipe, StageSpec
 
@@ -31,17 +31,17 @@ def build(recipe: Recipe, skipped: Path | None) -> Job:
     Raises RecipeError, ManifestError, VideoError, WeightsError.
     """
     data, settings = recipe.data_as(HandData), recipe.settings_as(HandsSettings)
-    rows, targets = observed(training_rows(recipe), data.hands)
+    rows, targets = make_rows_and_targets(read_training_rows(recipe), data.hands)
     model = init_model(recipe, len(OUTPUTS), ClipClassifier)
     check_clips(recipe, model)
-    head = load_init_weights(model, recipe, OUTPUTS)
+    head_init_lines = load_init_weights(model, recipe, OUTPUTS)
     stage = HandsStage(model, settings, distributed.divisor)
-    clips = Loader(rows, data.sampling.build(), whole_frame(data.augment)[0], data.loader, skipped=skipped)
-    loader = HandLoader(clips, targets, mirror=data.augment.flip, seed=data.loader.seed)
-    return Job(recipe, stage, loader, OUTPUTS, rows.fingerprint, {"mean": mean_positions(targets)}, head)
+    clips = Loader(rows, data.sampling.build(), whole_frame_transforms(data.augment)[0], data.loader, skipped=skipped)
+    loader = HandLoader(clips, targets, hflip=data.augment.flip, seed=data.loader.seed)
+    return Job(recipe, stage, loader, OUTPUTS, rows.fingerprint, {"mean": mean_positions(targets)}, head_init_lines)
 
 
-def whole_frame(augment: FrameAugment) -> tuple[TrainTransform, EvalTransform]:
+def whole_frame_transforms(augment: FrameAugment) -> tuple[TrainTransform, EvalTransform]:
     """Return the training and test transforms: the whole frame is resized to a square, so that no hand is cropped."""
     size = augment.size
     train = TrainTransform(size, "center", erasing=augment.erasing, resize=size, keep_aspect=False)
@@ -64,5 +64,5 @@ STAGE = StageSpec(
     HandsStage,
     (ClipClassifier,),
     build,
-    classifiers=("",),
+    classifier_paths=("",),
 )

@@ -20,9 +20,9 @@ FIGURES = (
 
 
 def visible(truth: Floats) -> NDArray[np.bool_]:
-    """Return the visibility (N, 5, 2) of hands in positions (N, 5, 2, 2)."""
-    seen: NDArray[np.bool_] = (truth != 0).any(axis=-1)
-    return seen
+    """Return the visibility (N, 5, 2) bool of the hands with positions (N, 5, 2, 2)."""
+    is_visible: NDArray[np.bool_] = (truth != 0).any(axis=-1)
+    return is_visible
 
 
 def displacement_statistic(predicted: Floats, truth: Floats) -> Callable[[Floats], Floats]:
@@ -31,18 +31,20 @@ def displacement_statistic(predicted: Floats, truth: Floats) -> Callable[[Floats
     A metric is the mean distance over visible hands, of all moments or of the contact only; NaN without a visible hand.
 
     Raises:
-        ValueError: other shapes.
+        ValueError: `predicted` and `truth` do not have the shape (N, 5, 2, 2).
     """
     if predicted.shape != truth.shape or truth.shape[1:] != (MOMENTS, HANDS, 2):
         raise ValueError(f"predicted {predicted.shape}, truth {truth.shape}: both (N, {MOMENTS}, {HANDS}, 2)")
-    seen = visible(truth)
-    far = np.where(seen, np.sqrt(((predicted - truth) ** 2).sum(axis=-1)), 0.0)
-    totals = np.concatenate([far.sum(axis=1), far[:, -1]], axis=1)
-    counts = np.concatenate([seen.sum(axis=1), seen[:, -1]], axis=1).astype(np.float64)
+    is_visible = visible(truth)
+    distance = np.where(is_visible, np.sqrt(((predicted - truth) ** 2).sum(axis=-1)), 0.0)
+    totals = np.concatenate([distance.sum(axis=1), distance[:, -1]], axis=1)
+    counts = np.concatenate([is_visible.sum(axis=1), is_visible[:, -1]], axis=1).astype(np.float64)
 
     def statistic(weights: Floats) -> Floats:
-        number = weights @ counts
-        result: Floats = np.divide(weights @ totals, number, out=np.full(number.shape, np.nan), where=number > 0)
+        num_visible = weights @ counts
+        result: Floats = np.divide(
+            weights @ totals, num_visible, out=np.full(num_visible.shape, np.nan), where=num_visible > 0
+        )
         return result
 
     return statistic

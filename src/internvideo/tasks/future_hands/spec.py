@@ -1,4 +1,4 @@
-"""The task as one object: Future hands: where both hands will be (Ego4D)."""
+"""Task specification: Future hands: where both hands will be (Ego4D)."""
 
 from __future__ import annotations
 

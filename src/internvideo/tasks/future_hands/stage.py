@@ -22,20 +22,20 @@ MOMENTS, HANDS = 5, 2
 class HandsSettings(Settings):
     """Settings of the loss."""
 
-    beta: float = Field(5.0, gt=0.0, description="pixels up to which the error is squared")
+    beta: float = Field(5.0, gt=0.0, description="error in pixels up to which the loss is quadratic")
 
 
-def positions(outputs: Tensor, size: Tensor) -> Tensor:
+def outputs_to_pixels(outputs: Tensor, size: Tensor) -> Tensor:
     """Convert outputs (B, 20) to pixels (B, 5, 2, 2); `size` (B, 2) is width and height of the frames."""
-    share = outputs.float().view(-1, MOMENTS, HANDS, 2) + 0.5
-    return share * size[:, None, None]
+    fractions = outputs.float().view(-1, MOMENTS, HANDS, 2) + 0.5
+    return fractions * size[:, None, None]
 
 
 class HandsStage(Stage[ClipClassifier, HandsSettings]):
     """Smooth-L1 error in pixels over visible hands."""
 
     def forward(self, batch: HandBatch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Return {"loss"}; 0 for a batch without a visible hand."""
-        found = positions(self.model(self.model.normalize(batch.video)), batch.size)
-        visible, beta = batch.visible[..., None].expand_as(found), self.settings.beta
-        return {"loss": masked_smooth_l1(found, batch.positions, visible, beta=beta, divisor=self.divisor)}
+        """Compute {"loss"}; 0 for a batch without a visible hand."""
+        predicted = outputs_to_pixels(self.model(self.model.normalize(batch.video)), batch.size)
+        visible, beta = batch.visible[..., None].expand_as(predicted), self.settings.beta
+        return {"loss": masked_smooth_l1(predicted, batch.positions, visible, beta=beta, divisor=self.divisor)}

@@ -9,9 +9,9 @@ from pydantic import Field
 
 from internvideo import distributed
 from internvideo.data.vocabulary import Vocabulary
-from internvideo.tasks.grounding.data import QueryLoader, QuerySettings, answered, read_query_set
+from internvideo.tasks.grounding.data import QueryLoader, QuerySettings, read_query_set, select_answered
 from internvideo.tasks.grounding.model import Grounder
-from internvideo.tasks.grounding.predict import prior_of
+from internvideo.tasks.grounding.predict import compute_prior
 from internvideo.tasks.grounding.stage import GroundingSettings, GroundingStage
 from internvideo.tasks.temporal_localization.build import FeatureData, check_width
 from internvideo.training.loop import BatchSource
@@ -20,7 +20,7 @@ from internvideo.training.recipe import Job, Recipe, StageSpec
 
 
 class QueryData(FeatureData):
-    """Data settings: queries about videos, and the features of these."""
+    """Data settings: queries about videos, and the features of the videos."""
 
     queries: QuerySettings = Field(default_factory=QuerySettings)
 
@@ -28,17 +28,19 @@ class QueryData(FeatureData):
 def build(recipe: Recipe, skipped: Path | None) -> Job:
     """Build the job of a recipe; its classes are the vocabulary. Raises RecipeError, ManifestError, WeightsError."""
     data, settings = recipe.data_as(QueryData), recipe.settings_as(GroundingSettings)
-    queries = answered(read_query_set(training_path(recipe), data.queries, data.features, split=data.split))
+    queries = select_answered(read_query_set(training_path(recipe), data.queries, data.features, split=data.split))
     words = Vocabulary.from_texts((query.text for query in queries.queries), data.queries.max_vocab)
     model = init_model(recipe, len(words), Grounder)
     check_width(queries.features.width, model.config.input_width)
-    head = load_init_weights(model, recipe, words.words)
+    head_init_lines = load_init_weights(model, recipe, words.words)
     stage = GroundingStage(model, settings, distributed.divisor)
     config = model.config
-    loader = QueryLoader(queries, words, config.words, data.features, config.max_length, data.loader)
-    context = {"features": dict(queries.features.protocol), **prior_of(queries)}
+    loader = QueryLoader(queries, words, config.max_words, data.features, config.max_length, data.loader)
+    extra_metadata = {"features": dict(queries.features.protocol), **compute_prior(queries)}
     # The loop uses only the length, ids and `to` of a batch, which all batch types have.
-    return Job(recipe, stage, cast(BatchSource, loader), words.words, queries.fingerprint, context, head)
+    return Job(
+        recipe, stage, cast(BatchSource, loader), words.words, queries.fingerprint, extra_metadata, head_init_lines
+    )
 
 
 STAGE = StageSpec(
@@ -49,6 +51,6 @@ STAGE = StageSpec(
     GroundingStage,
     (Grounder,),
     build,
-    classifiers=("",),
-    outputs="vocabulary",
+    classifier_paths=("",),
+    num_classes_key="vocab_size",
 )

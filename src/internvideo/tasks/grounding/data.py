@@ -1,8 +1,8 @@
 """Load language queries about long videos: a manifest with one row per query, and a folder of features (Ego4D's NLQ).
 
-A row's first caption is the query, its one segment the answer (none in a test set), its path the video. The attributes
-"clip_uid", "annotation_uid" and "query_idx", which `prepare` writes, identify the query in a submission
-(arXiv 2211.09529).
+A row has the query as its first caption, the answer as its only segment (none in a test set), and the path of the
+video. The attributes "clip_uid", "annotation_uid" and "query_idx", which `internvideo prepare` writes, identify the
+query in a submission (arXiv 2211.09529).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class QuerySettings(Settings):
 
 @dataclass(frozen=True)
 class Query:
-    """A query: row id, text, and the ids of its clip and annotation and its index in a submission."""
+    """A query: id of its row, text, and ids of clip and annotation and index (`number`) in a submission."""
 
     id: str
     text: str
@@ -55,8 +55,8 @@ class QuerySet:
 
     Attributes:
         queries: the queries.
-        features: features of every query's video, with the query's id, and the answer as the one action.
-        videos: name of every query's video. source: the manifest.
+        features: one entry per query, with the id of the query, the features of its video, and its answer as action.
+        videos: id of the video of each query. source: the manifest.
         missing: ids of the queries whose video has no features.
     """
 
@@ -82,12 +82,12 @@ def read_query_set(
     """Read the queries of a manifest whose videos have features.
 
     Args:
-        path: the manifest. settings: folder of the features. features: how features are read.
+        path: the manifest. settings: folder of the features. features: settings of reading the features.
         split: read only the rows of this split.
 
     Raises:
         RecipeError: no folder of features is given.
-        ManifestError: manifest or index cannot be read, a row that is no query, no video with features.
+        ManifestError: manifest or index cannot be read, a row is not a query, or no video has features.
     """
     if settings.features is None:
         hint = "add data.queries.features=FOLDER, in testing --features FOLDER"
@@ -96,15 +96,15 @@ def read_query_set(
     rows = (manifest if split is None else manifest.subset(split=split)).rows
     index = read_feature_set(settings.features, features)
     video_of_id = {video.id: video for video in index.videos}
-    queries, videos, names, missing = [], [], [], []
+    queries, videos, video_ids, missing = [], [], [], []
     for row in rows:
-        query, span = _query(row, path)
+        query, span = _parse_query(row, path)
         video = video_of_id.get(Path(row.path).stem)
         if video is None:
             missing.append(row.id)
             continue
         queries.append(query)
-        names.append(video.id)
+        video_ids.append(video.id)
         spans = np.asarray([] if span is None else [span], dtype=np.float64).reshape(-1, 2)
         labels = np.zeros(len(spans), dtype=np.int64)
         videos.append(replace(video, id=row.id, subset=row.split or "", spans=spans, labels=labels))
@@ -112,10 +112,10 @@ def read_query_set(
         found = f"the videos of {len(missing)} queries have no features in {settings.features}"
         raise ManifestError(path, found, "features named as the video files", "run `internvideo extract` on the videos")
     query_features = replace(index, videos=tuple(videos), classes=("answer",), missing=())
-    return QuerySet(tuple(queries), query_features, tuple(names), path, tuple(missing))
+    return QuerySet(tuple(queries), query_features, tuple(video_ids), path, tuple(missing))
 
 
-def _query(row: Sample, path: Path) -> tuple[Query, tuple[float, float] | None]:
+def _parse_query(row: Sample, path: Path) -> tuple[Query, tuple[float, float] | None]:
     where = f"{path}: {row.id}"
     if not row.captions:
         raise ManifestError(where, "no text", "a query as the first caption")
@@ -124,14 +124,14 @@ def _query(row: Sample, path: Path) -> tuple[Query, tuple[float, float] | None]:
     attributes = row.attributes
     number = attributes.get("query_idx", "0")
     if not number.isascii() or not number.isdigit():
-        raise ManifestError(where, f"query_idx '{number}'", "a whole number")
+        raise ManifestError(where, f"query_idx '{number}'", "an integer from 0")
     clip = attributes.get("clip_uid", Path(row.path).stem)
     query = Query(row.id, row.captions[0], clip, attributes.get("annotation_uid", row.id), int(number))
-    return query, next(((part.start, part.end) for part in row.segments), None)
+    return query, next(((segment.start, segment.end) for segment in row.segments), None)
 
 
-def answered(queries: QuerySet) -> QuerySet:
-    """Return the queries that have an answer. Raises ManifestError: none has."""
+def select_answered(queries: QuerySet) -> QuerySet:
+    """Return the queries that have an answer. Raises ManifestError if none has."""
     indices = [index for index, video in enumerate(queries.features.videos) if len(video.spans)]
     if not indices:
         raise ManifestError(queries.source, f"none of {len(queries)} queries has an answer", "a segment in every row")
@@ -149,7 +149,7 @@ class QueryLoader(WrappedLoader[SequenceLoader]):
 
     Args:
         queries: queries with answers. words: the vocabulary. max_words: longer queries are truncated.
-        settings, length, loader: as for `SequenceLoader`.
+        settings, length, loader: see `SequenceLoader`.
     """
 
     def __init__(
@@ -167,9 +167,9 @@ class QueryLoader(WrappedLoader[SequenceLoader]):
         self._words, self._max_words = words, max_words
 
     def epoch(self, k: int, start: int = 0) -> Iterator[QueryBatch]:
-        """Yield batches `start`, `start + 1`, ... of epoch `k`. Raises RunError: features cannot be read."""
+        """Yield batches `start`, `start + 1`, ... of epoch `k`. Raises RunError if features cannot be read."""
         for batch in self.loader.epoch(k, start):
             texts: Sequence[str] = [self._texts[name] for name in batch.ids]
-            longest = int(batch.mask.sum(dim=1).max())
-            parts = {**vars(batch), "features": batch.features[..., :longest], "mask": batch.mask[:, :longest]}
-            yield QueryBatch(**parts, words=self._words.batch(texts, self._max_words))
+            num_steps = int(batch.mask.sum(dim=1).max())
+            fields = {**vars(batch), "features": batch.features[..., :num_steps], "mask": batch.mask[:, :num_steps]}
+            yield QueryBatch(**fields, words=self._words.batch(texts, self._max_words))

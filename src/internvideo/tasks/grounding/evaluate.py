@@ -11,7 +11,7 @@ from typing import Annotated, cast
 from internvideo import distributed
 from internvideo.data.vocabulary import Vocabulary
 from internvideo.distributed import choose_device
-from internvideo.plots import charts as figures
+from internvideo.plots import charts
 from internvideo.plots.style import write_plot
 from internvideo.storage import write_text
 from internvideo.tasks.grounding import predict as grounding
@@ -21,7 +21,7 @@ from internvideo.tasks.grounding.model import Grounder
 from internvideo.tasks.grounding.stage import GroundingSettings
 from internvideo.tasks.table import Predictions, Result, check_overwrite, print_result, save_result
 from internvideo.tasks.task import EvaluateOptions
-from internvideo.tasks.temporal_localization.evaluate import SHOWN, check_protocol, page
+from internvideo.tasks.temporal_localization.evaluate import NUM_TIMELINES, check_protocol, timelines_html
 from internvideo.training.trained import Trained
 
 
@@ -29,7 +29,7 @@ from internvideo.training.trained import Trained
 class GroundingOptions(EvaluateOptions):
     """Options of grounding evaluation."""
 
-    features: Annotated[Path | None, "Folder of the videos' features; by default the recipe's."] = None
+    features: Annotated[Path | None, "Folder of the features of the videos; by default the recipe's."] = None
 
 
 def evaluate(trained: Trained, manifest: Path, output: Path, settings: GroundingOptions, split: str | None) -> Result:
@@ -43,7 +43,7 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: Grounding
     data = recipe.data_as(QueryData)
     query_settings = data.queries.model_copy(update={"features": settings.features or data.queries.features})
     queries = read_query_set(manifest, query_settings, data.features, split=split)
-    check_protocol(trained.context["features"], queries.features)
+    check_protocol(trained.extra_metadata["features"], queries.features)
     target = output / f"{grounding.NAME}.npz"
     table = grounding.predict(
         cast(Grounder, trained.model),
@@ -51,16 +51,16 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: Grounding
         Vocabulary(trained.classes),
         data.features,
         choose_device(settings.device),
-        spans=grounding_settings.spans,
+        max_spans=grounding_settings.spans,
         nms_threshold=grounding_settings.nms_threshold,
-        prior=trained.context,
+        prior=trained.extra_metadata,
         model_name=recipe.model.name,
     )
     check_overwrite(target, table.protocol)
     table.save(target)
     # Before the metrics, which raise an error for a test set without answers.
     write_text(output / "nlq.json", json.dumps(grounding.submission(table)) + "\n")
-    write_plot(output / "timelines.html", lambda: page(timelines(table)))
+    write_plot(output / "timelines.html", lambda: timelines_html(timelines(table)))
     result = grounding.score(table)
     save_result(result, target.with_suffix(".json"))
     print_result(result)
@@ -69,12 +69,12 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: Grounding
 
 def timelines(table: Predictions) -> list[str]:
     """Draw the first queries with predicted spans and answers, one <svg> each."""
-    query_spans, drawings = grounding.spans_of(table), []
-    for number, text in enumerate(table["text"].tolist()[:SHOWN]):
-        scored = zip(query_spans[number].tolist(), table["score"][table["query"] == number].tolist(), strict=True)
+    query_spans, svgs = grounding.spans_of(table), []
+    for index, text in enumerate(table["text"].tolist()[:NUM_TIMELINES]):
+        scored = zip(query_spans[index].tolist(), table["score"][table["query"] == index].tolist(), strict=True)
         spans = [(*span, "span", value) for span, value in scored]
-        start, end = table["truth"][number].tolist()
+        start, end = table["truth"][index].tolist()
         answers = [] if math.isnan(start) else [(start, end, "answer")]
-        name = f"{table['video'][number]}: {text}"
-        drawings.append(figures.timeline(float(table["duration"][number]), spans, answers, name))
-    return drawings
+        name = f"{table['video'][index]}: {text}"
+        svgs.append(charts.timeline(float(table["duration"][index]), spans, answers, name))
+    return svgs

@@ -1,7 +1,7 @@
 """Ground a query in a long video: predict start and end of the answer (arXiv 2211.09529, after VSLNet).
 
-Video features and words are combined by context-query attention; every step gets a foreground score, guided by the
-sentence embedding, which weights it; two stacked predictors score the start and the end.
+Context-query attention combines video features and words. The steps are weighted by a foreground score (highlight),
+which depends on the sentence embedding. Two stacked predictors compute the logits of start and end.
 Shapes: B queries, C channels, T steps, L words, D width.
 """
 
@@ -25,16 +25,16 @@ from internvideo.models.post_norm import PostNormConfig, PostNormLayer
 
 @dataclass(frozen=True)
 class GrounderConfig:
-    """Sizes.
+    """Sizes of the grounding model.
 
     Attributes:
         input_width: channels of the features.
-        vocabulary: number of words; word 0 is padding.
+        vocab_size: number of words; word 0 is padding.
         width, heads: D, H.
         layers: layers of the encoder that video and words share.
         kernel: kernel size of the convolutions before it, odd.
         max_length: steps of a training sequence; test sequences may be longer.
-        words: maximum number of words per query.
+        max_words: largest number of words per query.
         dropout: of all layers.
 
     Raises:
@@ -42,22 +42,22 @@ class GrounderConfig:
     """
 
     input_width: int = 1024
-    vocabulary: int = 4000
+    vocab_size: int = 4000
     width: int = 256
     heads: int = 8
     layers: int = 1
     kernel: int = 7
     max_length: int = 1024
-    words: int = 32
+    max_words: int = 32
     dropout: float = 0.2
 
     def __post_init__(self) -> None:
         if self.width % self.heads or self.width % 2:
             raise ValueError(f"width {self.width} is not an even multiple of heads {self.heads}")
-        if self.kernel % 2 == 0 or min(self.layers, self.max_length, self.words) < 1 or self.vocabulary < 2:
+        if self.kernel % 2 == 0 or min(self.layers, self.max_length, self.max_words) < 1 or self.vocab_size < 2:
             raise ValueError(
-                f"kernel {self.kernel} (odd), layers {self.layers}, max_length {self.max_length}, words {self.words}, "
-                f"vocabulary {self.vocabulary} (2 or more)"
+                f"kernel {self.kernel} (odd), layers {self.layers}, max_length {self.max_length}, "
+                f"max_words {self.max_words}, vocab_size {self.vocab_size} (2 or more)"
             )
 
 
@@ -83,8 +83,8 @@ class LocalLayer(Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """(B, N, D), (B, N) bool -> (B, N, D)."""
-        seen = self.depth((x * mask[..., None]).transpose(1, 2)).transpose(1, 2)
-        return self.norm(x + self.dropout(F.relu(self.mix(seen))))
+        convolved = self.depth((x * mask[..., None]).transpose(1, 2)).transpose(1, 2)
+        return self.norm(x + self.dropout(F.relu(self.mix(convolved))))
 
 
 class ContextQueryAttention(Module):
@@ -101,33 +101,35 @@ class ContextQueryAttention(Module):
         self.of_both = nn.Parameter(torch.randn(width) / width)
         self.out = Linear(4 * width, width)
 
-    def forward(self, video: Tensor, query: Tensor, seen: Tensor, read: Tensor) -> Tensor:
+    def forward(self, video: Tensor, query: Tensor, video_mask: Tensor, query_mask: Tensor) -> Tensor:
         """(B, T, D), (B, L, D), seen (B, T) and read (B, L) bool -> (B, T, D)."""
-        steps = _hidden(self.of_video(video).transpose(1, 2), ~seen[:, None])[:, None]
-        words = _hidden(self.of_query(query).transpose(1, 2), ~read[:, None])[:, None]
+        step_scores = _fill_masked(self.of_video(video).transpose(1, 2), ~video_mask[:, None])[:, None]
+        word_scores = _fill_masked(self.of_query(query).transpose(1, 2), ~query_mask[:, None])[:, None]
         v, q = video[:, None], query[:, None]
-        summaries = attend(q * self.of_both, v, v, scale=1.0, attn_mask=steps)
-        found = attend(v * self.of_both, q, torch.cat([q, summaries[:, None]], dim=-1), scale=1.0, attn_mask=words)
-        asked, through = found.chunk(2, dim=-1)
-        return self.out(torch.cat([video, asked, video * asked, video * through], dim=-1))
+        query_contexts = attend(q * self.of_both, v, v, scale=1.0, attn_mask=step_scores)
+        attended = attend(
+            v * self.of_both, q, torch.cat([q, query_contexts[:, None]], dim=-1), scale=1.0, attn_mask=word_scores
+        )
+        video_to_query, query_to_video = attended.chunk(2, dim=-1)
+        return self.out(torch.cat([video, video_to_query, video * video_to_query, video * query_to_video], dim=-1))
 
 
-def _hidden(scores: Tensor, where: Tensor) -> Tensor:
-    """Replace masked scores by the minimum of their dtype, which depends on autocast."""
+def _fill_masked(scores: Tensor, where: Tensor) -> Tensor:
+    """Replace scores where the mask is True by the minimum of their dtype, which depends on autocast."""
     return scores.masked_fill(where, torch.finfo(scores.dtype).min)
 
 
 class StepHead(Module):
-    """Compute a logit per step, without a last bias, because softmax over the steps is invariant to it."""
+    """Compute a logit per step; the output layer has no bias, to which the softmax over steps is invariant."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.hidden = Linear(2 * width, width)
         self.out = Linear(width, 1, bias=False)
 
-    def forward(self, x: Tensor, beside: Tensor) -> Tensor:
-        """(B, T, D) twice -> (B, T)."""
-        hidden = F.relu(self.hidden(torch.cat([x, beside], dim=-1)))
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """(B, T, D), (B, T, D) -> (B, T)."""
+        hidden = F.relu(self.hidden(torch.cat([x, context], dim=-1)))
         return self.out(hidden).squeeze(-1)
 
 
@@ -135,18 +137,18 @@ class Grounder(nn.Module):
     """Predict the segment of a video that answers a query."""
 
     class_layer = ("word", 0)
-    """The word embedding is initialized like a classifier, by matching words."""
-    steps: Tensor
-    places: Tensor
+    """`init_head` initializes the word embedding like a classifier, whose classes are the words."""
+    step_positions: Tensor
+    word_positions: Tensor
 
     def __init__(self, config: GrounderConfig) -> None:
         super().__init__()
         self.config = config
         width = config.width
         layer = PostNormConfig(width, config.heads, 2 * width, config.dropout)
-        self.norm = LayerNorm(config.input_width)  # so that it does not matter how large features are
+        self.norm = LayerNorm(config.input_width)  # so that the scale of the features does not matter
         self.video = Linear(config.input_width, width)
-        self.word = Embedding(config.vocabulary, width, padding_idx=0)
+        self.word = Embedding(config.vocab_size, width, padding_idx=0)
         self.dropout = Dropout(config.dropout)
         self.local = LocalLayer(config)
         self.encoder = nn.ModuleList(PostNormLayer(layer) for _ in range(config.layers))
@@ -155,7 +157,7 @@ class Grounder(nn.Module):
         self.highlight = Linear(2 * width, 1)
         self.start_layer, self.end_layer = PostNormLayer(layer), PostNormLayer(layer)
         self.start_head, self.end_head = StepHead(width), StepHead(width)
-        for name, length in (("steps", config.max_length), ("places", config.words)):
+        for name, length in (("step_positions", config.max_length), ("word_positions", config.max_words)):
             self.register_buffer(name, sin_cos_table(length, width).reshape(1, length, width), persistent=False)
 
     def _encode(self, x: Tensor, table: Tensor, mask: Tensor) -> Tensor:
@@ -166,19 +168,19 @@ class Grounder(nn.Module):
             x = layer(x, attn_mask=mask[:, None, None])
         return x
 
-    def look(self, features: Tensor, mask: Tensor) -> Tensor:
-        """Encode features (B, C, T), padded at the end, with mask (B, T) to (B, T, D), before any query."""
+    def encode_video(self, features: Tensor, mask: Tensor) -> Tensor:
+        """Encode features (B, C, T), padded at the end, with mask (B, T), to (B, T, D), without a query."""
         x = self.video(self.norm((features * mask[:, None]).transpose(1, 2)))
-        return self._encode(self.dropout(x), self.steps, mask)
+        return self._encode(self.dropout(x), self.step_positions, mask)
 
-    def ask(self, seen: Tensor, mask: Tensor, words: Tensor) -> Grounding:
+    def ground(self, video: Tensor, mask: Tensor, words: Tensor) -> Grounding:
         """Ground words (B, L) int64, padded with 0, in the output of `look` (B, T, D) with mask (B, T)."""
-        read = words > 0
-        query = self._encode(self.dropout(self.word(words)), self.places, read)
-        x = self.attention(seen, query, mask, read)
-        share = self.pool(query).squeeze(-1).masked_fill(~read, float("-inf")).softmax(dim=-1)
-        whole = (share[..., None] * query).sum(dim=1, keepdim=True).expand(-1, x.shape[1], -1)
-        highlight = self.highlight(torch.cat([x, whole], dim=-1)).squeeze(-1)
+        query_mask = words > 0
+        query = self._encode(self.dropout(self.word(words)), self.word_positions, query_mask)
+        x = self.attention(video, query, mask, query_mask)
+        pooling_weights = self.pool(query).squeeze(-1).masked_fill(~query_mask, float("-inf")).softmax(dim=-1)
+        sentence = (pooling_weights[..., None] * query).sum(dim=1, keepdim=True).expand(-1, x.shape[1], -1)
+        highlight = self.highlight(torch.cat([x, sentence], dim=-1)).squeeze(-1)
         x = x * highlight.sigmoid()[..., None]
         start = self.start_layer(x, attn_mask=mask[:, None, None])
         end = self.end_layer(start, attn_mask=mask[:, None, None])
@@ -187,51 +189,53 @@ class Grounder(nn.Module):
         return Grounding(first, last, highlight)
 
     def forward(self, features: Tensor, mask: Tensor, words: Tensor) -> Grounding:
-        """Map features (B, C, T), mask (B, T) bool and words (B, L) to the logits of every step."""
-        return self.ask(self.look(features, mask), mask, words)
+        """Features (B, C, T), mask (B, T) bool, words (B, L) -> logits of every step."""
+        return self.ground(self.encode_video(features, mask), mask, words)
 
     def no_weight_decay(self, name: str, parameter: Tensor) -> bool:
-        """Exclude vectors and word embeddings from weight decay."""
+        """Exempt vectors and word embeddings from weight decay."""
         return parameter.dim() < 2 or name.startswith("word.")
 
 
 CANDIDATES = 1000
-"""Number of candidate spans of a query before NMS."""
+"""Largest number of candidate spans of a query before NMS."""
 
 
-def likely_spans(start: Tensor, end: Tensor, count: int, nms_threshold: float) -> tuple[NDArray[Any], NDArray[Any]]:
+def most_probable_spans(
+    start: Tensor, end: Tensor, max_spans: int, nms_threshold: float
+) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return the most probable spans of one query, after NMS.
 
     Args:
-        start, end: (T,) logits. count: maximum number of spans.
-        nms_threshold: tIoU with a more probable span above which a span is used only if no other is left.
+        start, end: (T,) logits. max_spans: largest number of spans.
+        nms_threshold: spans whose tIoU with a more probable span is above this are only used if too few others remain.
 
     Returns:
-        spans (N, 2) in steps, step t from t - 0.5 to t + 0.5, and falling (N,) start times end probabilities.
+        spans (N, 2) in steps, where step t lasts from t - 0.5 to t + 0.5; start * end probability (N,), decreasing.
     """
     length = len(start)
     joint = start.log_softmax(0)[:, None] + end.log_softmax(0)[None]
     joint = joint.masked_fill(torch.ones_like(joint, dtype=torch.bool).tril(-1), float("-inf"))
-    most = min(CANDIDATES, length * (length + 1) // 2)
-    values, places = joint.flatten().topk(most)
-    first, last = places.div(length, rounding_mode="floor"), places % length
+    num_candidates = min(CANDIDATES, length * (length + 1) // 2)
+    values, flat_index = joint.flatten().topk(num_candidates)
+    first, last = flat_index.div(length, rounding_mode="floor"), flat_index % length
     spans = torch.stack([first - 0.5, last + 0.5], dim=1).double().cpu().numpy()
     scores: NDArray[Any] = values.double().exp().cpu().numpy()
-    chosen: list[int] = []
-    for row in range(most):
-        if len(chosen) == count:
+    selected: list[int] = []
+    for row in range(num_candidates):
+        if len(selected) == max_spans:
             break
-        if not chosen or _overlap(spans[row], spans[chosen]) <= nms_threshold:
-            chosen.append(row)
-    rest = [row for row in range(most) if row not in chosen][: count - len(chosen)]
-    order = np.asarray(sorted(chosen + rest), dtype=np.int64)
+        if not selected or _overlap(spans[row], spans[selected]) <= nms_threshold:
+            selected.append(row)
+    suppressed = [row for row in range(num_candidates) if row not in selected][: max_spans - len(selected)]
+    order = np.asarray(sorted(selected + suppressed), dtype=np.int64)
     return spans[order], scores[order]
 
 
 def _overlap(span: NDArray[Any], others: NDArray[Any]) -> float:
-    inside = np.minimum(span[1], others[:, 1]) - np.maximum(span[0], others[:, 0])
-    whole = span[1] - span[0] + others[:, 1] - others[:, 0] - inside.clip(min=0)
-    return float((inside.clip(min=0) / whole).max())
+    intersection = np.minimum(span[1], others[:, 1]) - np.maximum(span[0], others[:, 0])
+    union = span[1] - span[0] + others[:, 1] - others[:, 0] - intersection.clip(min=0)
+    return float((intersection.clip(min=0) / union).max())
 
 
 MODELS = {
@@ -239,6 +243,6 @@ MODELS = {
         Grounder,
         GrounderConfig(),
         None,
-        "finds what a query asks for in features of a long video: width 256, words learned",
+        "temporal grounding of a query in features of a long video: width 256, trained word embeddings",
     )
 }

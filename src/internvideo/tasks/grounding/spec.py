@@ -1,4 +1,4 @@
-"""The task as one object: Language queries: when in a long video the answer to a sentence is shown (Ego4D)."""
+"""Task specification: Language queries: when in a long video the answer to a sentence is shown (Ego4D)."""
 
 from __future__ import annotations
 

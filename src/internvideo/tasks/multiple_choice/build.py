@@ -9,7 +9,7 @@ from internvideo.data.settings import TrainClipData
 from internvideo.models.heads import PairScoringMultipleChoice
 from internvideo.tasks.multiple_choice.data import ChoiceLoader
 from internvideo.tasks.question_answering.stage import AnsweringSettings, AnsweringStage
-from internvideo.training.clip_job import check_clips, clip_loader, training_rows
+from internvideo.training.clip_job import check_clips, clip_loader, read_training_rows
 from internvideo.training.model_setup import init_model, load_init_weights
 from internvideo.training.recipe import Job, Recipe, StageSpec
 
@@ -20,12 +20,12 @@ def build(recipe: Recipe, skipped: Path | None) -> Job:
     Raises RecipeError, ManifestError, WeightsError.
     """
     settings = recipe.settings_as(AnsweringSettings)
-    manifest = training_rows(recipe)
+    manifest = read_training_rows(recipe)
     model = init_model(recipe, 0, PairScoringMultipleChoice)
     check_clips(recipe, model)
     load_init_weights(model, recipe)
     stage = AnsweringStage(model, settings, distributed.divisor)
-    loader = ChoiceLoader(clip_loader(recipe, manifest, skipped), model.config.text.context)
+    loader = ChoiceLoader(clip_loader(recipe, manifest, skipped), model.config.text.context_length)
     return Job(recipe, stage, loader, (), manifest.fingerprint)
 
 

@@ -18,7 +18,7 @@ from internvideo.tasks.question_answering.data import question_tokens
 
 
 def choice_texts(row: Sample) -> list[str]:
-    """Return the K texts of a row. Raises ValueError: a row without choices."""
+    """Return the K texts of a row. Raises ValueError for a row without choices."""
     if row.choices is None:
         raise ValueError(f"row '{row.id}' has no choices")
     return [f"{row.attributes.get('question', '')} {option}".strip() for option in row.choices.options]
@@ -28,16 +28,16 @@ class ChoiceLoader(WrappedLoader[Loader]):
     """Add the K texts as token ids (B, K, L) and the indices of the correct ones as labels (B,) to a loader's batches.
 
     Args:
-        clips: loader of rows with choices, without tokenizer. context: context length of the text encoder.
+        clips: loader of rows with choices, without tokenizer. context_length: of the text tower.
 
     Raises:
         ManifestError: rows without choices, or with different numbers of options.
     """
 
-    def __init__(self, clips: Loader, context: int) -> None:
+    def __init__(self, clips: Loader, context_length: int) -> None:
         clips.manifest.require("choices")
         super().__init__(clips)
-        self.context = context
+        self.context_length = context_length
         self._rows = {row.id: row for row in clips.manifest.rows}
         counts = {len(choice_texts(row)): row.id for row in clips.manifest.rows}
         if len(counts) > 1:
@@ -45,9 +45,9 @@ class ChoiceLoader(WrappedLoader[Loader]):
             raise ManifestError(clips.manifest.source, f"rows of {examples} options", "the same number in every row")
 
     def epoch(self, k: int, start: int = 0) -> Iterator[Batch]:
-        """Yield batches `start`, `start + 1`, ... of epoch `k`, the same as in an uninterrupted epoch."""
+        """Yield batches `start`, `start + 1`, ... of epoch `k`; they do not depend on `start`."""
         for batch in self.loader.epoch(k, start):
             rows = [self._rows[name] for name in batch.ids]
-            tokens = question_tokens([text for row in rows for text in choice_texts(row)], self.context)
+            tokens = question_tokens([text for row in rows for text in choice_texts(row)], self.context_length)
             labels = torch.tensor([row.choices.answer for row in rows if row.choices is not None])
             yield replace(batch, text_ids=tokens.view(len(rows), -1, tokens.shape[1]), labels=labels)

@@ -17,22 +17,24 @@ def evaluate(
     trained: Trained, manifest: Path, output: Path, settings: evaluation.EnsembleOptions, split: str | None
 ) -> Result:
     """Write multiple_choice.npz and .json; print the metrics. Raises RecipeError, ManifestError, RunError."""
-    rows = evaluation.split_rows(manifest, split)
-    ranked = isinstance(trained.model, PairScoringMultipleChoice)
-    models = evaluation.with_others(trained, (PairScoringMultipleChoice,) if ranked else evaluation.LANGUAGE_MODELS)
+    rows = evaluation.read_split(manifest, split)
+    scores_pairs = isinstance(trained.model, PairScoringMultipleChoice)
+    models = evaluation.ensemble_models(
+        trained, (PairScoringMultipleChoice,) if scores_pairs else evaluation.LANGUAGE_MODELS
+    )
 
-    def make() -> Predictions:
-        return multiple_choice.ensemble([predict(one, rows, settings) for one in models])
+    def predict_table() -> Predictions:
+        return multiple_choice.ensemble([predict(model, rows, settings) for model in models])
 
-    inputs, extra_protocol = evaluation.clip_source(trained, rows, settings), evaluation.ensemble_protocol(models)
-    return evaluation.finish(
-        multiple_choice.NAME, multiple_choice.score, inputs, output, make, extra_protocol=extra_protocol
+    inputs, extra_protocol = evaluation.make_clip_inputs(trained, rows, settings), evaluation.ensemble_protocol(models)
+    return evaluation.run_evaluation(
+        multiple_choice.NAME, multiple_choice.score, inputs, output, predict_table, extra_protocol=extra_protocol
     )
 
 
 def predict(trained: Trained, manifest: Manifest, settings: ClipOptions) -> Predictions:
     """Predict with one model."""
-    inputs = evaluation.clip_source(trained, manifest, settings)
+    inputs = evaluation.make_clip_inputs(trained, manifest, settings)
     if isinstance(trained.model, PairScoringMultipleChoice):
-        return multiple_choice.predict_ranked(inputs)
+        return multiple_choice.predict_pair_scores(inputs)
     return multiple_choice.predict(inputs, evaluation.text_tokenizer(trained))

@@ -1,9 +1,9 @@
-"""The task as one object: Multiple choice: which of a few sentences fits a clip."""
+"""Task specification: Multiple choice: which of a few sentences fits a clip."""
 
 from __future__ import annotations
 
 from internvideo.data.settings import EvaluationClipData
-from internvideo.models.clip import Clip
+from internvideo.models.clip import CLIPModel
 from internvideo.models.heads import PairScoringMultipleChoice
 from internvideo.models.video_language import VideoLanguage
 from internvideo.tasks.clip_evaluation import EnsembleOptions
@@ -16,7 +16,7 @@ SPEC = TaskSpec(
     NAME,
     "which of the texts fits the clip",
     "4.3.3",
-    (VideoLanguage, Clip, PairScoringMultipleChoice),
+    (VideoLanguage, CLIPModel, PairScoringMultipleChoice),
     EnsembleOptions,
     evaluate,
     score,

@@ -22,7 +22,7 @@ from internvideo.tasks.navigation.world.protocol import Episode, NavEnv
 from internvideo.tasks.navigation.world.settings import PanoramaSettings, WorldSettings
 from internvideo.tasks.navigation.world.world import World
 from internvideo.training.loop import BatchSource
-from internvideo.training.model_setup import init_model, load_init_weights, setting, training_path
+from internvideo.training.model_setup import init_model, load_init_weights, setting_errors, training_path
 from internvideo.training.recipe import Job, Recipe, StageSpec
 
 
@@ -39,60 +39,60 @@ class PanoramaData(EpisodeData):
 
 
 class _Inputs(NamedTuple):
-    """The inputs of both stages."""
+    """Inputs of both stages; `context` is the metadata saved with the weights."""
 
     episodes: Sequence[Episode]
     model: Navigator
-    words: Vocabulary
+    vocabulary: Vocabulary
     world: NavEnv
     context: dict[str, Any]
 
 
-def _inputs(recipe: Recipe) -> _Inputs:
+def _load_inputs(recipe: Recipe) -> _Inputs:
     """Read the episodes of the split (by default `train`), open their environment, load the agent's initial weights."""
     data, path = recipe.data_as(EpisodeData), training_path(recipe)
     episodes = read_episodes(path, data.split or "train")
     model = init_model(recipe, 0, Navigator)
     planner = model.config.planner
-    words = Vocabulary.from_texts((episode.instruction for episode in episodes), planner.vocabulary)
-    world = open_for(data, model, path)
+    vocabulary = Vocabulary.from_texts((episode.instruction for episode in episodes), planner.vocab_size)
+    world = open_recipe_world(data, model, path)
     load_init_weights(model, recipe)
-    context = {"words": list(words.words), "most_words": min(data.world.words, planner.words)}
-    return _Inputs(episodes, model, words, world, context)
+    context = {"words": list(vocabulary.words), "most_words": min(data.world.words, planner.max_words)}
+    return _Inputs(episodes, model, vocabulary, world, context)
 
 
 def build(recipe: Recipe, skipped: Path | None) -> Job:
-    """Build the job of the planner. Raises RecipeError, ManifestError, WeightsError."""
-    data, (episodes, model, words, world, context) = recipe.data_as(EpisodeData), _inputs(recipe)
-    with setting("settings"):
+    """Build the job that trains the planner. Raises RecipeError, ManifestError, WeightsError."""
+    data, (episodes, model, vocabulary, world, context) = recipe.data_as(EpisodeData), _load_inputs(recipe)
+    with setting_errors("settings"):
         stage = NavigationStage(model, recipe.settings_as(NavigationSettings))
-    loader = EpisodeLoader(episodes, world, words, context["most_words"], data.loader)
+    loader = EpisodeLoader(episodes, world, vocabulary, context["most_words"], data.loader)
     check_batches(len(loader), data.loader, len(episodes), f"episodes in {training_path(recipe)}")
-    return Job(recipe, stage, cast(BatchSource, loader), (), fingerprint(episodes), context)
+    return Job(recipe, stage, cast(BatchSource, loader), (), hash_episodes(episodes), context)
 
 
 def build_waypoints(recipe: Recipe, skipped: Path | None) -> Job:
-    """Build the job of the encoders. Raises RecipeError, ManifestError, WeightsError."""
-    data, (episodes, model, _, world, context) = recipe.data_as(PanoramaData), _inputs(recipe)
-    with setting("settings"):
+    """Build the job that trains the encoders. Raises RecipeError, ManifestError, WeightsError."""
+    data, (episodes, model, _, world, context) = recipe.data_as(PanoramaData), _load_inputs(recipe)
+    with setting_errors("settings"):
         stage = WaypointStage(model, recipe.settings_as(WaypointSettings))
     if not isinstance(world, World):
         raise RecipeError("data.world.kind", data.world.kind, "embedded, for the stage waypoints")
     frames, size = model.config.video.frames, model.config.image.image_size
     loader = PanoramaLoader(episodes, world, data.world, frames, size, data.loader)
-    return Job(recipe, stage, cast(BatchSource, loader), (), fingerprint(episodes), context)
+    return Job(recipe, stage, cast(BatchSource, loader), (), hash_episodes(episodes), context)
 
 
-def open_for(data: EpisodeData, model: Navigator, path: Path) -> NavEnv:
-    """Open the recipe's environment, with images of the sizes that the agent takes."""
+def open_recipe_world(data: EpisodeData, model: Navigator, path: Path) -> NavEnv:
+    """Open the world of a recipe, which renders views of the sizes that the agent takes."""
     return open_world(path, data.world, model.config.image.image_size, model.config.depth_size)
 
 
-def fingerprint(episodes: Sequence[Episode]) -> str:
-    """Hash the content of episodes, 16 hex digits."""
+def hash_episodes(episodes: Sequence[Episode]) -> str:
+    """Hash the content of episodes: 16 hexadecimal digits."""
     content = [
-        (one.id, one.scene, one.split, one.start, one.goal, one.radius, one.instruction, one.path.round(4).tolist())
-        for one in episodes
+        (row.id, row.scene, row.split, row.start, row.goal, row.radius, row.instruction, row.path.round(4).tolist())
+        for row in episodes
     ]
     return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
 

@@ -27,15 +27,15 @@ from internvideo.tasks.navigation.planner import Planner, PlannerConfig
 from internvideo.tasks.navigation.waypoints import VIEWS, WaypointConfig, WaypointPredictor
 
 DEPTH_GRID = 4
-"""Side of a depth feature."""
+"""Height and width of a depth feature map."""
 
 
 @dataclass(frozen=True)
 class ImageConfig:
     """Sizes of the image tower; `joint_width` is E.
 
-    `kind` "clip" is CLIP's ViT (B/32 by default); "conv" is three stride-2 convolutions of `width` channels for small
-    worlds: they learn from few images, and the other sizes are unused.
+    `kind` "clip" is CLIP's ViT (B/32 by default). "conv" is three stride-2 convolutions with `width` channels, which
+    learn from few images (`patch_size`, `depth` and `heads` are unused).
     """
 
     kind: Literal["clip", "conv"] = "clip"
@@ -52,10 +52,10 @@ class NavigatorConfig:
     """Sizes.
 
     Attributes:
-        image, video: the towers. use_video: False puts zeros in place of the video feature.
-        depth_size: pixels of a depth view, DEPTH_GRID times a power of two. depth_channels: C.
-        waypoints: its `depth_width` is C * 16. planner: its `depth_width` is C.
-        picks: waypoints at most.
+        image, video: sizes of the towers. use_video: if False, the video feature is zero.
+        depth_size: side of a depth view in pixels, DEPTH_GRID times a power of two. depth_channels: C.
+        waypoints, planner: sizes; `waypoints.depth_width` must be C * 16, `planner.depth_width` C.
+        max_waypoints: of a panorama.
         rgb_dropout: of image and video features.
     """
 
@@ -66,18 +66,19 @@ class NavigatorConfig:
     depth_channels: int = 128
     waypoints: WaypointConfig = field(default_factory=WaypointConfig)
     planner: PlannerConfig = field(default_factory=PlannerConfig)
-    picks: int = 5
+    max_waypoints: int = 5
     rgb_dropout: float = 0.4
 
     def __post_init__(self) -> None:
         if self.waypoints.depth_width != self.depth_channels * DEPTH_GRID**2:
-            raise ValueError(f"waypoints.depth_width {self.waypoints.depth_width}, not 16 * {self.depth_channels}")
+            expected = f"{DEPTH_GRID**2} * depth_channels {self.depth_channels}"
+            raise ValueError(f"waypoints.depth_width {self.waypoints.depth_width}, expected {expected}")
         if self.planner.depth_width != self.depth_channels:
-            raise ValueError(f"planner.depth_width {self.planner.depth_width}, not {self.depth_channels}")
+            raise ValueError(f"planner.depth_width {self.planner.depth_width}, expected {self.depth_channels}")
         if self.image.image_size != self.video.image_size:
             raise ValueError(f"images of {self.image.image_size} and clips of {self.video.image_size} pixels")
         if self.depth_size < 2 * DEPTH_GRID or self.depth_size & (self.depth_size - 1):
-            raise ValueError(f"depth_size {self.depth_size}, not a power of two from {2 * DEPTH_GRID} on")
+            raise ValueError(f"depth_size {self.depth_size}, expected a power of two of at least {2 * DEPTH_GRID}")
 
 
 class PanoramaFeatures(NamedTuple):
@@ -89,11 +90,11 @@ class PanoramaFeatures(NamedTuple):
 
 
 class _Convolutions(Module):
-    """Stride-2 convolutions of these widths with ReLU."""
+    """Stride-2 convolutions with ReLU; `widths` are the channels of the input and of each output."""
 
     def __init__(self, widths: Sequence[int]) -> None:
         super().__init__()
-        self.convs = nn.ModuleList(Conv2d(inner, outer, 3, stride=2, padding=1) for inner, outer in pairwise(widths))
+        self.convs = nn.ModuleList(Conv2d(before, after, 3, stride=2, padding=1) for before, after in pairwise(widths))
 
     def convolve(self, x: Tensor) -> Tensor:
         for conv in self.convs:
@@ -102,14 +103,14 @@ class _Convolutions(Module):
 
 
 class DepthTower(_Convolutions):
-    """Depth tower with features C x 4 x 4 like a PointGoal ResNet-50; trained with the waypoints."""
+    """Convolutional depth encoder with features C x 4 x 4, like a PointGoal ResNet-50's; trained with the waypoints."""
 
     def __init__(self, size: int, channels: int) -> None:
         steps = int(math.log2(size // DEPTH_GRID))
         super().__init__([1, *(max(8, channels >> (steps - 1 - step)) for step in range(steps - 1)), channels])
 
     def forward(self, depth: Tensor) -> Tensor:
-        """Map depths (B, 12, S, S), as fractions of the largest, to features (B, 12, C, 4, 4)."""
+        """Map depths (B, 12, S, S), 0..1 of the largest depth, to features (B, 12, C, 4, 4)."""
         x = self.convolve(depth.flatten(0, 1)[:, None])
         return x.reshape(*depth.shape[:2], *x.shape[1:])
 
@@ -122,12 +123,12 @@ class ConvTower(_Convolutions):
         self.projection = Linear(width * (-(-size // 8)) ** 2, joint_width)
 
     def forward(self, video: Tensor) -> Tensor:
-        """Map a normalized video (B, 3, T, S, S) to frame features (B, T, E)."""
+        """Map normalized frames (B, 3, T, S, S) to features (B, T, E)."""
         x = self.convolve(video.transpose(1, 2).flatten(0, 1))
         return self.projection(x.flatten(1)).view(video.shape[0], video.shape[2], -1)
 
 
-def image_tower(config: ImageConfig) -> ImageTower | ConvTower:
+def build_image_tower(config: ImageConfig) -> ImageTower | ConvTower:
     """Build the image tower of a config."""
     if config.kind == "conv":
         return ConvTower(config.image_size, config.width, config.joint_width)
@@ -143,7 +144,7 @@ class Navigator(nn.Module):
         self.config = config
         image = config.image
         self.normalize = Normalize(CLIP_MEAN, CLIP_STD)
-        self.image = image_tower(image)
+        self.image = build_image_tower(image)
         self.video = VideoMAEClassifier(config.video)
         self.depth = DepthTower(config.depth_size, config.depth_channels)
         self.waypoints = WaypointPredictor(config.waypoints)
@@ -152,29 +153,29 @@ class Navigator(nn.Module):
         self.planner = Planner(config.planner)
 
     def encoders(self) -> tuple[nn.Module, ...]:
-        """List the parts that are not trained on instructions."""
+        """List the encoders, which are frozen while the planner is trained."""
         return (self.image, self.video, self.depth, self.waypoints)
 
-    def image_features(self, pictures: Tensor) -> Tensor:
+    def image_features(self, rgb: Tensor) -> Tensor:
         """Map images (N, S, S, 3) uint8 to features (N, E)."""
-        video = self.normalize(pictures.permute(0, 3, 1, 2)[:, :, None])
+        video = self.normalize(rgb.permute(0, 3, 1, 2)[:, :, None])
         return self.image(video)[:, 0]
 
     def clip_features(self, clips: Tensor) -> Tensor:
         """Map clips (N, T, S, S, 3) uint8, newest frame last, to features (N, V)."""
         return self.video.features(self.video.normalize(clips.permute(0, 4, 1, 2, 3)))
 
-    def encode(self, pictures: Tensor, depth: Tensor) -> PanoramaFeatures:
+    def encode(self, rgb: Tensor, depth: Tensor) -> PanoramaFeatures:
         """Compute all features of panoramas.
 
         Args:
-            pictures: (B, T, 12, S, S, 3) uint8, newest last; with T = 1 the video feature is zero.
+            rgb: (B, T, 12, S, S, 3) uint8, newest frame last; with T = 1 the video feature is zero.
             depth: (B, 12, S', S') float.
         """
-        image = self.image_features(pictures[:, -1].flatten(0, 1)).view(len(pictures), VIEWS, -1)
+        image = self.image_features(rgb[:, -1].flatten(0, 1)).view(len(rgb), VIEWS, -1)
         video = image.new_zeros(*image.shape[:2], self.config.video.width)
-        if pictures.shape[1] > 1:
-            video = self.clip_features(pictures.transpose(1, 2).flatten(0, 1)).view(len(pictures), VIEWS, -1)
+        if rgb.shape[1] > 1:
+            video = self.clip_features(rgb.transpose(1, 2).flatten(0, 1)).view(len(rgb), VIEWS, -1)
         return PanoramaFeatures(image, video, self.depth(depth))
 
     def fuse_rgb(self, features: PanoramaFeatures) -> Tensor:

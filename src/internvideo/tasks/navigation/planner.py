@@ -18,7 +18,7 @@ from internvideo.models.module import Dropout, Embedding, LayerNorm, Linear, Mod
 from internvideo.models.post_norm import EPS, PostNormAttention, PostNormConfig, PostNormFeed, PostNormLayer
 from internvideo.tasks.navigation.planner_weights import PLANNER
 
-FEATURE = 4
+FEATURE_WIDTH = 4
 """Width of an angle feature and of a distance feature."""
 CONTEXT, CANDIDATE, STOP = 0, 1, 2
 """Navigation types of observation tokens."""
@@ -30,10 +30,10 @@ class PlannerConfig:
 
     Attributes:
         rgb_width, depth_width: of one view's input features.
-        width, heads, hidden: D, heads, feed-forward width.
-        text_layers, cross_layers, panorama_layers: of the text encoder, of the cross-modal encoder and of the encoder
-            over the views of one step of the history.
-        vocabulary, words, steps: largest numbers of word ids, of words and of steps.
+        width, heads, hidden: D, attention heads, feed-forward width.
+        text_layers, cross_layers, panorama_layers: numbers of layers of the text encoder, of the cross-modal encoder
+            and of the encoder over the views of one step of the history.
+        vocab_size: number of word ids. max_words: of an instruction. max_steps: of an episode.
         dropout: of all layers.
         frozen_words: freeze the word embeddings (from BERT).
         frozen_history: freeze the history embeddings (released setting).
@@ -47,16 +47,16 @@ class PlannerConfig:
     text_layers: int = 9
     cross_layers: int = 4
     panorama_layers: int = 2
-    vocabulary: int = 30522
-    words: int = 512
-    steps: int = 50
+    vocab_size: int = 30522
+    max_words: int = 512
+    max_steps: int = 50
     dropout: float = 0.1
     frozen_words: bool = True
     frozen_history: bool = True
 
     @property
     def layer(self) -> PostNormConfig:
-        """Settings of every layer."""
+        """Config of every transformer layer."""
         return PostNormConfig(self.width, self.heads, self.hidden, self.dropout)
 
 
@@ -64,7 +64,7 @@ class Observation(NamedTuple):
     """Observation tokens, padded at the end.
 
     Attributes:
-        rgb (B, O, rgb width), depth (B, O, depth width), angle (B, O, 4), distance (B, O, 4).
+        rgb: (B, O, rgb_width). depth: (B, O, depth_width). angle, distance: (B, O, 4).
         kind: (B, O) int64 CONTEXT, CANDIDATE or STOP. mask: (B, O) bool, False for padding.
     """
 
@@ -77,7 +77,7 @@ class Observation(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """Scores (B, O), -inf for tokens that cannot be chosen, and the encoded tokens of all three kinds (B, ., D)."""
+    """Scores (B, O), -inf for tokens that cannot be chosen, and encoded text (B, L, D), history and observation."""
 
     scores: Tensor
     text: Tensor
@@ -88,13 +88,13 @@ class Plan(NamedTuple):
 class Projection(Module):
     """Input projection of a feature: norm(linear(x))."""
 
-    def __init__(self, inner: int, width: int) -> None:
+    def __init__(self, input_width: int, width: int) -> None:
         super().__init__()
-        self.linear = Linear(inner, width)
+        self.linear = Linear(input_width, width)
         self.norm = LayerNorm(width, eps=EPS)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., inner) -> (..., D)."""
+        """(..., input_width) -> (..., D)."""
         return self.norm(self.linear(x))
 
 
@@ -103,8 +103,8 @@ class WordEmbedding(Module):
 
     def __init__(self, config: PlannerConfig) -> None:
         super().__init__()
-        self.word = Embedding(config.vocabulary, config.width)
-        self.position = Embedding(config.words, config.width)
+        self.word = Embedding(config.vocab_size, config.width)
+        self.position = Embedding(config.max_words, config.width)
         self.token_type = Embedding(2, config.width)
         self.norm = LayerNorm(config.width, eps=EPS)
         self.dropout = Dropout(config.dropout)
@@ -119,15 +119,15 @@ class WordEmbedding(Module):
 
 
 class HistoryEmbedding(Module):
-    """One token per step: front view, turn taken, and an encoding of the whole panorama."""
+    """One token per step: front view, turn taken, and an encoding of the 12 views."""
 
     def __init__(self, config: PlannerConfig) -> None:
         super().__init__()
         width = config.width
         self.start = nn.Parameter(torch.zeros(1, 1, width))
-        self.rgb, self.angle = Projection(config.rgb_width, width), Projection(FEATURE, width)
-        self.view_rgb, self.view_angle = Projection(config.rgb_width, width), Projection(FEATURE, width)
-        self.position = Embedding(config.steps, width)
+        self.rgb, self.angle = Projection(config.rgb_width, width), Projection(FEATURE_WIDTH, width)
+        self.view_rgb, self.view_angle = Projection(config.rgb_width, width), Projection(FEATURE_WIDTH, width)
+        self.position = Embedding(config.max_steps, width)
         self.token_type = Embedding(1, width)
         self.layers = nn.ModuleList(PostNormLayer(config.layer) for _ in range(config.panorama_layers))
         self.norm = LayerNorm(width, eps=EPS)
@@ -135,18 +135,18 @@ class HistoryEmbedding(Module):
         if config.frozen_history:
             self.requires_grad_(False)
 
-    def first(self, batch: int) -> Tensor:
-        """Return the start token (B, D)."""
+    def start_tokens(self, batch_size: int) -> Tensor:
+        """Return the start tokens (B, D)."""
         token = self.norm(self.start[0] + self.token_type.weight)
-        return self.dropout(token.expand(batch, -1))
+        return self.dropout(token.expand(batch_size, -1))
 
     def forward(self, rgb: Tensor, angle: Tensor, views: Tensor, view_angles: Tensor, step: int) -> Tensor:
         """Embed a step.
 
         Args:
-            rgb: (B, rgb width) of the front view. angle: (B, 4) of the turn taken.
-            views: (B, 12, rgb width). view_angles: (B, 12, 4) or (12, 4).
-            step: its number, from 0.
+            rgb: (B, rgb_width) of the front view. angle: (B, 4) of the turn taken.
+            views: (B, 12, rgb_width). view_angles: (B, 12, 4) or (12, 4).
+            step: index of the step, from 0.
 
         Returns:
             (B, D).
@@ -159,21 +159,22 @@ class HistoryEmbedding(Module):
 
 
 class ObservationEmbedding(Module):
-    """Embed candidate waypoints, the stop token and the other views."""
+    """Embed candidate waypoints, the stop token and the views without a candidate."""
 
     def __init__(self, config: PlannerConfig) -> None:
         super().__init__()
         width = config.width
         self.rgb, self.depth = Projection(config.rgb_width, width), Projection(config.depth_width, width)
-        self.angle, self.distance = Projection(FEATURE, width), Projection(FEATURE, width)
+        self.angle, self.distance = Projection(FEATURE_WIDTH, width), Projection(FEATURE_WIDTH, width)
         self.kind = Embedding(3, width)
         self.norm = LayerNorm(width, eps=EPS)
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, seen: Observation, token_type: Tensor) -> Tensor:
-        """Tokens (B, O, D); token_type (D,)."""
-        x = self.rgb(seen.rgb) + self.depth(seen.depth) + self.angle(seen.angle) + self.distance(seen.distance)
-        return self.dropout(self.norm(x + token_type + self.kind(seen.kind)))
+    def forward(self, observation: Observation, token_type: Tensor) -> Tensor:
+        """Map an observation and its token type embedding (D,) to tokens (B, O, D)."""
+        x = self.rgb(observation.rgb) + self.depth(observation.depth)
+        x = x + self.angle(observation.angle) + self.distance(observation.distance)
+        return self.dropout(self.norm(x + token_type + self.kind(observation.kind)))
 
 
 class CrossLayer(nn.Module):
@@ -189,14 +190,17 @@ class CrossLayer(nn.Module):
     def forward(
         self, text: Tensor, vision: Tensor, text_attn_mask: Tensor, vision_attn_mask: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Map text (B, L, D) and vision (B, H + O, D) to the same shapes; masks (B, 1, 1, .) are False for padding."""
+        """Map text (B, L, D) and vision (B, H + O, D) to equal shapes.
+
+        Masks: (B, 1, 1, L) and (B, 1, 1, H + O) bool, False for padding.
+        """
         text, vision = self.cross(text, vision, vision_attn_mask), self.cross(vision, text, text_attn_mask)
         text, vision = self.text(text, attn_mask=text_attn_mask), self.vision(vision, attn_mask=vision_attn_mask)
         return self.text_feed(text), self.vision_feed(vision)
 
 
 class Planner(nn.Module):
-    """Planner: encodes the instruction once, adds a history token per step, and scores the current observation."""
+    """Encode an instruction once, embed a history token per step, and score the tokens of each observation."""
 
     published_names = PLANNER
 
@@ -212,7 +216,7 @@ class Planner(nn.Module):
         self.action = Sequential(
             Linear(width, width), nn.ReLU(), LayerNorm(width, eps=EPS), Dropout(config.dropout), Linear(width, 1)
         )
-        # 0.02 at the published width; a narrow planner with it hardly attends to anything at first.
+        # 0.02 at the published width; with 0.02, a narrow planner starts with nearly uniform attention.
         std = 0.02 * math.sqrt(768 / width)
         self.apply(lambda module: _initialize(module, std))
 
@@ -224,24 +228,24 @@ class Planner(nn.Module):
         return x
 
     def forward(
-        self, text: Tensor, text_mask: Tensor, history: Tensor, history_mask: Tensor, seen: Observation
+        self, text: Tensor, text_mask: Tensor, history: Tensor, history_mask: Tensor, observation: Observation
     ) -> Plan:
         """Score every token of an observation.
 
         Args:
-            text: of `encode_text`. text_mask: (B, L) bool.
+            text: (B, L, D) of `encode_text`. text_mask: (B, L) bool, False for padding.
             history: (B, H, D), the start token first. history_mask: (B, H) bool.
-            seen: the observation.
+            observation: current panorama.
         """
         length = history.shape[1]
-        vision = torch.cat([history, self.observation(seen, self.words.token_type.weight[1])], dim=1)
+        vision = torch.cat([history, self.observation(observation, self.words.token_type.weight[1])], dim=1)
         text_attn_mask = text_mask[:, None, None]
-        vision_attn_mask = torch.cat([history_mask, seen.mask], dim=1)[:, None, None]
+        vision_attn_mask = torch.cat([history_mask, observation.mask], dim=1)[:, None, None]
         for layer in self.cross_layers:
             text, vision = layer(text, vision, text_attn_mask, vision_attn_mask)
         history, tokens = vision[:, :length], vision[:, length:]
         scores = self.action(tokens * text[:, :1])[..., 0]
-        scores = scores.masked_fill((seen.kind == CONTEXT) | ~seen.mask, float("-inf"))
+        scores = scores.masked_fill((observation.kind == CONTEXT) | ~observation.mask, float("-inf"))
         return Plan(scores, text, history, tokens)
 
 
@@ -250,7 +254,6 @@ def _initialize(module: nn.Module, std: float) -> None:
         nn.init.normal_(module.weight, std=std)
     if isinstance(module, nn.Linear):
         nn.init.zeros_(module.bias)
-    if isinstance(
-        module, Projection
-    ):  # the features of the stop token are 0: a norm of 0 alone has a slope of 1 / EPS^0.5
+    if isinstance(module, Projection):
+        # The stop token's features are 0. With a zero bias the norm gets 0, where its slope is 1 / EPS^0.5.
         nn.init.normal_(module.linear.bias, std=std)

@@ -5,7 +5,7 @@ Source: Visual-Language-Navigation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,28 +14,28 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from internvideo.errors import ManifestError
-from internvideo.tasks.navigation import metrics as measures
-from internvideo.tasks.navigation.metrics import Walked
+from internvideo.tasks.navigation import metrics as walk_metrics
+from internvideo.tasks.navigation.metrics import WalkResult
 from internvideo.tasks.navigation.model import Navigator, PanoramaFeatures
 from internvideo.tasks.navigation.rollout import (
     EpisodeState,
     ObservationEncoder,
     PlannerState,
     Policy,
-    ShortestPathExpert,
+    ShortestPathTeacher,
     chosen_headings,
     rollout,
 )
 from internvideo.tasks.navigation.stage import NavigationSettings, input_tokens
 from internvideo.tasks.navigation.waypoints import Candidates
 from internvideo.tasks.navigation.world.batch import NavigationBatch
-from internvideo.tasks.navigation.world.instructions import told_by_motion
+from internvideo.tasks.navigation.world.instructions import goal_named_by_motion
 from internvideo.tasks.protocol import weights_hash
 from internvideo.tasks.table import MetricValues, Predictions, Result
 
 NAME = "navigation"
 AGENT = "agent"
-UP = 2
+HEIGHT_AXIS = 2
 """Column of the height in positions."""
 
 Floats = NDArray[np.float64]
@@ -64,7 +64,7 @@ def random_policy(seed: int) -> Policy:
     def choose(
         active: Sequence[EpisodeState], features: PanoramaFeatures, waypoints: Sequence[Candidates]
     ) -> list[int]:
-        return [int(rng.integers(len(found.angle) + 1)) for found in waypoints]
+        return [int(rng.integers(len(candidates.angle) + 1)) for candidates in waypoints]
 
     return choose
 
@@ -73,21 +73,21 @@ def stop_policy(
     active: Sequence[EpisodeState], features: PanoramaFeatures, waypoints: Sequence[Candidates]
 ) -> list[int]:
     """Stop in the first step (a policy)."""
-    return [len(found.angle) for found in waypoints]
+    return [len(candidates.angle) for candidates in waypoints]
 
 
-def expert_policy(stop_within: float) -> Policy:
-    """Return the shortest-path expert as a policy: an upper bound with these waypoints."""
-    expert = ShortestPathExpert(stop_within)
-    return lambda active, features, waypoints: [expert(*one) for one in zip(active, waypoints, strict=True)]
+def teacher_policy(stop_within: float) -> Policy:
+    """Return the shortest-path teacher as a policy: an upper bound for agents with the predicted waypoints."""
+    teacher = ShortestPathTeacher(stop_within)
+    return lambda active, features, waypoints: list(map(teacher, active, waypoints))
 
 
 def baselines(settings: NavigationSettings) -> dict[str, Callable[[int], Policy]]:
-    """Name -> index of a batch -> policy."""
+    """Return, by name, functions that map the index of a batch to the policy of a baseline."""
     return {
         "random": random_policy,
         "stop at once": lambda index: stop_policy,
-        "teacher": lambda index: expert_policy(settings.stop_within),
+        "teacher": lambda index: teacher_policy(settings.stop_within),
     }
 
 
@@ -105,8 +105,10 @@ def predict(
     """Roll out the trained agent and the baselines on the same episodes.
 
     Args:
-        model: in evaluation mode, on `device`. batches: gives all episodes, in order; their goals must be known.
-        settings: those of the training. split_sha256: fingerprint of the episodes.
+        model: agent in evaluation mode, on `device`.
+        batches: called once per agent; yields all episodes in order, with known goals.
+        settings: of the training. split_sha256: hash of the episodes (`hash_episodes`).
+        model_name, source: names of the model and of the data, for the protocol.
 
     Raises:
         ManifestError: an episode without a goal or without a reference path.
@@ -114,16 +116,17 @@ def predict(
     walks: list[tuple[str, EpisodeState, Floats]] = []
     agents = baselines(settings)
     for name in (AGENT, *agents):
-        encoder = ObservationEncoder(model, settings.max_cache_size, frames=None if name == AGENT else 1)
+        encoder = ObservationEncoder(model, settings.max_cache_size, num_frames=None if name == AGENT else 1)
         for index, batch in enumerate(batches()):
-            for one in batch.episodes:
-                if one.goal is None or not len(one.path):
-                    raise ManifestError(f"episode {one.id}", "no goal or no reference path", "a split with both")
-            here = batch.to(device)
+            for episode in batch.episodes:
+                if episode.goal is None or not len(episode.path):
+                    raise ManifestError(f"episode {episode.id}", "no goal or no reference path", "a split with both")
+            batch = batch.to(device)
             policy = (
-                planner_policy(model, input_tokens(here.tokens, settings)) if name == AGENT else agents[name](index)
+                planner_policy(model, input_tokens(batch.tokens, settings)) if name == AGENT else agents[name](index)
             )
-            walks += [(name, done, distances(done)) for done in rollout(encoder, here, policy, settings.max_test_steps)]
+            states = rollout(encoder, batch, policy, settings.max_test_steps)
+            walks += [(name, state, distances_to_goal(state)) for state in states]
     protocol = {
         "model": model_name,
         "weights_sha256": weights_hash(model),
@@ -134,22 +137,22 @@ def predict(
         "decisions_at_most": settings.max_test_steps,
         "ndtw": "radius-1 DTW, reference densified to 0.25 m",
     }
-    count = sum(name == AGENT for name, _, _ in walks)
-    return Predictions(NAME, _arrays(walks), protocol, {"asked": count, "read": count, "unreadable": []})
+    num_episodes = len(walks) // (1 + len(agents))
+    coverage = {"asked": num_episodes, "read": num_episodes, "unreadable": []}
+    return Predictions(NAME, _make_columns(walks), protocol, coverage)
 
 
-def distances(state: EpisodeState) -> Floats:
-    """Compute the geodesic distances (n,) in meters from all poses to the goal; `env` must hold the episode."""
-    goal, known = state.episode.goal, dict[tuple[float, ...], float]()
+def distances_to_goal(state: EpisodeState) -> Floats:
+    """Compute the geodesic distances (n,) in meters from all poses to the goal; `env` must hold the episode's scene."""
+    goal = state.episode.goal
     assert goal is not None
-    for pose, _ in state.trajectory:
-        if pose.position not in known:
-            known[pose.position] = state.env.geodesic(pose.position, goal)
-    return np.asarray([known[pose.position] for pose, _ in state.trajectory])
+    positions = [pose.position for pose, _ in state.trajectory]
+    distances = {position: state.env.geodesic(position, goal) for position in dict.fromkeys(positions)}
+    return np.asarray([distances[position] for position in positions])
 
 
-def _arrays(walks: Sequence[tuple[str, EpisodeState, Floats]]) -> dict[str, NDArray[Any]]:
-    """Concatenate walks of all lengths and return their lengths."""
+def _make_columns(walks: Sequence[tuple[str, EpisodeState, Floats]]) -> dict[str, NDArray[Any]]:
+    """Make the columns of the table. Walks of different lengths are concatenated; the "..._counts" are lengths."""
     episodes = [state.episode for _, state, _ in walks]
     agents = list(dict.fromkeys(name for name, _, _ in walks))
     positions = [np.asarray([pose.position for pose, _ in state.trajectory]) for _, state, _ in walks]
@@ -163,68 +166,70 @@ def _arrays(walks: Sequence[tuple[str, EpisodeState, Floats]]) -> dict[str, NDAr
         "instructions": np.asarray([episode.instruction for episode in episodes]),
         "stopped": np.asarray([True for _ in walks]),
         "chose_to_stop": np.asarray([state.stopped for _, state, _ in walks]),
-        "collided": np.asarray([state.collisions for _, state, _ in walks]),
+        "collided": np.asarray([state.num_collisions for _, state, _ in walks]),
         "positions": np.concatenate(positions),
-        "distances": np.concatenate([away for _, _, away in walks]),
-        "position_counts": np.asarray([len(one) for one in positions]),
-        "decisions": np.concatenate([np.asarray(state.decision_steps) for _, state, _ in walks]),
-        "decision_counts": np.asarray([len(state.decision_steps) for _, state, _ in walks]),
+        "distances": np.concatenate([distances for _, _, distances in walks]),
+        "position_counts": np.asarray([len(walk) for walk in positions]),
+        "decisions": np.concatenate([np.asarray(state.decision_indices) for _, state, _ in walks]),
+        "decision_counts": np.asarray([len(state.decision_indices) for _, state, _ in walks]),
         "references": np.concatenate(references),
-        "reference_counts": np.asarray([len(one) for one in references]),
+        "reference_counts": np.asarray([len(path) for path in references]),
     }
 
 
-def walked_of(table: Predictions) -> list[tuple[Walked, Floats]]:
-    """Return every walk of a table, without turns in place, with its reference path."""
-    cut = {
-        name: np.split(table[f"{name}s"], np.cumsum(table[f"{name}_counts"])[:-1])
-        for name in ("position", "decision", "reference")
-    }
-    lengths = np.split(table["distances"], np.cumsum(table["position_counts"])[:-1])
-    made = []
-    for path, decided, away, reference, stopped in zip(
-        cut["position"], cut["decision"], lengths, cut["reference"], table["stopped"], strict=True
-    ):
+def read_walks(table: Predictions) -> list[tuple[WalkResult, Floats]]:
+    """Return every walk of a table, without turns in place, and the reference path of its episode."""
+
+    def split(name: str, counts: str) -> list[NDArray[Any]]:
+        return np.split(table[name], np.cumsum(table[f"{counts}_counts"])[:-1])
+
+    walks = []
+    for path, decision_indices, distances, reference, stopped in zip(
+        split("positions", "position"), split("decisions", "decision"), split("distances", "position"),
+        split("references", "reference"), table["stopped"], strict=True,
+    ):  # fmt: skip
         moved = np.concatenate([[True], (np.diff(path, axis=0) != 0).any(axis=1)])
-        made.append((Walked(path[moved], away[decided], bool(stopped), away[moved]), reference))
-    return made
+        walk = WalkResult(path[moved], distances[decision_indices], bool(stopped), distances[moved])
+        walks.append((walk, reference))
+    return walks
 
 
-def measure(walked: Walked, reference: Floats) -> dict[str, float]:
+def compute_walk_metrics(walk: WalkResult, reference: Floats) -> dict[str, float]:
     """Compute all metrics of one walk."""
-    reached = measures.success(walked)
-    faithful = measures.ndtw(walked.path, measures.densify(reference, up=UP))
+    success = walk_metrics.success(walk)
+    ndtw = walk_metrics.ndtw(walk.path, walk_metrics.densify(reference, height_axis=HEIGHT_AXIS))
     return {
-        "NE_m": measures.navigation_error(walked),
-        "PL_m": measures.path_length(walked),
-        "SR": reached,
-        "OSR": measures.oracle_success(walked),
-        "OSR_of_steps": measures.oracle_success_of_steps(walked),
-        "SPL": measures.success_by_path_length(walked),
-        "nDTW": faithful,
-        "sDTW": reached * faithful,
+        "NE_m": walk_metrics.navigation_error(walk),
+        "PL_m": walk_metrics.path_length(walk),
+        "SR": success,
+        "OSR": walk_metrics.oracle_success(walk),
+        "OSR_of_steps": walk_metrics.oracle_success_any_position(walk),
+        "SPL": walk_metrics.success_by_path_length(walk),
+        "nDTW": ndtw,
+        "sDTW": success * ndtw,
     }
 
 
 def score(table: Predictions) -> Result:
-    """Compute the metrics of the agent, then of the baselines under "NAME: ...".
+    """Compute the metrics of the agent, then of the baselines with the prefix "NAME: ".
 
-    NE and PL are in meters. Success is also given separately for episodes of the embedded world whose goal differs from
-    its twin only in motion, and for the others. Intervals resample trajectories: paraphrases are not independent.
+    NE and PL are in meters. Success is also given for two subsets of episodes of the embedded world: those whose
+    goal landmark differs from its twin only in motion ("SR_told_by_motion"), and all others ("SR_of_the_rest").
+    Confidence intervals resample trajectories, because the paraphrases of one trajectory are not independent.
     """
     metrics = MetricValues()
-    rows = [measure(*one) for one in walked_of(table)]
-    motion = np.asarray([told_by_motion(str(text)) for text in table["instructions"]])
-    for number, agent in enumerate(table["agents"].tolist()):
-        own = table["agent"] == number
-        chosen = [row for row, mine in zip(rows, own, strict=True) if mine]
-        values: Mapping[str, NDArray[Any]] = {name: np.asarray([row[name] for row in chosen]) for name in chosen[0]}
+    rows = [compute_walk_metrics(*walk) for walk in read_walks(table)]
+    motion = np.asarray([goal_named_by_motion(str(text)) for text in table["instructions"]])
+    for index, agent in enumerate(table["agents"].tolist()):
+        is_agent = table["agent"] == index
+        agent_rows = [rows[row] for row in np.flatnonzero(is_agent)]
+        values = {name: np.asarray([row[name] for row in agent_rows]) for name in agent_rows[0]}
         prefix = "" if agent == AGENT else f"{agent}: "
-        groups = table["trajectories"][own]
+        groups = table["trajectories"][is_agent]
         for name, column in values.items():
             metrics.add_mean(prefix + name, column, groups)
-        by = motion[own]
-        if by.any() and not by.all():
-            for name, part in (("SR_told_by_motion", by), ("SR_of_the_rest", ~by)):
-                metrics.add_mean(prefix + name, values["SR"][part], groups[part])
+        by_motion = motion[is_agent]
+        if by_motion.any() and not by_motion.all():
+            for name, subset in (("SR_told_by_motion", by_motion), ("SR_of_the_rest", ~by_motion)):
+                metrics.add_mean(prefix + name, values["SR"][subset], groups[subset])
     return metrics.result(table)

@@ -1,4 +1,4 @@
-"""The task as one object: Vision-language navigation in continuous environments (VLN-CE)."""
+"""Task specification: Vision-language navigation in continuous environments (VLN-CE)."""
 
 from __future__ import annotations
 

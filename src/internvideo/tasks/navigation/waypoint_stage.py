@@ -19,12 +19,12 @@ from internvideo.training.recipe import Stage
 
 
 class WaypointSettings(Settings):
-    """Weights of the loss terms."""
+    """Numbers of targets and weights of the loss terms."""
 
-    things: int = Field(40, ge=1, description="loss of object kinds predicted by the image tower")
-    motions: int = Field(3, ge=1, description="loss of motions predicted by the video encoder")
-    things_weight: float = Field(10.0, gt=0.0)
-    motions_weight: float = Field(10.0, gt=0.0)
+    things: int = Field(40, ge=1, description="number of object kinds that the image tower learns to predict")
+    motions: int = Field(3, ge=1, description="number of motions that the video encoder learns to predict")
+    things_weight: float = Field(10.0, gt=0.0, description="weight of the loss of object kinds")
+    motions_weight: float = Field(10.0, gt=0.0, description="weight of the loss of motions")
 
 
 class WaypointStage(Stage[Navigator, WaypointSettings]):
@@ -34,15 +34,15 @@ class WaypointStage(Stage[Navigator, WaypointSettings]):
         super().__init__(model, settings)
         self.things = nn.Linear(model.config.image.joint_width, settings.things)
         self.motions = nn.Linear(model.config.video.width, settings.motions)
-        for part in (model.planner, model.rgb):
-            part.requires_grad_(False)
+        for module in (model.planner, model.rgb):
+            module.requires_grad_(False)
 
     def forward(self, batch: PanoramaBatch, generator: torch.Generator) -> dict[str, Tensor]:
         """Return "loss", "heat_loss", "things_loss" and "motions_loss"."""
         model = self.model
-        heat = model.waypoints(model.depth(batch.depth)).flatten(1).log_softmax(dim=1)
-        heat_loss = -(batch.heat.flatten(1) * heat).sum(dim=1).mean()
-        things = self.things(model.image_features(batch.pictures.flatten(0, 1)))
+        log_heat = model.waypoints(model.depth(batch.depth)).flatten(1).log_softmax(dim=1)
+        heat_loss = -(batch.heat.flatten(1) * log_heat).sum(dim=1).mean()
+        things = self.things(model.image_features(batch.rgb.flatten(0, 1)))
         things_loss = F.binary_cross_entropy_with_logits(things, batch.things.flatten(0, 1))
         motions = self.motions(model.clip_features(batch.clips))
         motions_loss = F.binary_cross_entropy_with_logits(motions, batch.motions)

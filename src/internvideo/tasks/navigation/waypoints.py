@@ -23,10 +23,11 @@ DISTANCES = 12
 SPACING = 0.25
 """Spacing of the distance bins, m."""
 PER_VIEW = ANGLES // VIEWS
+"""Number of angle bins of a view."""
 HALF_VIEW = PER_VIEW // 2
-PICKS = 5
-REACH = (5, 7)
-"""Angle and distance bins around a pick that exclude other picks."""
+MAX_WAYPOINTS = 5
+NMS_RADIUS = (5, 7)
+"""Numbers of angle bins and of distance bins around a maximum that are suppressed."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class WaypointConfig:
 
     Attributes:
         depth_width: values of one view's depth feature (128 x 4 x 4 of a PointGoal ResNet-50).
-        width, heads, depth: of the encoder over the views.
-        dropout: in training.
+        width, heads, depth: width, attention heads and number of layers of the encoder over the views.
+        dropout: of all layers.
     """
 
     depth_width: int = 2048
@@ -46,10 +47,10 @@ class WaypointConfig:
     dropout: float = 0.1
 
 
-def neighbour_mask(reach: int = 1) -> Tensor:
-    """Return the attention mask (12, 12): each view attends to itself and `reach` views to both sides, circularly."""
-    steps = (torch.arange(VIEWS)[:, None] - torch.arange(VIEWS)[None]).abs()
-    return torch.minimum(steps, VIEWS - steps) <= reach
+def neighbor_mask(radius: int = 1) -> Tensor:
+    """Return the attention mask (12, 12): each view attends to itself and `radius` views on each side, circularly."""
+    offset = (torch.arange(VIEWS)[:, None] - torch.arange(VIEWS)[None]).abs()
+    return torch.minimum(offset, VIEWS - offset) <= radius
 
 
 class WaypointPredictor(Module):
@@ -65,7 +66,7 @@ class WaypointPredictor(Module):
         self.depth = Sequential(Linear(config.depth_width, width), nn.ReLU())
         self.layers = nn.ModuleList(PostNormLayer(layer) for _ in range(config.depth))
         self.head = Sequential(Linear(width, width), nn.ReLU(), Linear(width, PER_VIEW * DISTANCES))
-        self.register_buffer("attn_mask", neighbour_mask(), persistent=False)
+        self.register_buffer("attn_mask", neighbor_mask(), persistent=False)
 
     def forward(self, depth: Tensor) -> Tensor:
         """Map depth features (B, 12, ...) in counter-clockwise view order to logits (B, 120, 12), clockwise."""
@@ -81,35 +82,37 @@ def clockwise(views: Tensor) -> Tensor:
     return views[:, (-torch.arange(VIEWS, device=views.device)) % VIEWS]
 
 
-def suppress(probabilities: Tensor, picks: int = PICKS, *, whole_rows: bool = False) -> Tensor:
-    """Apply greedy non-maximum suppression: keep at most `picks` waypoints.
+def non_max_suppression(
+    probabilities: Tensor, max_waypoints: int = MAX_WAYPOINTS, *, floor_rows: bool = False
+) -> Tensor:
+    """Apply greedy non-maximum suppression: keep at most `max_waypoints` maxima.
 
-    Angles are circular, padded by one row at each side; picks in padded rows are lost. Distances wrap around in one
-    direction: bin d suppresses bin e where min(|e - d|, |e - d + 12|) <= 7, as released.
+    The circular angles are padded by one row at each side; maxima in padded rows are lost. Distances wrap around in
+    one direction: bin d suppresses bin e where min(|e - d|, |e - d + 12|) <= 7, as released.
 
     Args:
         probabilities: (B, 120, 12), not negative.
-        picks: largest number of waypoints.
-        whole_rows: round the row of a pick down. The released code keeps a fraction, which shifts the suppressed rows
-            by up to one.
+        max_waypoints: largest number of waypoints.
+        floor_rows: compute the row of a maximum by integer division. The released code (False) divides as floats,
+            which shifts the suppressed rows by up to one.
 
     Returns:
-        (B, 120, 12): the probability at each pick, 0 elsewhere.
+        (B, 120, 12): the probability at each kept maximum, 0 elsewhere.
     """
-    wrapped = torch.cat([probabilities[:, -1:], probabilities, probabilities[:, :1]], dim=1)
-    rows = torch.arange(wrapped.shape[1], device=wrapped.device)
-    columns = torch.arange(DISTANCES, device=wrapped.device)
-    left, picked = wrapped.clone(), torch.zeros_like(wrapped)
-    samples = torch.arange(len(wrapped), device=wrapped.device)
-    for _ in range(picks):
-        best = left.flatten(1).argmax(dim=1)
-        picked.flatten(1)[samples, best] = wrapped.flatten(1)[samples, best]
-        row = (best // DISTANCES).float() if whole_rows else best.float() / DISTANCES
-        near_row = (rows - row[:, None]).abs() <= REACH[0]
-        apart = columns - (best % DISTANCES)[:, None]
-        near_column = torch.minimum(apart.abs(), (apart + DISTANCES).abs()) <= REACH[1]
-        left = left * ~(near_row[:, :, None] & near_column[:, None])
-    return picked[:, 1:-1]
+    padded = torch.cat([probabilities[:, -1:], probabilities, probabilities[:, :1]], dim=1)
+    rows = torch.arange(padded.shape[1], device=padded.device)
+    columns = torch.arange(DISTANCES, device=padded.device)
+    remaining, kept = padded.clone(), torch.zeros_like(padded)
+    samples = torch.arange(len(padded), device=padded.device)
+    for _ in range(max_waypoints):
+        best = remaining.flatten(1).argmax(dim=1)
+        kept.flatten(1)[samples, best] = padded.flatten(1)[samples, best]
+        row = (best // DISTANCES).float() if floor_rows else best.float() / DISTANCES
+        near_row = (rows - row[:, None]).abs() <= NMS_RADIUS[0]
+        offset = columns - (best % DISTANCES)[:, None]
+        near_column = torch.minimum(offset.abs(), (offset + DISTANCES).abs()) <= NMS_RADIUS[1]
+        remaining = remaining * ~(near_row[:, :, None] & near_column[:, None])
+    return kept[:, 1:-1]
 
 
 class Candidates(NamedTuple):
@@ -119,13 +122,13 @@ class Candidates(NamedTuple):
     distance: Tensor
 
     @property
-    def turn(self) -> Tensor:
-        """Counter-clockwise turn (n,), 0 < turn <= 2 pi."""
+    def heading_change(self) -> Tensor:
+        """Counter-clockwise turns (n,) in radians, 0 < turn <= 2 pi."""
         return 2 * math.pi - self.clockwise
 
     @property
     def clockwise(self) -> Tensor:
-        """Clockwise turn (n,), radians."""
+        """Clockwise turns (n,), radians."""
         return self.angle.float() / ANGLES * 2 * math.pi
 
     @property
@@ -140,7 +143,7 @@ class Candidates(NamedTuple):
 
     @property
     def angle_feature(self) -> Tensor:
-        """(n, 4)."""
+        """Features (n, 4) of the clockwise turns."""
         return angle_feature(self.clockwise)
 
     @property
@@ -162,20 +165,20 @@ def panorama_angles() -> Tensor:
     return angle_feature(angles).float()
 
 
-def candidates(picked: Tensor) -> Candidates:
-    """Extract the waypoints of a suppressed map (120, 12)."""
-    found = picked.nonzero()
-    return Candidates(found[:, 0], found[:, 1])
+def extract_candidates(heat_map: Tensor) -> Candidates:
+    """Extract the waypoints, the bins that are not 0, of a heat map (120, 12) of `non_max_suppression`."""
+    bins = heat_map.nonzero()
+    return Candidates(bins[:, 0], bins[:, 1])
 
 
-def spread(found: Candidates, logits: Tensor, generator: torch.Generator) -> Candidates:
-    """Augment waypoints: resample each from the heat map inside the 10 x 12 bins of its view.
+def jitter_waypoints(candidates: Candidates, logits: Tensor, generator: torch.Generator) -> Candidates:
+    """Augment waypoints: resample each from the heat map, within the 10 x 12 bins of the view that contains it.
 
     Args:
-        found: of a panorama. logits: (120, 12) of it. generator: on the device of the logits.
+        candidates: waypoints of a panorama. logits: (120, 12) of the panorama. generator: on the logits' device.
     """
-    regions = logits.roll(HALF_VIEW, dims=0).reshape(VIEWS, -1)  # of the views clockwise
-    sector = (-found.view) % VIEWS
-    drawn = torch.multinomial(regions[sector].softmax(dim=1), 1, generator=generator)[:, 0]
-    angle = (sector * PER_VIEW + drawn // DISTANCES - HALF_VIEW) % ANGLES
-    return Candidates(angle, drawn % DISTANCES)
+    logits_by_view = logits.roll(HALF_VIEW, dims=0).reshape(VIEWS, -1)  # (12, 10 * 12), clockwise
+    view = (-candidates.view) % VIEWS
+    sample = torch.multinomial(logits_by_view[view].softmax(dim=1), 1, generator=generator)[:, 0]
+    angle = (view * PER_VIEW + sample // DISTANCES - HALF_VIEW) % ANGLES
+    return Candidates(angle, sample % DISTANCES)

@@ -25,5 +25,5 @@ STAGE = StageSpec(
     OpenSetStage,
     (ClipClassifier,),
     build,
-    classifiers=("",),
+    classifier_paths=("",),
 )

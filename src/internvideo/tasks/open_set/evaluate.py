@@ -12,8 +12,8 @@ from internvideo.datasets.class_names import are_indices
 from internvideo.errors import RecipeError
 from internvideo.extras import require
 from internvideo.plots.style import write_plot
-from internvideo.tasks.class_rows import under_classes
-from internvideo.tasks.clip_evaluation import clip_source, finish, split_rows
+from internvideo.tasks.class_rows import map_labels_to_classes
+from internvideo.tasks.clip_evaluation import make_clip_inputs, read_split, run_evaluation
 from internvideo.tasks.open_set import metrics as metrics_of_open_set
 from internvideo.tasks.open_set import predict as open_set
 from internvideo.tasks.table import Predictions, Result
@@ -26,7 +26,7 @@ class OpenSetOptions(ClipOptions):
     """Options of open-set evaluation."""
 
     unknown_manifest: Annotated[Path | None, "Manifest of further videos of unknown classes."] = None
-    train_manifest: Annotated[Path | None, "The training manifest, if it is not where the recipe says."] = None
+    train_manifest: Annotated[Path | None, "The training manifest; by default the one of the training recipe."] = None
 
 
 def evaluate(trained: Trained, manifest: Path, output: Path, settings: OpenSetOptions, split: str | None) -> Result:
@@ -35,23 +35,24 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: OpenSetOp
     Raises RecipeError, ManifestError, RunError.
     """
     require("fit", "evaluate open_set")
-    rows = open_rows(split_rows(manifest, split), trained.classes, settings.unknown_manifest)
+    rows = read_open_rows(read_split(manifest, split), trained.classes, settings.unknown_manifest)
 
-    inputs = clip_source(trained, rows, settings)
+    inputs = make_clip_inputs(trained, rows, settings)
 
-    def make() -> Predictions:
-        train = clip_source(trained, training_rows(trained, settings.train_manifest), settings)
-        learned = trained.recipe.settings
-        evidence, stride = getattr(learned, "evidence", None), getattr(learned, "temporal_stride", 1)
+    def predict_table() -> Predictions:
+        train = make_clip_inputs(trained, read_training_rows(trained, settings.train_manifest), settings)
+        stage_settings = trained.recipe.settings
+        evidence, stride = getattr(stage_settings, "evidence", None), getattr(stage_settings, "temporal_stride", 1)
         return open_set.predict(train, inputs, evidence=evidence, temporal_stride=stride)
 
-    return finish(open_set.NAME, open_set.score, inputs, output, make, draw)
+    return run_evaluation(open_set.NAME, open_set.score, inputs, output, predict_table, write_plots)
 
 
-def open_rows(manifest: Manifest, classes: tuple[str, ...], unknown: Path | None) -> Manifest:
-    """Join known rows, with labels as indices into `classes`, and unknown rows.
+def read_open_rows(manifest: Manifest, classes: tuple[str, ...], unknown: Path | None) -> Manifest:
+    """Join the known rows, with labels as indices into `classes`, and the unknown rows.
 
-    A row is unknown if it is marked so, if its class is not in `classes`, or if it is in the manifest `unknown`.
+    Unknown are rows with the mark of an unknown class, rows whose class is not in `classes`, and all rows of the
+    manifest `unknown`.
 
     Raises:
         ManifestError: no known or no unknown row, or a known row without label.
@@ -65,27 +66,31 @@ def open_rows(manifest: Manifest, classes: tuple[str, ...], unknown: Path | None
         return unknown_class or open_set.is_unknown(row)
 
     known, unknown_rows = (
-        replace(manifest, rows=tuple(row for row in manifest.rows if is_unknown(row) == wanted))
-        for wanted in (False, True)
+        replace(manifest, rows=tuple(row for row in manifest.rows if is_unknown(row) == unknown_wanted))
+        for unknown_wanted in (False, True)
     )
     all_unknown = open_set.as_unknown(unknown_rows, manifest.root)
     if unknown is not None:
         all_unknown += open_set.as_unknown(read_manifest(unknown).with_notes_logged(), manifest.root)
-    return open_set.join(under_classes(known, classes), all_unknown)
+    return open_set.join(map_labels_to_classes(known, classes), all_unknown)
 
 
-def training_rows(trained: Trained, given: Path | None) -> Manifest:
-    """Read the model's training rows, with labels as indices into its classes. Raises RecipeError: no such manifest."""
+def read_training_rows(trained: Trained, train_manifest: Path | None) -> Manifest:
+    """Read the model's training rows, with labels as indices into its classes.
+
+    Raises:
+        RecipeError: the training manifest does not exist.
+    """
     data = (trained.run or trained.recipe).data
-    path = given or data.train
+    path = train_manifest or data.train
     if path is None or not path.exists():
         hint = "give --train-manifest MANIFEST"
         raise RecipeError("--train-manifest", f"no such file: {path}", "the training manifest of the model", hint)
     rows = read_manifest(path)
-    return under_classes(rows if data.split is None else rows.subset(split=data.split), trained.classes)
+    return map_labels_to_classes(rows if data.split is None else rows.subset(split=data.split), trained.classes)
 
 
-def draw(table: Predictions, output: Path) -> None:
+def write_plots(table: Predictions, output: Path) -> None:
     """Write uncertainty.svg and risk_coverage.svg."""
     from internvideo.plots.charts import risk_coverage, uncertainty_histograms  # matplotlib is slow to import
 

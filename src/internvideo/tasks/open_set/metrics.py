@@ -1,6 +1,7 @@
 """Compute open-set metrics: separation of known and unknown samples by uncertainty (DEAR).
 
-NumPy only. Legend: N samples, C known classes, U unknown classes. "Positive" is unknown: the more uncertain.
+NumPy only. Legend: N samples, C known classes, U unknown classes. Unknown samples are the positives, whose uncertainty
+should be higher. Arguments `known` and `unknown` are the uncertainties of known and unknown samples.
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]
 
 
-def rejection_threshold(train_uncertainty: Floats, known: float = 0.95) -> float:
-    """Return the uncertainty threshold that accepts the fraction `known` of the training videos.
+def rejection_threshold(train_uncertainty: Floats, accept_fraction: float = 0.95) -> float:
+    """Return the uncertainty threshold that accepts this fraction of the training videos.
 
-    The published rule: sorted descending, element number N - int(known * N), counted from one.
+    As published: of N uncertainties in descending order, the one at position N - int(accept_fraction * N), from 1.
     """
     n = len(train_uncertainty)
-    rank = n - int(known * n)
-    if n == 0 or rank < 1:
-        raise ValueError(f"{n} training uncertainties and a share of {known}: no element number {rank}")
-    return float(np.sort(train_uncertainty)[::-1][rank - 1])
+    position = n - int(accept_fraction * n)
+    if n == 0 or position < 1:
+        raise ValueError(f"no threshold accepts the fraction {accept_fraction} of {n} training uncertainties")
+    return float(np.sort(train_uncertainty)[::-1][position - 1])
 
 
 def _curve(scores: Floats, positive: NDArray[np.bool_]) -> tuple[Ints, Ints]:
@@ -48,14 +49,14 @@ def _area(y: Floats, x: Floats) -> Any:
 
 
 def auroc(known: Floats, unknown: Floats) -> float:
-    """Compute AUROC: probability that an unknown sample is more uncertain than a known one, ties count half."""
-    true, false = _curve(*_joined(known, unknown))
+    """Compute AUROC, the probability that an unknown sample is more uncertain than a known one; ties count half."""
+    true, false = _curve(*_join_scores(known, unknown))
     return float(_area(true / true[-1], false / false[-1]))
 
 
 def aupr(known: Floats, unknown: Floats) -> float:
     """Compute the area under the precision-recall curve by trapezoids, as published."""
-    true, false = _curve(*_joined(known, unknown))
+    true, false = _curve(*_join_scores(known, unknown))
     precision = true[1:] / (true[1:] + false[1:])
     precision = np.concatenate([[1.0], precision])
     return float(_area(precision, true / true[-1]))
@@ -63,26 +64,26 @@ def aupr(known: Floats, unknown: Floats) -> float:
 
 def fpr_at(known: Floats, unknown: Floats, recall: float = 0.95) -> float:
     """Return the false positive rate at the true positive rate nearest to `recall`."""
-    true, false = _curve(*_joined(known, unknown))
+    true, false = _curve(*_join_scores(known, unknown))
     return float((false / false[-1])[np.abs(true / true[-1] - recall).argmin()])
 
 
-def _joined(known: Floats, unknown: Floats) -> tuple[Floats, NDArray[np.bool_]]:
+def _join_scores(known: Floats, unknown: Floats) -> tuple[Floats, NDArray[np.bool_]]:
     scores = np.concatenate([known, unknown]).astype(np.float64)
     return scores, np.repeat([False, True], [len(known), len(unknown)])
 
 
-def binary_figures(known: Floats, unknown: Floats, threshold: float | None = None) -> dict[str, float]:
-    """Compute auroc, aupr and fpr95 of uncertainties, raw or binarized (u > threshold) as in the paper's table.
+def detection_metrics(known: Floats, unknown: Floats, threshold: float | None = None) -> dict[str, float]:
+    """Compute auroc, aupr and fpr95 of uncertainties, or with a threshold of binarized ones, as in the paper's table.
 
-    Report both: binarizing discards the ranking on either side of the threshold.
+    Binarization discards the ranking on either side of the threshold, so both should be reported.
     """
     if threshold is not None:
-        known, unknown = (np.asarray(part > threshold, dtype=np.float64) for part in (known, unknown))
+        known, unknown = (np.asarray(scores > threshold, dtype=np.float64) for scores in (known, unknown))
     return {"auroc": auroc(known, unknown), "aupr": aupr(known, unknown), "fpr95": fpr_at(known, unknown)}
 
 
-def weighted_figures(uncertainty: Floats, unknown: NDArray[np.bool_], recall: float = 0.95) -> Statistic:
+def detection_statistic(uncertainty: Floats, unknown: NDArray[np.bool_], recall: float = 0.95) -> Statistic:
     """Return auroc, aupr and fpr95 as a statistic of sample weights, for bootstrap intervals.
 
     Args:
@@ -93,18 +94,18 @@ def weighted_figures(uncertainty: Floats, unknown: NDArray[np.bool_], recall: fl
         weights (b, N) -> (b, 3).
     """
     order = np.argsort(-uncertainty, kind="stable")
-    starts = np.append(0, np.flatnonzero(np.diff(uncertainty[order])) + 1)  # tied samples are counted together
+    starts = np.append(0, np.flatnonzero(np.diff(uncertainty[order])) + 1)  # of the groups of tied samples
     positive = unknown[order].astype(np.float64)
 
     def statistic(weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        drawn = weights[:, order]
-        for kind in (positive, 1 - positive):  # a resample without known (or unknown) samples uses all of them
-            drawn = drawn + kind * (drawn @ kind == 0)[:, None]
-        true = np.add.reduceat(drawn * positive, starts, axis=1).cumsum(axis=1)
-        false = np.add.reduceat(drawn * (1 - positive), starts, axis=1).cumsum(axis=1)
+        ordered_weights = weights[:, order]
+        for kind in (positive, 1 - positive):  # in a resample without positives (negatives), all of them count
+            ordered_weights = ordered_weights + kind * (ordered_weights @ kind == 0)[:, None]
+        true = np.add.reduceat(ordered_weights * positive, starts, axis=1).cumsum(axis=1)
+        false = np.add.reduceat(ordered_weights * (1 - positive), starts, axis=1).cumsum(axis=1)
         zero = np.zeros((len(weights), 1))
-        above = np.maximum(true + false, 1e-12)  # zero weight for the first scores: precision is undefined there
-        precision = np.concatenate([zero + 1, np.where(true + false > 0, true / above, 1.0)], axis=1)
+        num_detected = np.maximum(true + false, 1e-12)  # 0 while all weights so far are 0: precision is undefined
+        precision = np.concatenate([zero + 1, np.where(true + false > 0, true / num_detected, 1.0)], axis=1)
         tpr = np.concatenate([zero, true / true[:, -1:]], axis=1)
         fpr = np.concatenate([zero, false / false[:, -1:]], axis=1)
         nearest = np.abs(tpr - recall).argmin(axis=1)
@@ -115,18 +116,18 @@ def weighted_figures(uncertainty: Floats, unknown: NDArray[np.bool_], recall: fl
     return statistic
 
 
-def risk_coverage(uncertainty: Floats, right: NDArray[np.bool_]) -> tuple[Floats, Floats]:
+def risk_coverage(uncertainty: Floats, is_correct: NDArray[np.bool_]) -> tuple[Floats, Floats]:
     """Compute the risk-coverage curve of accepting the least uncertain samples.
 
     Args:
-        uncertainty: (N,). right: (N,) whether the prediction is correct, False for unknown classes.
+        uncertainty: (N,). is_correct: (N,) whether the prediction is correct, False for unknown samples.
 
     Returns:
-        Coverage (N,), the accepted fraction 1/N .. 1, and risk (N,), the error rate among the accepted.
+        coverage (N,), the accepted fraction 1/N .. 1, and risk (N,), the error rate of the accepted samples.
     """
     order = np.argsort(uncertainty, kind="stable")
     accepted = np.arange(1, len(order) + 1)
-    return accepted / len(order), (~right[order]).cumsum() / accepted
+    return accepted / len(order), (~is_correct[order]).cumsum() / accepted
 
 
 def openness(known_classes: int, unknown_classes: int) -> float:
@@ -142,48 +143,50 @@ def macro_f1(labels: Ints, predictions: Ints) -> float:
     return float((2 * hits[total > 0] / total[total > 0]).mean())
 
 
-def rejected(predictions: Ints, uncertainty: Floats, threshold: float, classes: int) -> Ints:
-    """Replace the predictions of samples above the threshold by class C, "unknown"."""
-    result: Ints = np.where(uncertainty > threshold, classes, predictions)
+def reject_uncertain(predictions: Ints, uncertainty: Floats, threshold: float, num_classes: int) -> Ints:
+    """Replace the predictions of samples with uncertainty above the threshold by class C, which means "unknown"."""
+    result: Ints = np.where(uncertainty > threshold, num_classes, predictions)
     return result
 
 
-def open_macro_f1(known: tuple[Ints, Ints], unknown: tuple[Ints, Ints], classes: int, draws: int = 10) -> float:
-    """Compute the macro-F1 with 1..U unknown classes mixed in, averaged with openness as weight.
+def open_macro_f1(known: tuple[Ints, Ints], unknown: tuple[Ints, Ints], num_classes: int, num_draws: int = 10) -> float:
+    """Compute the macro-F1 of known samples together with those of u = 1..U unknown classes, averaged over u.
+
+    The weights of the average are the openness for each u.
 
     Args:
-        known: labels and predictions (after `rejected`) of known samples.
-        unknown: labels among the unknown classes, and predictions, of unknown samples; "unknown" is correct.
-        classes: C. draws: random subsets of the U unknown classes for each of the numbers 1..U.
+        known: labels and predictions (from `reject_uncertain`) of known samples.
+        unknown: index among the unknown classes, and prediction, of unknown samples; class C is the correct one.
+        num_classes: C. num_draws: random subsets of u unknown classes for each u.
     """
     rng = np.random.default_rng(0)
     names = np.unique(unknown[0])
-    total = weight = 0.0
-    for count in range(1, len(names) + 1):
+    total = total_weight = 0.0
+    for num_unknown in range(1, len(names) + 1):
         values = []
-        for _ in range(draws):
-            chosen = np.isin(unknown[0], rng.permutation(names)[:count])
-            labels = np.concatenate([known[0], np.full(int(chosen.sum()), classes)])
-            values.append(macro_f1(labels, np.concatenate([known[1], unknown[1][chosen]])))
-        share = openness(classes, count)
-        total, weight = total + share * float(np.mean(values)), weight + share
-    return total / weight
+        for _ in range(num_draws):
+            selected = np.isin(unknown[0], rng.permutation(names)[:num_unknown])
+            labels = np.concatenate([known[0], np.full(int(selected.sum()), num_classes)])
+            values.append(macro_f1(labels, np.concatenate([known[1], unknown[1][selected]])))
+        openness_weight = openness(num_classes, num_unknown)
+        total, total_weight = total + openness_weight * float(np.mean(values)), total_weight + openness_weight
+    return total / total_weight
 
 
 def entropy(probabilities: Floats) -> Floats:
-    """Compute the entropy (N,) in nats of the mean over draws of probabilities (N, C, draws)."""
+    """Compute the entropy (N,) in nats of the mean over the samples of probabilities (N, C, samples)."""
     result: Floats = _information(probabilities.mean(axis=2)).sum(axis=1)
     return result
 
 
 def _information(probabilities: Floats) -> Floats:
-    """-p log p, 0 where p is 0."""
+    """Compute -p log p, 0 for p = 0."""
     result: Floats = -probabilities * np.log(np.where(probabilities > 0, probabilities, 1.0))
     return result
 
 
 def mutual_information(probabilities: Floats) -> Floats:
-    """Compute BALD (N,) from (N, C, draws): mutual information of prediction and weights."""
+    """Compute BALD (N,), the mutual information of prediction and weights, from probabilities (N, C, samples)."""
     expected = _information(probabilities).sum(axis=1).mean(axis=1)
     result: Floats = entropy(probabilities) - expected
     return result

@@ -1,6 +1,6 @@
-"""Layers that open-set recognition adds to a classifier to estimate uncertainty (DEAR, table 11).
+"""Layers for uncertainty estimation in open-set recognition (DEAR, table 11).
 
-The debiasing head is used only in training. The other layers replace the last linear layer. Losses are elsewhere.
+The debiasing head is used in training only. The other layers replace the last linear layer of a classifier.
 Legend: B batch, T, H, W grid of the last layer's tokens, D width of its features, C classes.
 """
 
@@ -21,7 +21,7 @@ Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]
 
 BRANCHES = ("motion", "shuffled", "still")
-"""Branches of the debiasing head: how each uses time."""
+"""Branches of the debiasing head, by their use of time."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,10 @@ class BranchOutput:
 
 
 class DebiasHead(nn.Module):
-    """Three branches on the 3-D feature map: a 1x3x3 convolution, another one on frames in a random order, and a 2-D
-    convolution of the frames' mean.
+    """Three branches on the token grid, used in training only.
 
-    Each is followed by a norm, ReLU, the mean over the grid and a linear layer. Used only in training.
+    "motion": a 1x3x3 convolution; "shuffled": another one, of the frames in a random order; "still": a 2-D convolution
+    of the mean frame. Each is followed by a norm, ReLU, the mean over the grid and a linear layer.
     """
 
     def __init__(self, width: int, num_classes: int) -> None:
@@ -50,13 +50,17 @@ class DebiasHead(nn.Module):
     def forward(self, grid: Tensor, generator: torch.Generator) -> dict[str, BranchOutput]:
         """Map (B, D, T, H, W) to the outputs of the three branches; each sample has its own random frame order."""
         order = torch.rand(len(grid), grid.shape[2], generator=generator, device=grid.device).argsort(dim=1)
-        mixed = grid.gather(2, order[:, None, :, None, None].expand_as(grid))
-        maps = {"motion": self.motion(grid), "shuffled": self.shuffled(mixed), "still": self.still(grid.mean(dim=2))}
-        found = {}
+        shuffled_grid = grid.gather(2, order[:, None, :, None, None].expand_as(grid))
+        maps = {
+            "motion": self.motion(grid),
+            "shuffled": self.shuffled(shuffled_grid),
+            "still": self.still(grid.mean(dim=2)),
+        }
+        outputs = {}
         for name, values in maps.items():
             features = F.relu(self.norms[name](values)).flatten(2).mean(dim=2)
-            found[name] = BranchOutput(features, self.linears[name](features))
-        return found
+            outputs[name] = BranchOutput(features, self.linears[name](features))
+        return outputs
 
 
 class BayesianLinear(nn.Module):
@@ -79,8 +83,8 @@ class BayesianLinear(nn.Module):
 
     def divergence(self) -> Tensor:
         """Compute the KL divergence of the weights from their prior, ()."""
-        share = F.softplus(self.spread) / self.prior
-        return 0.5 * (share.square() + (self.mean / self.prior).square() - 1 - 2 * share.log()).sum()
+        std_ratio = F.softplus(self.spread) / self.prior
+        return 0.5 * (std_ratio.square() + (self.mean / self.prior).square() - 1 - 2 * std_ratio.log()).sum()
 
 
 class ReciprocalPoints(nn.Module):
@@ -103,8 +107,8 @@ class ReciprocalPoints(nn.Module):
 
     def open_space(self, distances: Tensor, labels: Tensor) -> Tensor:
         """Compute the mean squared difference of a sample's distance to its class from that class's radius, ()."""
-        own = distances.gather(1, labels[:, None]).squeeze(1)
-        return (own - self.radius[labels]).square().mean()
+        class_distance = distances.gather(1, labels[:, None]).squeeze(1)
+        return (class_distance - self.radius[labels]).square().mean()
 
 
 @dataclass(frozen=True)
@@ -114,22 +118,22 @@ class OpenMax:
     Attributes:
         means: (C, D). shape, scale: (C,) of the Weibull distribution of a class's largest distances; the scale is
             infinite for a class that is never recalibrated.
-        ranks: number of top classes recalibrated, the first one most.
+        num_ranks: number of top classes that are recalibrated; the amount falls linearly with the rank.
     """
 
     means: Floats
     shape: Floats
     scale: Floats
-    ranks: int
+    num_ranks: int
 
     @classmethod
-    def fit(cls, features: Floats, logits: Floats, labels: Ints, *, tail: int = 20, ranks: int = 10) -> OpenMax:
+    def fit(cls, features: Floats, logits: Floats, labels: Ints, *, tail: int = 20, num_ranks: int = 10) -> OpenMax:
         """Fit means and Weibull distributions to correctly classified training samples.
 
         Args:
             features: (N, D). logits: (N, C). labels: (N,).
-            tail: number of largest distances per class used for the fit.
-            ranks: see `OpenMax`, at most C.
+            tail: number of the largest distances of a class that the fit uses.
+            num_ranks: see `OpenMax`, at most C.
         """
         require("fit", "OpenMax")
         from scipy.stats import weibull_min  # slow to import
@@ -137,26 +141,26 @@ class OpenMax:
         num_classes = logits.shape[1]
         means = np.zeros((num_classes, features.shape[1]))
         shape, scale = np.ones(num_classes), np.full(num_classes, np.inf)
-        right = logits.argmax(axis=1) == labels
+        is_correct = logits.argmax(axis=1) == labels
         for label in range(num_classes):
-            own = features[right & (labels == label)]
-            if len(own) == 0:  # no correctly classified sample: its distances are unknown
+            class_features = features[is_correct & (labels == label)]
+            if len(class_features) == 0:  # no correctly classified sample: its distances are unknown
                 continue
-            means[label] = own.mean(axis=0)
-            largest = np.sort(np.linalg.norm(own - means[label], axis=1))[-tail:]
+            means[label] = class_features.mean(axis=0)
+            largest = np.sort(np.linalg.norm(class_features - means[label], axis=1))[-tail:]
             if len(largest) >= 3 and largest[-1] > largest[0] > 0:
                 shape[label], _, scale[label] = weibull_min.fit(largest, floc=0)
-        return cls(means, shape, scale, min(ranks, num_classes))
+        return cls(means, shape, scale, min(num_ranks, num_classes))
 
-    def revise(self, features: Floats, logits: Floats) -> Floats:
+    def recalibrate(self, features: Floats, logits: Floats) -> Floats:
         """Recalibrate (N, D) features and (N, C) logits to logits (N, C + 1), the last one for "unknown".
 
-        The rule moves fractions of non-negative logits, so each sample's smallest logit is subtracted first.
+        Fractions of non-negative logits are moved to "unknown", so each sample's smallest logit is subtracted first.
         """
         positive = logits - logits.min(axis=1, keepdims=True)
         distance = np.linalg.norm(features[:, None] - self.means, axis=2)
         extreme = 1 - np.exp(-((distance / self.scale) ** self.shape))
         rank = (-logits).argsort(axis=1, kind="stable").argsort(axis=1)
-        taken = positive * extreme * np.clip((self.ranks - rank) / self.ranks, 0, 1)
-        result: Floats = np.concatenate([positive - taken, taken.sum(axis=1, keepdims=True)], axis=1)
+        moved = positive * extreme * np.clip((self.num_ranks - rank) / self.num_ranks, 0, 1)
+        result: Floats = np.concatenate([positive - moved, moved.sum(axis=1, keepdims=True)], axis=1)
         return result

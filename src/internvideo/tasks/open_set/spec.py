@@ -1,4 +1,4 @@
-"""The task as one object: Open-set recognition: which class, how uncertain, known or unknown."""
+"""Task specification: Open-set recognition: which class, how uncertain, known or unknown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evidential training: the classifier's outputs are evidence for each class (DEAR).
+"""Evidential learning: the classifier's outputs are evidence for each class (DEAR).
 
 The paper uses only the "log" loss with "exp" evidence; the other options are DEAR's.
 """
@@ -36,12 +36,12 @@ class OpenSetSettings(Settings):
     Attributes:
         evidence: function from logits to evidence. loss: classification loss; "cross_entropy" always includes `kl`.
         kl: penalize evidence for wrong classes.
-        calibration: accuracy-versus-uncertainty loss (AvU), with "log" and "digamma"; disentangled: all terms inside
-            the logarithm.
-        annealing: rise of the weight of `kl` and `calibration` to 1 within `annealing_batches` batches: the published
-            10 epochs for "step", from 0.01 over the whole run for "exp".
-        debias: none, or DEAR's three branches: "maximized" raises the dependence (HSIC) of the branches; "alternated"
-            lets the motion branch leave the other two, and these follow it.
+        calibration: accuracy-versus-uncertainty loss (AvU), only with "log" and "digamma".
+        disentangled: variant of `calibration` with all its terms inside the logarithm.
+        annealing: schedule of the weight of `kl` and `calibration`, which rises to 1 within `annealing_batches`
+            batches: "step" (published: over 10 epochs) or "exp" (published: from 0.01 over the whole run).
+        debias: "none", or DEAR's three branches: "maximized" increases the dependence (HSIC) of the branches;
+            "alternated" decreases that of the motion branch, and increases that of the other two branches.
         debias_weight: weight of the branches' losses.
         temporal_stride: the model gets every n-th frame of the batch's clip.
     """
@@ -58,11 +58,11 @@ class OpenSetSettings(Settings):
     temporal_stride: int = Field(1, ge=1)
 
     @model_validator(mode="after")
-    def _fits(self) -> Self:
+    def _check_combinations(self) -> Self:
         if self.calibration and self.loss not in ("log", "digamma"):
-            raise ValueError(f"calibration goes with the losses log and digamma, not {self.loss}")
+            raise ValueError(f"calibration needs loss log or digamma, found {self.loss}")
         if self.disentangled and not self.calibration:
-            raise ValueError("disentangled belongs to calibration")
+            raise ValueError("disentangled is a variant of calibration: set calibration too")
         if (self.regularized or self.calibration) and self.annealing_batches is None:
             raise ValueError("annealing_batches is missing: batches until kl and calibration have full weight")
         return self
@@ -82,42 +82,46 @@ class OpenSetStage(Stage[ClipClassifier, OpenSetSettings]):
         super().__init__(model, settings)
         layer = model.head_layer
         self.debias = None if settings.debias == "none" else DebiasHead(layer.in_features, layer.out_features)
-        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))  # batches so far, kept on resume
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))  # number of batches so far, in checkpoints
 
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Return "loss", its terms, mean "uncertainty", and mean totals "evidence_right" and "evidence_wrong"."""
+        """Compute "loss", its terms, mean "uncertainty", and mean evidence of correct and wrong predictions."""
         if batch.labels is None or batch.labels.is_floating_point():
-            raise ValueError("the open-set stage needs labels that are one class of every clip")
+            raise ValueError("the open-set stage needs class indices as labels, not soft targets")
         labels, settings = batch.labels, self.settings
         video = self.model.normalize(batch.video[:, :, :: settings.temporal_stride])
         logits, grid = (self.model(video), None) if self.debias is None else self.model.logits_and_grid(video)
-        found = evidence(logits.float(), settings.evidence)
-        parts = {name: value.mean() for name, value in evidential_loss(found, labels, settings.loss).items()}
-        parts |= self._regularisers(found, labels)
+        class_evidence = evidence(logits.float(), settings.evidence)
+        losses = {name: value.mean() for name, value in evidential_loss(class_evidence, labels, settings.loss).items()}
+        losses |= self._regularizers(class_evidence, labels)
         if self.debias is not None and grid is not None:
-            parts |= self._debias(self.debias, grid, labels, generator)
-        right, wrong = mean_evidence(found.detach(), labels)
-        watched = {"uncertainty": opinion(found.detach())[1].mean(), "evidence_right": right, "evidence_wrong": wrong}
-        return {"loss": torch.stack(list(parts.values())).sum(), **parts, **watched}
+            losses |= self._debias(self.debias, grid, labels, generator)
+        evidence_right, evidence_wrong = mean_evidence(class_evidence.detach(), labels)
+        logged = {
+            "uncertainty": opinion(class_evidence.detach())[1].mean(),
+            "evidence_right": evidence_right,
+            "evidence_wrong": evidence_wrong,
+        }
+        return {"loss": torch.stack(list(losses.values())).sum(), **losses, **logged}
 
-    def _regularisers(self, found: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def _regularizers(self, class_evidence: Tensor, labels: Tensor) -> dict[str, Tensor]:
         settings = self.settings
         if settings.annealing_batches is None:
             return {}
         batches = settings.annealing_batches
-        weight = annealing(self.seen, batches, settings.annealing, step=batches).to(found.dtype)
+        weight = annealing(self.seen, batches, settings.annealing, step=batches).to(class_evidence.dtype)
         if self.training:
             self.seen += 1
-        parts = {}
+        losses = {}
         if settings.regularized:
-            parts["loss_kl"] = weight * wrong_evidence(found, labels).mean()
+            losses["loss_kl"] = weight * wrong_evidence(class_evidence, labels).mean()
         if settings.calibration:
-            parts["loss_avu"] = calibration(found, labels, weight, disentangled=settings.disentangled).mean()
-        return parts
+            losses["loss_avu"] = calibration(class_evidence, labels, weight, disentangled=settings.disentangled).mean()
+        return losses
 
     def _debias(self, head: DebiasHead, grid: Tensor, labels: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         branches, settings = head(grid, generator), self.settings
-        learned = [
+        branch_losses = [
             evidential_loss(evidence(branch.logits.float(), settings.evidence), labels, "log")["loss_cls"].mean()
             for branch in branches.values()
         ]
@@ -125,9 +129,9 @@ class OpenSetStage(Stage[ClipClassifier, OpenSetSettings]):
         others = [branches[name].features.float() for name in ("shuffled", "still")]
         if settings.debias == "maximized":
             dependence = -torch.stack([hsic(motion, other) for other in others]).sum()
-        else:  # both players are updated in one step, each with the other detached; the terms cancel in value
-            leave = torch.stack([hsic(motion, other.detach()) for other in others]).sum()
-            follow = torch.stack([hsic(motion.detach(), other) for other in others]).sum()
-            dependence = leave - follow
+        else:  # the published code alternates both updates; here one step has both, and the values of the terms cancel
+            leave_term = torch.stack([hsic(motion, other.detach()) for other in others]).sum()
+            follow_term = torch.stack([hsic(motion.detach(), other) for other in others]).sum()
+            dependence = leave_term - follow_term
         weight = settings.debias_weight
-        return {"loss_debias": weight * torch.stack(learned).sum(), "loss_hsic": weight * dependence}
+        return {"loss_debias": weight * torch.stack(branch_losses).sum(), "loss_hsic": weight * dependence}

@@ -18,7 +18,7 @@ from internvideo.tasks.question_answering.data import (
     one_question_per_row,
 )
 from internvideo.tasks.question_answering.stage import AnsweringSettings, AnsweringStage
-from internvideo.training.clip_job import check_clips, clip_loader, training_rows
+from internvideo.training.clip_job import check_clips, clip_loader, read_training_rows
 from internvideo.training.model_setup import init_model, load_init_weights
 from internvideo.training.recipe import Job, Recipe, StageSpec
 
@@ -32,7 +32,7 @@ class QuestionData(TrainClipData):
 def build(recipe: Recipe, skipped: Path | None) -> Job:
     """Build the job of a recipe; its classes are the answers. Raises RecipeError, ManifestError, WeightsError."""
     data, settings = recipe.data_as(QuestionData), recipe.settings_as(AnsweringSettings)
-    manifest = training_rows(recipe)
+    manifest = read_training_rows(recipe)
     answers = answer_vocabulary(manifest, data.questions)
     model = init_model(recipe, len(answers), VideoQuestionAnswering)
     check_clips(recipe, model)
@@ -40,9 +40,9 @@ def build(recipe: Recipe, skipped: Path | None) -> Job:
     stage = AnsweringStage(model, settings, distributed.divisor)
     rows = one_question_per_row(manifest) if data.questions.epoch_over == "question" else manifest
     clips = clip_loader(recipe, rows, skipped)
-    loader = QuestionLoader(clips, answers, model.config.model.text.context, data.questions.questions_per_clip)
-    context = {"commonest": most_frequent_answers(manifest.rows)}
-    return Job(recipe, stage, loader, answers, replace(manifest, classes=answers).fingerprint, context, head)
+    loader = QuestionLoader(clips, answers, model.config.model.text.context_length, data.questions.questions_per_clip)
+    extra_metadata = {"commonest": most_frequent_answers(manifest.rows)}
+    return Job(recipe, stage, loader, answers, replace(manifest, classes=answers).fingerprint, extra_metadata, head)
 
 
 STAGE = StageSpec(
@@ -53,6 +53,6 @@ STAGE = StageSpec(
     AnsweringStage,
     (VideoQuestionAnswering,),
     build,
-    classifiers=("",),
-    outputs="answers",
+    classifier_paths=("",),
+    num_classes_key="num_answers",
 )

@@ -2,7 +2,7 @@
 
 Source: multi-modalities-downstream.
 
-Answers are compared as text; one outside the vocabulary has the label -100, which the loss ignores.
+Answers are compared as text. An answer that is not in the vocabulary has the label -100, which the loss ignores.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from internvideo.data.tokenizer import Tokenizer
 from internvideo.datasets.questions import frequent_answers, read_answers
 from internvideo.errors import ManifestError
 
-QUESTIONS = 3  # purpose of random streams, beside those of data/dataset.py
+QUESTION_ORDER_STREAM = 3
+"""Id of a random stream (`data.epoch_plan.random_stream`)."""
 ANSWERS_FILE = "answers.txt"
 
 
@@ -36,12 +37,12 @@ class QuestionSettings:
     """Settings of the questions.
 
     Attributes:
-        answers: file of the vocabulary of answers, one per line or JSON {answer: index}; None for answers.txt beside
-            the manifest, or without one the most frequent training answers.
-        max_answers: size of the vocabulary of most frequent answers.
-        epoch_over: "question": an epoch has every question once, each with its own clip (as released); "video": it has
-            every video once, with `questions_per_clip` questions per clip, all equally often over the epochs.
-        questions_per_clip: questions that share one encoded clip; 1 if an epoch is over questions.
+        answers: file of the vocabulary of answers, one per line or JSON {answer: index}; None for answers.txt in the
+            folder of the manifest, or without that file the most frequent training answers.
+        max_answers: largest size of a vocabulary of most frequent answers.
+        epoch_over: "question": an epoch has every question once, each with a clip of its own (as released); "video": an
+            epoch has every video once, with `questions_per_clip` of its questions, in turn over the epochs.
+        questions_per_clip: questions that share one encoded clip; 1 with "question".
     """
 
     answers: Path | None = None
@@ -49,7 +50,7 @@ class QuestionSettings:
     epoch_over: Literal["question", "video"] = "question"
     questions_per_clip: int = 1
 
-    # Inside a recipe (a pydantic model) an unknown key is an error.
+    # In a recipe, which is a pydantic model, an unknown key is an error.
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     def __post_init__(self) -> None:
@@ -74,7 +75,7 @@ def answer_vocabulary(manifest: Manifest, settings: QuestionSettings) -> tuple[s
     else:
         answers, where = frequent_answers(manifest.rows, settings.max_answers), manifest.source
     if len(answers) < 2:
-        raise ManifestError(where, f"{len(answers)} answers", "2 or more")
+        raise ManifestError(where, f"{len(answers)} different answers", "2 or more")
     return answers
 
 
@@ -84,7 +85,7 @@ def question_type(pair: QA) -> str:
 
 
 def most_frequent_answers(rows: Iterable[Sample]) -> dict[str, str]:
-    """Return type of question -> its most frequent answer; the key "" has that of all questions."""
+    """Return type of question -> its most frequent answer; the key "" is for all questions together."""
     counts: dict[str, Counter[str]] = {"": Counter()}
     for row in rows:
         for pair in row.qa:
@@ -94,62 +95,68 @@ def most_frequent_answers(rows: Iterable[Sample]) -> dict[str, str]:
 
 
 def one_question_per_row(manifest: Manifest) -> Manifest:
-    """Split rows into one row per question, with the id VIDEO?INDEX."""
+    """Split the rows into one row per question, with the id ROW?INDEX."""
     rows = tuple(
-        row.model_copy(update={"id": f"{row.id}?{number}", "qa": (pair,)})
+        row.model_copy(update={"id": f"{row.id}?{offset}", "qa": (pair,)})
         for row in manifest.rows
-        for number, pair in enumerate(row.qa)
+        for offset, pair in enumerate(row.qa)
     )
     return replace(manifest, rows=rows)
 
 
-def question_tokens(questions: Sequence[str], context: int, *, truncate: bool = True) -> Tensor:
-    """Encode questions as ids (B, L), zero padded to the longest one, L at most `context`.
+def question_tokens(questions: Sequence[str], context_length: int, *, truncate: bool = True) -> Tensor:
+    """Encode questions as token ids (B, L), zero padded to the longest one, L at most `context_length`.
 
-    The last position is left empty, because the decoder has no position embedding for it.
+    The last position is always padding, because the decoder has no position embedding for it.
 
     Raises:
-        TextError: not a text, or a question longer than the context without `truncate`.
+        TextError: not a text, or a question that is too long without `truncate`.
     """
-    tokens = Tokenizer(context_length=context - 1).encode(questions, truncate=truncate)
-    longest = int((tokens != 0).any(dim=0).sum())
-    return torch.nn.functional.pad(tokens[:, :longest], (0, 1))
+    tokens = Tokenizer(context_length=context_length - 1).encode(questions, truncate=truncate)
+    length = int((tokens != 0).any(dim=0).sum())
+    return torch.nn.functional.pad(tokens[:, :length], (0, 1))
 
 
 class QuestionLoader(WrappedLoader[Loader]):
     """Add K questions as token ids (B, K, L) and answers as labels (B, K) to batches; (B, L) and (B,) for K = 1.
 
-    An answer outside the vocabulary has the label -100. The questions of a clip depend only on (seed, epoch, row,
-    repeat). Over the epochs a row goes through all its questions, in a new order each time.
+    An answer that is not in the vocabulary has the label -100. The questions of a clip depend only on (seed, epoch,
+    row, repeat). Over the epochs, the questions of a row are used in turn, in a new random order each time.
 
     Args:
         clips: loader of rows with questions, without tokenizer.
-        answers: the vocabulary. context: context length of the text encoder. questions_per_clip: K.
+        answers: the vocabulary. context_length: of the text tower. questions_per_clip: K.
     """
 
-    def __init__(self, clips: Loader, answers: Sequence[str], context: int, questions_per_clip: int = 1) -> None:
+    def __init__(self, clips: Loader, answers: Sequence[str], context_length: int, questions_per_clip: int = 1) -> None:
         clips.manifest.require("qa")
         super().__init__(clips)
-        self.context, self.questions_per_clip = context, questions_per_clip
-        self._label = {answer: index for index, answer in enumerate(answers)}
-        self._row = {row.id: index for index, row in enumerate(clips.manifest.rows)}
+        self.context_length, self.questions_per_clip = context_length, questions_per_clip
+        self._label_of_answer = {answer: index for index, answer in enumerate(answers)}
+        self._row_index = {row.id: index for index, row in enumerate(clips.manifest.rows)}
 
     def epoch(self, k: int, start: int = 0) -> Iterator[Batch]:
-        """Yield batches `start`, `start + 1`, ... of epoch `k`, the same as in an uninterrupted epoch."""
-        repeats, count = self.loader.settings.repeated_augmentation, self.questions_per_clip
+        """Yield batches `start`, `start + 1`, ... of epoch `k`; they do not depend on `start`."""
+        repeats, num_questions = self.loader.settings.repeated_augmentation, self.questions_per_clip
         for batch in self.loader.epoch(k, start):
-            turns = [(name, (k * repeats + position % repeats) * count) for position, name in enumerate(batch.ids)]
-            questions = [self._pair(name, turn + number) for name, turn in turns for number in range(count)]
-            labels = torch.tensor([self._label.get(pair.answer, NO_LABEL) for pair in questions])
-            tokens = question_tokens([pair.question for pair in questions], self.context)
-            if count > 1:
-                labels, tokens = labels.view(-1, count), tokens.view(len(batch), count, -1)
+            first_questions = [
+                (name, (k * repeats + position % repeats) * num_questions) for position, name in enumerate(batch.ids)
+            ]
+            questions = [
+                self._select_question(name, question_number + offset)
+                for name, question_number in first_questions
+                for offset in range(num_questions)
+            ]
+            labels = torch.tensor([self._label_of_answer.get(pair.answer, NO_LABEL) for pair in questions])
+            tokens = question_tokens([pair.question for pair in questions], self.context_length)
+            if num_questions > 1:
+                labels, tokens = labels.view(-1, num_questions), tokens.view(len(batch), num_questions, -1)
             yield replace(batch, labels=labels, text_ids=tokens)
 
-    def _pair(self, name: str, turn: int) -> QA:
-        """Return question number `turn` of a row, counted over all epochs."""
-        index = self._row[name]
+    def _select_question(self, name: str, question_number: int) -> QA:
+        """Return the question of a row with this number, counted from 0 over all epochs."""
+        index = self._row_index[name]
         pairs = self.loader.manifest.rows[index].qa
-        cycle, position = divmod(turn, len(pairs))
-        order = random_stream(QUESTIONS, self.loader.settings.seed, cycle, index).permutation(len(pairs))
+        cycle, position = divmod(question_number, len(pairs))
+        order = random_stream(QUESTION_ORDER_STREAM, self.loader.settings.seed, cycle, index).permutation(len(pairs))
         return pairs[int(order[position])]

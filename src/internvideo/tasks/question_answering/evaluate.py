@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from internvideo.tasks.clip_evaluation import clip_source, finish, split_rows
+from internvideo.tasks.clip_evaluation import make_clip_inputs, read_split, run_evaluation
 from internvideo.tasks.question_answering import predict as answering
 from internvideo.tasks.table import Predictions, Result
 from internvideo.tasks.task import ClipOptions
@@ -13,9 +13,9 @@ from internvideo.training.trained import Trained
 
 def evaluate(trained: Trained, manifest: Path, output: Path, settings: ClipOptions, split: str | None) -> Result:
     """Write question_answering.npz and .json; print the metrics. Raises RecipeError, ManifestError, RunError."""
-    inputs = clip_source(trained, split_rows(manifest, split), settings)
+    inputs = make_clip_inputs(trained, read_split(manifest, split), settings)
 
-    def make() -> Predictions:
-        return answering.predict(inputs, trained.classes, commonest=trained.context.get("commonest"))
+    def predict_table() -> Predictions:
+        return answering.predict(inputs, trained.classes, commonest=trained.extra_metadata.get("commonest"))
 
-    return finish(answering.NAME, answering.score, inputs, output, make)
+    return run_evaluation(answering.NAME, answering.score, inputs, output, predict_table)

@@ -1,4 +1,4 @@
-"""The task as one object: Video question answering."""
+"""Task specification: Video question answering."""
 
 from __future__ import annotations
 

@@ -40,17 +40,17 @@ class AnsweringStage(Stage[VideoQuestionAnswering | PairScoringMultipleChoice, A
                 parameter.requires_grad_(False)
 
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Return "loss" (mean cross entropy) and "accuracy", over the answers in the vocabulary.
+        """Compute "loss" (mean cross entropy) and "accuracy", both over the answers in the vocabulary.
 
-        Tokens are one question (B, L) or K questions (B, K, L) per clip, labels (B,) or (B, K) answer indices or -100.
-        For multiple choice, tokens are the candidates of each clip (B, K, L), labels (B,).
+        `text_ids` are one question (B, L) or K questions (B, K, L) per clip, `labels` (B,) or (B, K) answer indices or
+        -100. For multiple choice, `text_ids` are the K options of each clip (B, K, L), `labels` (B,) the right option.
         """
         if batch.text_ids is None or batch.labels is None:
-            raise ValueError("the answering stage needs questions (tokens) and answers (labels)")
-        scores = self.model(self.model.normalize(batch.video), batch.text_ids)
-        right = (scores.detach().argmax(dim=-1) == batch.labels).sum()
+            raise ValueError("this stage needs questions (text_ids) and answers (labels)")
+        logits = self.model(self.model.normalize(batch.video), batch.text_ids)
+        num_correct = (logits.detach().argmax(dim=-1) == batch.labels).sum()
         smoothing = self.settings.label_smoothing
         return {
-            "loss": cross_entropy(scores, batch.labels, smoothing=smoothing, divisor=self.divisor),
-            "accuracy": right / self.divisor((batch.labels != IGNORE_INDEX).sum()),
+            "loss": cross_entropy(logits, batch.labels, smoothing=smoothing, divisor=self.divisor),
+            "accuracy": num_correct / self.divisor((batch.labels != IGNORE_INDEX).sum()),
         }

@@ -26,7 +26,7 @@ from internvideo.tasks.views import run_clips
 
 NAME = "recognition"
 COLUMN = "logits"
-"""Name of the column when the model gives one."""
+"""Name of the column of a model with a single output."""
 
 Scorer = Callable[[Tensor], Mapping[str, Tensor]]
 Floats = NDArray[np.floating[Any]]
@@ -34,12 +34,15 @@ Ints = NDArray[np.int64]
 
 
 def classifier_scorer(model: ClipClassifier) -> Scorer:
-    """Make the function uint8 clips -> {"logits"}."""
+    """Return the function uint8 clips -> {"logits"}."""
     return lambda video: {COLUMN: model(model.normalize(video))}
 
 
 def interaction_scorer(model: CrossModel, temporal_stride: int) -> Scorer:
-    """Make the function uint8 clips -> {"masked", "multimodal", "fused"}; the multimodal encoder is strided."""
+    """Return the function uint8 clips -> logits {"masked", "multimodal", "fused"}.
+
+    The multimodal encoder gets every `temporal_stride`-th frame.
+    """
 
     def score_clips(video: Tensor) -> dict[str, Tensor]:
         masked, multimodal = model.masked.normalize(video), model.multimodal.normalize(video[:, :, ::temporal_stride])
@@ -49,8 +52,8 @@ def interaction_scorer(model: CrossModel, temporal_stride: int) -> Scorer:
     return score_clips
 
 
-def restricted(scorer: Scorer, classes: Sequence[int]) -> Scorer:
-    """Restrict a scorer to some classes, in their order."""
+def restrict_classes(scorer: Scorer, classes: Sequence[int]) -> Scorer:
+    """Return a scorer that selects the logits of these class indices, in their order."""
     index = torch.tensor(list(classes))
     return lambda video: {name: logits[:, index.to(logits.device)] for name, logits in scorer(video).items()}
 
@@ -66,8 +69,8 @@ def predict(
 
     Args:
         inputs: clips of labeled rows.
-        scorer: uint8 clips -> named logits; see `classifier_scorer` and `interaction_scorer`.
-        subsets: named conditions on a row, whose accuracy is reported too (e.g. time-directed classes).
+        scorer: uint8 clips -> logits by name; see `classifier_scorer` and `interaction_scorer`.
+        subsets: name -> condition on a row; the accuracy on these rows is reported too.
         extra_protocol: further entries of the protocol.
 
     Returns:
@@ -75,22 +78,22 @@ def predict(
         videos read.
 
     Raises:
-        RecipeError: a row without label, or a model with another number of classes.
+        ManifestError: a row without label. RecipeError: a model with another number of classes than the manifest.
         RunError: see `run_clips`.
     """
     manifest = inputs.manifest
     labels = check_labels(manifest)
 
-    def checked(batch: Batch) -> Mapping[str, Tensor]:
+    def score_batch(batch: Batch) -> Mapping[str, Tensor]:
         outputs = scorer(batch.video)
         for name, logits in outputs.items():
             if logits.shape[1:] != (len(manifest.classes),):
                 found = f"{name} scores {logits.shape[-1]} classes, the manifest has {len(manifest.classes)}"
-                hint = "use weights trained on these classes, or the manifest's classes.txt of the training"
+                hint = "use weights trained on these classes, or give the manifest the classes.txt of the training"
                 raise RecipeError(inputs.model_name or "model", found, "", hint)
         return outputs
 
-    views = run_clips(checked, inputs, NAME)
+    views = run_clips(score_batch, inputs, NAME)
     arrays: dict[str, NDArray[Any]] = {
         "ids": np.asarray([row.id for row in views.rows]),
         "labels": labels[views.read],
@@ -98,19 +101,29 @@ def predict(
         "view": views.view,
         "classes": np.asarray(manifest.classes),
         **{f"logits:{name}": values for name, values in views.values.items()},
-        **{f"subset:{name}": np.asarray([holds(row) for row in views.rows]) for name, holds in (subsets or {}).items()},
+        **{
+            f"subset:{name}": np.asarray([condition(row) for row in views.rows])
+            for name, condition in (subsets or {}).items()
+        },
     }
     protocol = {**inputs.describe(), "merge": "softmax mean", **(extra_protocol or {})}
     return Predictions(NAME, arrays, protocol, views.coverage)
 
 
 def columns(table: Predictions) -> list[str]:
-    """Return the names of the score columns."""
+    """Return the names of the columns of logits."""
     return [name.removeprefix("logits:") for name in table.arrays if name.startswith("logits:")]
 
 
 def probabilities(table: Predictions, column: str | None = None) -> Floats:
-    """Merge a column over views, (N, C); the only column when none is named. Raises RunError."""
+    """Compute the class probabilities (N, C), averaged over views, of a column of logits.
+
+    Args:
+        column: None for the only one.
+
+    Raises:
+        RunError: `column` is None and there are several.
+    """
     names = columns(table)
     if column is None and len(names) != 1:
         raise RunError("table", f"{len(names)} score columns", ", ".join(names), "name one")
@@ -119,63 +132,66 @@ def probabilities(table: Predictions, column: str | None = None) -> Floats:
 
 
 def score(table: Predictions) -> Result:
-    """Compute top1, top5 and mean_class of every column with intervals.
+    """Compute top1, top5 and mean_class of every column of logits, with intervals.
 
-    Names are FIGURE, with several columns COLUMN.FIGURE; a subset adds _SUBSET; top1_one_view is the middle view alone,
-    beside the merged one, and stands where there are several views.
+    A metric's name has the prefix COLUMN. if there are several columns, and the suffix _SUBSET for a subset.
+    top1_one_view is the accuracy of the middle view alone, if there are several views.
     """
     metrics = MetricValues()
     names = columns(table)
-    labels, several = table["labels"], len(names) > 1
+    labels, has_columns = table["labels"], len(names) > 1
     for name in names:
-        prefix, merged = f"{name}." if several else "", probabilities(table, name)
-        _add(metrics, prefix, merged, labels)
+        prefix, merged = f"{name}." if has_columns else "", probabilities(table, name)
+        _add_accuracies(metrics, prefix, merged, labels)
         for subset in sorted(key for key in table.arrays if key.startswith("subset:")):
-            inside = table[subset]
-            if inside.any():
-                hits = top_k_hits(merged[inside], labels[inside], 1)
+            in_subset = table[subset]
+            if in_subset.any():
+                hits = top_k_hits(merged[in_subset], labels[in_subset], 1)
                 metrics.add_mean(f"{prefix}top1_{subset.removeprefix('subset:')}", hits)
-        one = _one_view(table, name)
-        if one is not None:
-            metrics.add_mean(f"{prefix}top1_one_view", top_k_hits(one, labels, 1))
+        one_view = _middle_view(table, name)
+        if one_view is not None:
+            metrics.add_mean(f"{prefix}top1_one_view", top_k_hits(one_view, labels, 1))
     return metrics.result(table)
 
 
-def _add(metrics: MetricValues, prefix: str, merged: Floats, labels: Ints) -> None:
+def _add_accuracies(metrics: MetricValues, prefix: str, merged: Floats, labels: Ints) -> None:
     for k in (1, 5):
         if k == 1 or merged.shape[1] > k:
             metrics.add_mean(f"{prefix}top{k}", top_k_hits(merged, labels, k))
     predicted = merged.argmax(axis=1)
-    spread = bootstrap.interval(bootstrap.class_mean(predicted == labels, labels), len(labels))
-    metrics.add(f"{prefix}mean_class", mean_class_accuracy(predicted, labels), spread)
+    bounds = bootstrap.interval(bootstrap.class_mean(predicted == labels, labels), len(labels))
+    metrics.add(f"{prefix}mean_class", mean_class_accuracy(predicted, labels), bounds)
 
 
-def _one_view(table: Predictions, column: str) -> Floats | None:
+def _middle_view(table: Predictions, column: str) -> Floats | None:
     """Return the logits (N, C) of the middle view; None for a single view or an ensemble of models."""
     view = table["view"]
-    clips = int(view.max()) + 1
-    chosen = view == clips // 2
-    if clips == 1 or "weight" in table.arrays or chosen.sum() != len(table["ids"]):
+    num_views = int(view.max()) + 1
+    is_middle = view == num_views // 2
+    if num_views == 1 or "weight" in table.arrays or is_middle.sum() != len(table["ids"]):
         return None
-    order = np.argsort(table["sample"][chosen])
-    logits: Floats = table[f"logits:{column}"][chosen][order]
+    order = np.argsort(table["sample"][is_middle])
+    logits: Floats = table[f"logits:{column}"][is_middle][order]
     return logits
 
 
 def difference(first: Predictions, second: Predictions) -> dict[str, Any]:
-    """Compute the paired top-1 difference first - second of two one-column tables, with its interval.
+    """Compute the top-1 difference first - second of two tables with one column each, with a paired interval.
 
-    Videos are paired by id; only those that both read enter. The pairing makes the interval much narrower than those
-    of the two figures. Returns {"top1", "interval", "videos"}.
+    Videos are paired by id; those that only one table has are left out. Because of the pairing, the interval is much
+    narrower than those of the two accuracies.
+
+    Returns:
+        {"top1": difference, "interval": its bounds, "videos": number of common videos}.
     """
     hits = []
     shared = sorted(set(first["ids"].tolist()) & set(second["ids"].tolist()))
     if not shared:
         raise RunError("difference", "no video in both tables", "", "evaluate both on one split")
     for table in (first, second):
-        place = {name: index for index, name in enumerate(table["ids"].tolist())}
-        rows = np.asarray([place[name] for name in shared])
+        row_of_id = {name: index for index, name in enumerate(table["ids"].tolist())}
+        rows = np.asarray([row_of_id[name] for name in shared])
         hits.append(top_k_hits(probabilities(table)[rows], table["labels"][rows], 1).astype(float))
-    gap = hits[0] - hits[1]
-    interval = bootstrap.interval(bootstrap.mean(gap), len(gap))
-    return {"top1": float(gap.mean()), "interval": interval.tolist(), "videos": len(shared)}
+    hit_difference = hits[0] - hits[1]
+    interval = bootstrap.interval(bootstrap.mean(hit_difference), len(hit_difference))
+    return {"top1": float(hit_difference.mean()), "interval": interval.tolist(), "videos": len(shared)}

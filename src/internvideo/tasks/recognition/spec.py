@@ -1,4 +1,4 @@
-"""The task as one object: Action recognition."""
+"""Task specification: Action recognition."""
 
 from __future__ import annotations
 

@@ -31,33 +31,33 @@ from internvideo.tasks.temporal_localization.data import (
     FeatureSettings,
     FeatureVideo,
     SequenceLoader,
-    sequence,
+    read_sequence,
 )
 from internvideo.tasks.temporal_localization.feature_index import FeatureGrid
 
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]
 
-NAMELESS = "action"
+UNLABELED_CLASS = "action"
 """Class of proposals without a label."""
 
 MIN_STEPS = 0.1
-"""Minimum duration of a jittered proposal, in steps."""
+"""Smallest duration of a jittered proposal, in feature steps."""
 
 
 class ProposalSettings(Settings):
     """Settings of the proposals."""
 
-    files: tuple[Path, ...] = Field((), description="training: detections.json files of one detector or several")
-    top_k: int = Field(100, ge=1, description="training: proposals per video, those of the highest score")
+    files: tuple[Path, ...] = Field((), description="training: one or several detections.json files of detectors")
+    top_k: int = Field(100, ge=1, description="training: number of proposals with the highest scores per video")
     jitter: float = Field(
-        0.0, ge=0.0, lt=0.5, description="training: both ends are shifted by up to this fraction of the duration"
+        0.0, ge=0.0, lt=0.5, description="training: shift both ends by up to this fraction of the duration"
     )
 
 
 @dataclass(frozen=True)
 class Proposals:
-    """Proposals for one video by falling score: spans (P, 2) in s, scores (P,), class indices (P,)."""
+    """Proposals for a video by decreasing score: spans (P, 2) in seconds, scores (P,), class indices (P,)."""
 
     spans: Floats
     scores: Floats
@@ -72,23 +72,23 @@ class ProposalSet:
     """Proposals for several videos.
 
     Attributes:
-        videos: id -> proposals. classes: class names; ("action",) for proposals without labels.
-        source: the file. made: "external_data" of the file, which describes the detector.
+        videos: video id -> proposals. classes: class names; ("action",) for proposals without labels.
+        source: the file. detector_info: "external_data" of the file, which describes the detector.
     """
 
     videos: Mapping[str, Proposals]
     classes: tuple[str, ...]
     source: Path
-    made: Mapping[str, Any]
+    detector_info: Mapping[str, Any]
 
-    def of(self, video: FeatureVideo) -> Proposals:
-        """Return the proposals for a video, clipped to its duration; those outside it are left out."""
+    def for_video(self, video: FeatureVideo) -> Proposals:
+        """Return the proposals for a video, clipped to its duration and without those outside of it."""
         proposals = self.videos.get(video.id)
         if proposals is None:
             return Proposals(np.zeros((0, 2)), np.zeros(0), np.zeros(0, np.int64))
         spans = np.clip(proposals.spans, 0.0, video.duration)
-        inside = spans[:, 1] > spans[:, 0]
-        return Proposals(spans[inside], proposals.scores[inside], proposals.labels[inside])
+        is_inside = spans[:, 1] > spans[:, 0]
+        return Proposals(spans[is_inside], proposals.scores[is_inside], proposals.labels[is_inside])
 
     @cached_property
     def fingerprint(self) -> str:
@@ -101,33 +101,39 @@ class ProposalSet:
         return digest.hexdigest()[:16]
 
     @property
-    def about(self) -> dict[str, Any]:
-        """Describe the source of the proposals, as JSON values."""
-        detector = {f"detector_{key}": self.made[key] for key in ("model", "weights_sha256") if key in self.made}
+    def provenance(self) -> dict[str, Any]:
+        """Return the protocol entries that describe file and detector, as JSON values."""
+        detector = {
+            f"detector_{key}": self.detector_info[key]
+            for key in ("model", "weights_sha256")
+            if key in self.detector_info
+        }
         return {"proposals": str(self.source), "proposals_sha256": self.fingerprint, **detector}
 
 
-class _Row(BaseModel):
+class _ProposalEntry(BaseModel):
     segment: tuple[FiniteFloat, FiniteFloat]
     score: FiniteFloat
-    label: str = NAMELESS
+    label: str = UNLABELED_CLASS
 
 
-class _File(BaseModel):
-    results: dict[str, list[_Row]]
+class _ProposalFile(BaseModel):
+    results: dict[str, list[_ProposalEntry]]
     external_data: dict[str, Any] = {}
 
 
 def read_all_proposals(paths: Sequence[Path], classes: tuple[str, ...]) -> ProposalSet:
-    """Read the proposals of several files, each for other videos. Raises ManifestError as `read_proposals`."""
-    first, *others = (read_proposals(path, classes) for path in paths)
+    """Read and join files of proposals, each for different videos. Raises ManifestError as `read_proposals`."""
+    first, *other_sets = (read_proposals(path, classes) for path in paths)
     videos = dict(first.videos)
-    for other in others:
-        duplicate = next((name for name in other.videos if name in videos), None)
-        if duplicate is not None or other.classes != first.classes:
+    for proposal_set in other_sets:
+        duplicate = next((name for name in proposal_set.videos if name in videos), None)
+        if duplicate is not None or proposal_set.classes != first.classes:
             found = f"'{duplicate}' again" if duplicate is not None else "other classes"
-            raise ManifestError(other.source, f"{found}, after {first.source}", "other videos, under the same classes")
-        videos.update(other.videos)
+            raise ManifestError(
+                proposal_set.source, f"{found}, after {first.source}", "other videos, under the same classes"
+            )
+        videos.update(proposal_set.videos)
     return replace(first, videos=videos)
 
 
@@ -135,15 +141,15 @@ def read_proposals(path: Path, classes: tuple[str, ...]) -> ProposalSet:
     """Read {"results": {video: [{"segment": [s, s], "score", "label"}]}, "external_data"}.
 
     Args:
-        path: the file. classes: class names of the videos' actions. Either all labels are among these, or all
-            proposals have no label or the label "action".
+        path: the file. classes: class names of the videos' actions. Proposals must all have one of these as label, or
+            all have the label "action" or none.
 
     Raises:
-        ManifestError: an unreadable file, with the video and field; a reversed segment, a negative score, an unknown
-            class; no proposal.
+        ManifestError: an invalid file, naming video and field; a reversed segment, a negative score, an unknown class;
+            no proposal.
     """
     try:
-        content = _File.model_validate(untrusted.read_json(path, finite=False))
+        content = _ProposalFile.model_validate(untrusted.read_json(path, finite=False))
     except ValidationError as error:
         first = error.errors()[0]
         location = ".".join(str(part) for part in first["loc"])
@@ -155,13 +161,13 @@ def read_proposals(path: Path, classes: tuple[str, ...]) -> ProposalSet:
     labels = {row.label for rows in content.results.values() for row in rows}
     if not labels:
         raise ManifestError(path, "no proposal", "segments of at least one video")
-    names = (NAMELESS,) if NAMELESS not in classes and labels == {NAMELESS} else classes
+    names = (UNLABELED_CLASS,) if UNLABELED_CLASS not in classes and labels == {UNLABELED_CLASS} else classes
     class_index = {name: index for index, name in enumerate(names)}
-    videos = {name: _of_video(f"{path}: {name}", found, class_index) for name, found in content.results.items()}
+    videos = {name: _parse_video(f"{path}: {name}", entries, class_index) for name, entries in content.results.items()}
     return ProposalSet(videos, names, path, content.external_data)
 
 
-def _of_video(where: str, rows: list[_Row], class_index: Mapping[str, int]) -> Proposals:
+def _parse_video(where: str, rows: list[_ProposalEntry], class_index: Mapping[str, int]) -> Proposals:
     for row in rows:
         if row.segment[1] < row.segment[0]:
             raise ManifestError(where, f"segment {list(row.segment)}", "start, then end, in seconds")
@@ -177,95 +183,101 @@ def _of_video(where: str, rows: list[_Row], class_index: Mapping[str, int]) -> P
     )
 
 
-def with_proposals(features: FeatureSet, proposals: ProposalSet) -> FeatureSet:
-    """Return the videos that have proposals. Raises ManifestError: none has."""
-    kept = tuple(video for video in features.videos if len(proposals.of(video)))
-    if not kept:
+def select_with_proposals(features: FeatureSet, proposals: ProposalSet) -> FeatureSet:
+    """Return the videos that have proposals. Raises ManifestError if none has."""
+    videos_with_proposals = tuple(video for video in features.videos if len(proposals.for_video(video)))
+    if not videos_with_proposals:
         first_video, first_proposal = features.videos[0].id, next(iter(proposals.videos))
         found = f"proposals for '{first_proposal}' ..., but none for the {len(features)} videos '{first_video}' ..."
         raise ManifestError(proposals.source, found, "proposals for the same videos", "use the same split")
-    return replace(features, videos=kept)
+    return replace(features, videos=videos_with_proposals)
 
 
 @dataclass(frozen=True)
-class WholeSequence:
-    """Features padded to cover the whole video: the first and last one are repeated before and after the windows.
+class PaddedSequence:
+    """Features of a video, padded with copies of the first and last one so that they cover the whole video.
 
-    Positions are steps from the start of `values`: the center of feature g is at g + 0.5. If windows do not overlap,
-    position 0 is second 0.
+    A position counts steps from the start of `values`; the center of feature g is at position g + 0.5. If windows do
+    not overlap, position 0 is second 0.
 
     Attributes:
-        values: (C, T). grid: of the features without padding. added: steps of padding at the start.
+        values: (C, T). grid: of the features without padding. pad_left: number of steps of padding at the start.
     """
 
     values: Tensor
     grid: FeatureGrid
-    added: int
+    pad_left: int
 
     def positions(self, seconds: Floats) -> Floats:
         """Convert seconds to positions."""
-        result: Floats = self.grid.steps(seconds) + 0.5 + self.added
+        result: Floats = self.grid.steps(seconds) + 0.5 + self.pad_left
         return result
 
     def seconds(self, positions: Floats) -> Floats:
-        """Convert positions to seconds, clipped to the video."""
-        return self.grid.to_seconds(positions - 0.5 - self.added)
+        """Convert positions to seconds, clipped to the duration of the video."""
+        return self.grid.to_seconds(positions - 0.5 - self.pad_left)
 
 
-def whole_sequence(video: FeatureVideo, settings: FeatureSettings) -> WholeSequence:
-    """Read the features of a video and pad them to cover it. Raises RunError: features cannot be read."""
-    windows = sequence(video, settings)
-    added = math.ceil(max(windows.grid.window / windows.grid.stride - 1.0, 0.0) / 2)
-    values = torch.nn.functional.pad(windows.values[None], (added, added), mode="replicate")[0]
-    return WholeSequence(values, windows.grid, added)
+def read_padded_sequence(video: FeatureVideo, settings: FeatureSettings) -> PaddedSequence:
+    """Read the features of a video and pad them to cover it. Raises RunError if they cannot be read."""
+    features = read_sequence(video, settings)
+    pad_left = math.ceil(max(features.grid.window / features.grid.stride - 1.0, 0.0) / 2)
+    values = torch.nn.functional.pad(features.values[None], (pad_left, pad_left), mode="replicate")[0]
+    return PaddedSequence(values, features.grid, pad_left)
 
 
-def jittered(spans: Tensor, share: float, rng: np.random.RandomState) -> Tensor:
-    """Shift both ends of spans (P, 2) by up to `share` of their length, to spans above 0 of at least MIN_STEPS."""
-    if share == 0.0:
+def jitter_spans(spans: Tensor, max_shift_fraction: float, rng: np.random.RandomState) -> Tensor:
+    """Shift both ends of spans (P, 2), in steps, by up to a fraction of their duration, at random.
+
+    The start is clamped to 0, and the duration is at least MIN_STEPS.
+    """
+    if max_shift_fraction == 0.0:
         return spans
-    shifted = spans + torch.from_numpy(rng.uniform(-share, share, spans.shape)).float() * (spans[:, 1:] - spans[:, :1])
+    shifted = spans + torch.from_numpy(rng.uniform(-max_shift_fraction, max_shift_fraction, spans.shape)).float() * (
+        spans[:, 1:] - spans[:, :1]
+    )
     start = shifted[:, 0].clamp(min=0.0)
     return torch.stack([start, torch.maximum(shifted[:, 1], start + MIN_STEPS)], dim=1)
 
 
 class ProposalLoader(SequenceLoader):
-    """Load batches of whole sequences with their proposals, padded to the longest sequence.
+    """Load batches of uncropped sequences with their proposals, padded to the longest sequence of the batch.
 
     Args:
-        features: videos with actions and proposals (`with_proposals`). proposals: proposals for these.
-        settings: how features are read. choice: settings of the proposals. loader: as in `SequenceLoader`.
+        features: videos with actions and proposals (`select_with_proposals`). proposals: of these videos.
+        feature_settings: of reading the features. proposal_settings: number and jitter of the proposals.
+        loader_settings: see `SequenceLoader`.
     """
 
     def __init__(
         self,
         features: FeatureSet,
         proposals: ProposalSet,
-        settings: FeatureSettings,
-        choice: ProposalSettings,
-        loader: LoaderSettings,
+        feature_settings: FeatureSettings,
+        proposal_settings: ProposalSettings,
+        loader_settings: LoaderSettings,
     ) -> None:
-        super().__init__(features, settings, settings.resized or 0, loader)
-        self.proposals, self.choice = proposals, choice
+        super().__init__(features, feature_settings, feature_settings.resized or 0, loader_settings)
+        self.proposals, self.proposal_settings = proposals, proposal_settings
 
     def _read(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return features (C, T), and the positions of the actions (G, 2) and of the proposals (P, 2)."""
         video = self.features.videos[index]
-        sequence = whole_sequence(video, self.settings)
-        spans = self.proposals.of(video).spans[: self.choice.top_k]
-        truths, proposals = (torch.from_numpy(sequence.positions(part)).float() for part in (video.spans, spans))
-        return sequence.values, truths, proposals
+        features = read_padded_sequence(video, self.settings)
+        spans = self.proposals.for_video(video).spans[: self.proposal_settings.top_k]
+        truths, proposals = (torch.from_numpy(features.positions(seconds)).float() for seconds in (video.spans, spans))
+        return features.values, truths, proposals
 
     def _batch(self, k: int, indices: list[int]) -> ProposalBatch:
-        values, truths, spans = zip(*(self._whole(index) for index in indices), strict=True)
+        values, truths, spans = zip(*(self._cached_sample(index) for index in indices), strict=True)
         proposals = []
-        for index, own in zip(indices, spans, strict=True):
+        for index, spans_of_video in zip(indices, spans, strict=True):
             seed = np.random.SeedSequence([self.loader.seed, k, index, 2]).generate_state(4)
-            proposals.append(jittered(own, self.choice.jitter, np.random.RandomState(seed)))
+            proposals.append(jitter_spans(spans_of_video, self.proposal_settings.jitter, np.random.RandomState(seed)))
         return ProposalBatch(
-            *self._padded(indices, values, max(part.shape[1] for part in values)),
+            *self._pad(indices, values, max(features.shape[1] for features in values)),
             tuple(self.features.videos[index].id for index in indices),
             truths,
-            tuple(torch.zeros(len(part), dtype=torch.long) for part in truths),
+            tuple(torch.zeros(len(actions), dtype=torch.long) for actions in truths),
             proposals=tuple(proposals),
         )

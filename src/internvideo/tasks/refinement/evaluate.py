@@ -13,14 +13,14 @@ from internvideo.errors import RecipeError
 from internvideo.storage import write_text
 from internvideo.tasks.refinement import predict as refinement
 from internvideo.tasks.refinement.build import ProposalData
-from internvideo.tasks.refinement.data import read_proposals, with_proposals
+from internvideo.tasks.refinement.data import read_proposals, select_with_proposals
 from internvideo.tasks.refinement.model import TCANet
 from internvideo.tasks.refinement.stage import RefinementSettings
 from internvideo.tasks.table import Result, check_overwrite, print_result, save_result
 from internvideo.tasks.task import EvaluateOptions
 from internvideo.tasks.temporal_localization import predict as localization
 from internvideo.tasks.temporal_localization.data import read_feature_set
-from internvideo.tasks.temporal_localization.evaluate import check_protocol, page, timelines
+from internvideo.tasks.temporal_localization.evaluate import check_protocol, timelines, timelines_html
 from internvideo.training.trained import Trained
 
 
@@ -48,11 +48,11 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: Refinemen
     data = trained.recipe.data_as(ProposalData)
     feature_settings = data.features.model_copy(update={"annotations": None, "folder": None})
     features = read_feature_set(manifest, feature_settings)
-    check_protocol(trained.context, features)
+    check_protocol(trained.extra_metadata, features)
     if split is not None:
         features = features.subset(split)
     proposals = read_proposals(settings.proposals, features.classes)
-    with_proposals(features, proposals)  # raises ManifestError if no video has proposals
+    select_with_proposals(features, proposals)  # raises ManifestError if no video has proposals
     scores = settings.class_scores
     target = output / f"{refinement.NAME}.npz"
     table = refinement.predict(
@@ -72,9 +72,9 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: Refinemen
     write_text(output / "detections.json", json.dumps(localization.submission(table)) + "\n")
     result = refinement.score(table)
     save_result(result, target.with_suffix(".json"))
-    before = timelines(table, refinement.before_of(table), ", before")
-    after = timelines(table, localization.found_of(table), ", refined")
-    drawings = [drawing for pair in zip(before, after, strict=True) for drawing in pair]
-    write_text(output / "timelines.html", page(drawings))
+    before = timelines(table, refinement.original_segments(table), ", before")
+    after = timelines(table, localization.predicted_segments(table), ", refined")
+    svgs = [svg for pair in zip(before, after, strict=True) for svg in pair]
+    write_text(output / "timelines.html", timelines_html(svgs))
     print_result(result)
     return result

@@ -1,4 +1,4 @@
-"""The task as one object: Refinement of another detector's segments (TCANet)."""
+"""Task specification: Refinement of another detector's segments (TCANet)."""
 
 from __future__ import annotations
 

@@ -24,8 +24,8 @@ from internvideo.tasks.views import run_texts
 from internvideo.terminal import Screen
 from internvideo.training.trained import Trained
 
-CHOSEN_BY = ("t2v_r1", "v2t_r1")
-"""The search keeps the number of frames with the best mean of these raw metrics, the smaller one of ties."""
+SELECTION_METRICS = ("t2v_r1", "v2t_r1")
+"""`--frames` selects the number of frames with the best mean of these raw metrics, of ties the smallest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,20 +34,20 @@ class RetrievalOptions(evaluation.EnsembleOptions):
 
     captions: Annotated[
         Literal["first", "all", "joined"] | None,
-        "first, all (many captions per video) or joined (paragraphs); by default as in training, joined or first.",
+        "Queries of a video: its first caption, all captions, or all joined to one paragraph; by default joined if "
+        "training joined them, else first.",
     ] = None
     querybank: Annotated[Path | None, "Manifest of training captions; adds metrics with query-bank normalization."] = (
         None
     )
     frames: Annotated[
-        tuple[int, ...], "Numbers of frames to try, such as 4,5,6,7,8; the best on this split is kept, and reported so."
+        tuple[int, ...], "Numbers of frames to try, such as 4,5,6,7,8; selects the best on this split, and reports it."
     ] = ()
-
     agreement: Annotated[
-        str | None, "Attributes such as shape,action: how often the top-1 video has the values of the query's video."
+        str | None, "Attributes such as shape,action: adds how often the top-1 video shares them with the right video."
     ] = None
     within: Annotated[
-        str | None, "With --agreement: rank only videos with the same values of these, such as colour,place."
+        str | None, "With --agreement: rank only videos that share these attributes with the right one: colour,place."
     ] = None
 
     def __post_init__(self) -> None:
@@ -56,66 +56,71 @@ class RetrievalOptions(evaluation.EnsembleOptions):
             raise RecipeError("within", self.within, "together with agreement", "add --agreement ATTRIBUTES")
         if self.captions not in (None, "first", "all", "joined"):
             raise RecipeError("captions", str(self.captions), "first, all or joined")
-        if any(count < 1 for count in self.frames):
+        if any(num_frames < 1 for num_frames in self.frames):
             raise RecipeError("frames", ",".join(map(str, self.frames)), "numbers from 1 on")
 
 
 def evaluate(trained: Trained, manifest: Path, output: Path, settings: RetrievalOptions, split: str | None) -> Result:
-    """Write retrieval.npz and .json; print the metrics, and those of every number of frames that was tried.
+    """Write retrieval.npz and .json; print the metrics, and those for every number of frames of `settings.frames`.
 
     Raises RecipeError, ManifestError, RunError, WeightsError.
     """
-    rows = evaluation.split_rows(manifest, split)
-    models = evaluation.with_others(trained)
+    rows = evaluation.read_split(manifest, split)
+    models = evaluation.ensemble_models(trained)
     extra_protocol = {"captions": _captions(trained, settings), **evaluation.ensemble_protocol(models)}
-    models_by_frames = {count: [_with_frames(model, count) for model in models] for count in settings.frames or (0,)}
+    models_by_frames = {
+        num_frames: [_with_frames(model, num_frames) for model in models] for num_frames in settings.frames or (0,)
+    }
     first_models = [members[0] for members in models_by_frames.values()]
-    _check_some(output / f"{retrieval.NAME}.npz", first_models, rows, settings, extra_protocol)
-    tables = {count: predict(members, rows, settings) for count, members in models_by_frames.items()}
-    best_count, metrics = next(iter(tables)), {}
+    _check_any_output(output / f"{retrieval.NAME}.npz", first_models, rows, settings, extra_protocol)
+    tables = {num_frames: predict(members, rows, settings) for num_frames, members in models_by_frames.items()}
+    best_num_frames, metrics = next(iter(tables)), {}
     if len(tables) > 1:
-        results = {count: retrieval.score(table)["figures"] for count, table in tables.items()}
-        metrics = {count: {name: found[name] for name in CHOSEN_BY} for count, found in results.items()}
-        best_count = max(metrics, key=lambda count: (sum(metrics[count].values()), -count))
-        _print_search(metrics, best_count)
-    table = tables[best_count]
+        results = {num_frames: retrieval.score(table)["figures"] for num_frames, table in tables.items()}
+        metrics = {
+            num_frames: {name: values[name] for name in SELECTION_METRICS} for num_frames, values in results.items()
+        }
+        best_num_frames = max(metrics, key=lambda num_frames: (sum(metrics[num_frames].values()), -num_frames))
+        _print_search(metrics, best_num_frames)
+    table = tables[best_num_frames]
     if metrics:
-        about = {str(count): found for count, found in metrics.items()}
-        chosen = "on this very split: best mean of raw t2v_r1 and v2t_r1, so the figures are a little flattered"
-        table = replace(table, protocol={**table.protocol, "frames_tried": about, "frames_chosen": chosen})
-    inputs = evaluation.clip_source(models_by_frames[best_count][0], rows, settings)
-    return evaluation.finish(
+        tried = {str(num_frames): values for num_frames, values in metrics.items()}
+        chosen = "on this very split: best mean of raw t2v_r1 and v2t_r1, so the figures are biased upwards"
+        table = replace(table, protocol={**table.protocol, "frames_tried": tried, "frames_chosen": chosen})
+    inputs = evaluation.make_clip_inputs(models_by_frames[best_num_frames][0], rows, settings)
+    return evaluation.run_evaluation(
         retrieval.NAME, retrieval.score, inputs, output, lambda: table, extra_protocol=extra_protocol
     )
 
 
 def predict(models: Sequence[Trained], rows: Manifest, settings: RetrievalOptions) -> Predictions:
     """Predict with one model, or with several whose similarities are averaged."""
-    texts, tables = _bank(rows, settings, models[0]), []
+    texts, tables = _read_query_bank(rows, settings, models[0]), []
     for trained in models:
-        inputs, tokenizer = evaluation.clip_source(trained, rows, settings), evaluation.text_tokenizer(trained)
+        inputs, tokenizer = evaluation.make_clip_inputs(trained, rows, settings), evaluation.text_tokenizer(trained)
         table = retrieval.predict(inputs, tokenizer, captions=_captions(models[0], settings))
         if texts:
-            about = {"texts": len(texts), "from": str(settings.querybank)}
-            table = retrieval.with_bank(table, run_texts(inputs, tokenizer, texts), about)
+            bank_protocol = {"texts": len(texts), "from": str(settings.querybank)}
+            table = retrieval.add_query_bank(table, run_texts(inputs, tokenizer, texts), bank_protocol)
         tables.append(table)
-    joined = retrieval.ensemble(tables)
+    table = retrieval.ensemble(tables)
     if settings.agreement is None:
-        return joined
-    options = (settings.agreement, settings.within)
-    attributes, shared = (tuple((names or "").replace(",", " ").split()) for names in options)
-    return retrieval.with_attributes(joined, rows, attributes, shared)
+        return table
+    agreement, within = (
+        tuple((names or "").replace(",", " ").split()) for names in (settings.agreement, settings.within)
+    )
+    return retrieval.add_attributes(table, rows, agreement, within)
 
 
 def _captions(trained: Trained, settings: RetrievalOptions) -> retrieval.Captions:
     return settings.captions or ("joined" if getattr(trained.recipe.data, "captions", "") == "joined" else "first")
 
 
-def _bank(rows: Manifest, settings: RetrievalOptions, trained: Trained) -> list[str]:
-    """Read the query bank: one text per video of split "train", or of all videos without that split.
+def _read_query_bank(rows: Manifest, settings: RetrievalOptions, trained: Trained) -> list[str]:
+    """Read the query bank: one text per video of the split "train", or of all videos if there is no such split.
 
     Raises:
-        RecipeError: no text, or a video of the evaluated split, whose texts are the queries themselves.
+        RecipeError: no text, or a video of the evaluated split, whose texts would be queries and bank at once.
     """
     if settings.querybank is None:
         return []
@@ -125,32 +130,32 @@ def _bank(rows: Manifest, settings: RetrievalOptions, trained: Trained) -> list[
     evaluated = {(os.path.realpath(rows.video_path(row)), row.span) for row in rows.rows}
     in_split = [row.id for row in bank.rows if (os.path.realpath(bank.video_path(row)), row.span) in evaluated]
     if in_split:
-        found = f"{len(in_split)} of its videos are in the evaluated split, first '{in_split[0]}'"
-        raise RecipeError("--querybank", found, "texts of other videos", "give the training manifest")
-    joined = _captions(trained, settings) == "joined"
-    texts = [" ".join(row.captions) if joined else row.captions[0] for row in bank.rows if row.captions]
+        values = f"{len(in_split)} of its videos are in the evaluated split, first '{in_split[0]}'"
+        raise RecipeError("--querybank", values, "texts of other videos", "give the training manifest")
+    join_captions = _captions(trained, settings) == "joined"
+    texts = [" ".join(row.captions) if join_captions else row.captions[0] for row in bank.rows if row.captions]
     if not texts:
         raise RecipeError("--querybank", f"{settings.querybank} has no caption", "captions of other videos")
     return texts
 
 
-def _with_frames(trained: Trained, count: int) -> Trained:
-    """Return the model with `count` frames per clip in its recipe; 0 keeps the recipe's."""
-    if not count:
+def _with_frames(trained: Trained, num_frames: int) -> Trained:
+    """Set the number of frames per clip in the recipe of a model; 0 keeps the recipe's."""
+    if not num_frames:
         return trained
     recipe = trained.recipe
     data = recipe.data_as(SampledData)
-    data = data.model_copy(update={"sampling": data.sampling.model_copy(update={"frames": count})})
+    data = data.model_copy(update={"sampling": data.sampling.model_copy(update={"frames": num_frames})})
     return replace(trained, recipe=recipe.model_copy(update={"data": data}))
 
 
-def _check_some(
+def _check_any_output(
     path: Path, models: Sequence[Trained], rows: Manifest, settings: RetrievalOptions, extra_protocol: Mapping[str, Any]
 ) -> None:
-    """Raise the error of `check_output` before the prediction if no number of frames could be saved."""
+    """Raise the error of `check_output`, before the prediction, if no number of frames could overwrite `path`."""
     for number, trained in enumerate(models, 1):
         try:
-            evaluation.check_output(path, evaluation.clip_source(trained, rows, settings), extra_protocol)
+            evaluation.check_output(path, evaluation.make_clip_inputs(trained, rows, settings), extra_protocol)
             return
         except RunError:
             if number == len(models):
@@ -159,9 +164,9 @@ def _check_some(
 
 def _print_search(metrics: Mapping[int, Mapping[str, float]], best: int) -> None:
     grid = RichTable(title="frames, each measured on this split", title_justify="left")
-    for name in ("frames", *CHOSEN_BY, ""):
+    for name in ("frames", *SELECTION_METRICS, ""):
         grid.add_column(name, justify="right")
-    for count, values in metrics.items():
+    for num_frames, values in metrics.items():
         shown = [f"{100 * value:.2f} %" for value in values.values()]
-        grid.add_row(str(count), *shown, "kept, chosen on this split" if count == best else "")
+        grid.add_row(str(num_frames), *shown, "selected on this split" if num_frames == best else "")
     distributed.on_rank_zero(lambda: Screen().print(grid))

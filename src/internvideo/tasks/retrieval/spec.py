@@ -1,9 +1,9 @@
-"""The task as one object: Text-video retrieval."""
+"""Task specification: Text-video retrieval."""
 
 from __future__ import annotations
 
 from internvideo.data.settings import EvaluationClipData
-from internvideo.models.clip import Clip
+from internvideo.models.clip import CLIPModel
 from internvideo.models.video_language import VideoLanguage
 from internvideo.tasks.retrieval.build import STAGE
 from internvideo.tasks.retrieval.evaluate import RetrievalOptions, evaluate
@@ -12,9 +12,9 @@ from internvideo.tasks.task import TaskSpec
 
 SPEC = TaskSpec(
     NAME,
-    "text to video and video to text: raw, dual softmax and, with a bank, query-bank normalised",
+    "text to video and video to text: raw, dual softmax and, with a bank, query-bank normalized",
     "4.3.2",
-    (VideoLanguage, Clip),
+    (VideoLanguage, CLIPModel),
     RetrievalOptions,
     evaluate,
     score,

@@ -25,7 +25,8 @@ class AvaRows:
     """Columns of an AVA file.
 
     Attributes:
-        frame: N pairs (video, whole second). box: (N, 4). action: (N,) ids from 1. score: (N,), 0 for annotations.
+        frame: N pairs (video, time in whole seconds). box: (N, 4). action: (N,) ids from 1.
+        score: (N,), 0 for annotations.
     """
 
     frame: tuple[tuple[str, int], ...]
@@ -34,20 +35,20 @@ class AvaRows:
     score: NDArray[np.float64]
 
 
-def _cells(path: Path, least: int) -> Iterator[tuple[int, list[str]]]:
+def _iterate_rows(path: Path, min_cells: int) -> Iterator[tuple[int, list[str]]]:
     reader = CsvReader(read_text(path).splitlines())
     try:
         for cells in reader:
             if not any(cell.strip() for cell in cells):
                 continue
-            if len(cells) < least:
-                raise ManifestError(f"{path}:{reader.line_num}", f"{len(cells)} cells", f"{least} or more")
+            if len(cells) < min_cells:
+                raise ManifestError(f"{path}:{reader.line_num}", f"{len(cells)} cells", f"{min_cells} or more")
             yield reader.line_num, cells
     except csv.Error as error:
         raise ManifestError(f"{path}:{reader.line_num}", f"not csv ({error})") from None
 
 
-def _number(where: str, field: str, cell: str) -> float:
+def _parse_number(where: str, field: str, cell: str) -> float:
     """Parse a finite number. Raises ManifestError."""
     try:
         value = float(cell)
@@ -58,28 +59,30 @@ def _number(where: str, field: str, cell: str) -> float:
     return value
 
 
-def _action(where: str, cell: str) -> int:
+def _parse_action(where: str, cell: str) -> int:
     """Parse an action id, at least 1. Raises ManifestError."""
     if not cell.strip().isdecimal() or len(cell) > MAX_DIGITS or int(cell) < 1:
         raise ManifestError(f"{where} action_id", f"'{cell[:80]}'", "an id, from 1")
     return int(cell)
 
 
-def read_rows(path: Path, *, scored: bool, excluded: frozenset[tuple[str, int]] = frozenset()) -> AvaRows:
-    """Read annotations, or results with scores, without frames of `excluded` and rows without a box.
+def read_rows(path: Path, *, has_scores: bool, excluded: frozenset[tuple[str, int]] = frozenset()) -> AvaRows:
+    """Read a file of annotations, or (`has_scores`) of results, without excluded frames and rows without a box.
 
     Raises:
-        ManifestError: a row with too few cells, a cell that is no number, an action below 1.
+        ManifestError: a row with too few cells, a cell that is not a number, an action below 1.
     """
     frames, boxes, actions, scores = [], [], [], []
-    for line, cells in _cells(path, 8 if scored else 7):
+    for line, cells in _iterate_rows(path, 8 if has_scores else 7):
         if not cells[6].strip():  # a clip without persons
             continue
         where = f"{path}:{line}"
-        key = (cells[0], int(_number(where, "timestamp", cells[1])))
-        box = [_number(where, name, cell) for name, cell in zip(("x1", "y1", "x2", "y2"), cells[2:6], strict=True)]
-        action = _action(where, cells[6])
-        score = _number(where, "score", cells[7]) if scored else 0.0
+        key = (cells[0], int(_parse_number(where, "timestamp", cells[1])))
+        box = [
+            _parse_number(where, name, cell) for name, cell in zip(("x1", "y1", "x2", "y2"), cells[2:6], strict=True)
+        ]
+        action = _parse_action(where, cells[6])
+        score = _parse_number(where, "score", cells[7]) if has_scores else 0.0
         if key not in excluded:
             frames.append(key)
             boxes.append(box)
@@ -94,9 +97,10 @@ def read_rows(path: Path, *, scored: bool, excluded: frozenset[tuple[str, int]] 
 
 
 def read_exclusions(path: Path) -> frozenset[tuple[str, int]]:
-    """Read the frames to exclude from scoring, `video, timestamp`. Raises ManifestError."""
+    """Read a file of frames to exclude from evaluation, `video, timestamp`. Raises ManifestError."""
     return frozenset(
-        (cells[0], int(_number(f"{path}:{line}", "timestamp", cells[1]))) for line, cells in _cells(path, 2)
+        (cells[0], int(_parse_number(f"{path}:{line}", "timestamp", cells[1])))
+        for line, cells in _iterate_rows(path, 2)
     )
 
 

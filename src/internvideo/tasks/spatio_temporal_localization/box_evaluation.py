@@ -1,4 +1,4 @@
-"""Shared parts of evaluations of object boxes: options, choice of the tested boxes, plots."""
+"""Steps that evaluations of object boxes share: options, selection of the test boxes, plots."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from internvideo import distributed
 from internvideo.data.loader import LoaderSettings
 from internvideo.data.manifest import Manifest
 from internvideo.errors import ManifestError, VideoError
-from internvideo.plots import charts as figures
+from internvideo.plots import charts
 from internvideo.plots.style import write_plot
 from internvideo.tasks.protocol import weights_hash
 from internvideo.tasks.spatio_temporal_localization import object_boxes
-from internvideo.tasks.spatio_temporal_localization.data import ClipForm, KeyFrameViews
+from internvideo.tasks.spatio_temporal_localization.data import KeyFrameClipSettings, KeyFrameViews
 from internvideo.tasks.task import EvaluateOptions
 from internvideo.training.trained import Trained
 from internvideo.video.pool import borrow
 
-SHOWN = 9
-"""Number of key frames that an evaluation plots."""
-CHECKED = ("weights_sha256", "split_sha256", "boxes")
-"""Protocol entries that must agree for a table to be overwritten."""
+NUM_PLOTTED_FRAMES = 9
+"""Number of key frames in the plot."""
+PROTOCOL_KEYS = ("weights_sha256", "split_sha256", "boxes")
+"""Protocol entries that must be equal for a table to be overwritten."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,66 +36,71 @@ class BoxOptions(EvaluateOptions):
 
 
 @dataclass(frozen=True)
-class Tested:
-    """Rows, their key frames, and the views with the tested boxes, one entry per key frame each."""
+class BoxInputs:
+    """Annotated key frames, views with the test boxes of the same key frames, and the protocol."""
 
     frames: list[object_boxes.ObjectFrame]
     views: KeyFrameViews
     protocol: Mapping[str, Any]
 
 
-def boxes_to_test(trained: Trained, rows: Manifest, form: ClipForm, settings: BoxOptions) -> Tested:
-    """Select the tested boxes: those of `settings.boxes`, else the annotated ones.
+def read_test_boxes(
+    trained: Trained, rows: Manifest, clip_settings: KeyFrameClipSettings, settings: BoxOptions
+) -> BoxInputs:
+    """Read the test boxes: those of the file `settings.boxes`, else the annotated ones.
 
     Raises:
-        RecipeError: several processes. ManifestError: boxes of none of the rows.
+        RecipeError: run by more than one process. ManifestError: the file has no box of any row.
     """
     distributed.require_one_process("boxes of objects")
     frames = object_boxes.object_frames(rows)
     if settings.boxes is None:
-        chosen = [object_boxes.annotated(frame) for frame in frames]
+        test_frames = [object_boxes.with_annotated_boxes(frame) for frame in frames]
     else:
-        found = object_boxes.read_detections(settings.boxes)
-        chosen = [object_boxes.detected(frame, object_boxes.of_frame(frame, found)) for frame in frames]
-        if not any(len(frame.boxes) for frame in chosen):
+        detections = object_boxes.read_detections(settings.boxes)
+        test_frames = [
+            object_boxes.with_detected_boxes(frame, object_boxes.detections_of(frame, detections)) for frame in frames
+        ]
+        if not any(len(frame.boxes) for frame in test_frames):
             raise ManifestError(settings.boxes, f"no box of a row of {rows.source}", "rows by their id or uid")
     data = trained.recipe.data
-    loader = LoaderSettings(batch_size=1, workers=settings.workers, short_side=data.loader.short_side)
+    loader_settings = LoaderSettings(batch_size=1, workers=settings.workers, short_side=data.loader.short_side)
     protocol = {
         "model": trained.recipe.model.name,
         "weights_sha256": weights_hash(trained.model),
         "split_sha256": rows.fingerprint,
         "source": str(rows.source),
-        "frames": form.frames,
-        "stride": form.stride,
-        "short": form.transform.short,
+        "frames": clip_settings.frames,
+        "stride": clip_settings.stride,
+        "short": clip_settings.transform.short,
         "boxes": "ground truth" if settings.boxes is None else settings.boxes.name,
     }
-    return Tested(frames, KeyFrameViews(rows, chosen, form, loader), protocol)
+    return BoxInputs(frames, KeyFrameViews(rows, test_frames, clip_settings, loader_settings), protocol)
 
 
-def draw(
-    tested: Tested,
+def plot_frames(
+    box_inputs: BoxInputs,
     rows: Manifest,
     box_labels: Callable[[int], Sequence[str]],
-    truth: Callable[[object_boxes.ObjectFrame], str],
+    truth_text: Callable[[object_boxes.ObjectFrame], str],
     target: Path,
 ) -> None:
-    """Plot key frames, spread evenly over the split, with every tested box.
+    """Plot evenly spaced key frames of the split with their test boxes.
 
     Args:
-        box_labels: key frame -> label of each of its boxes. truth: ground truth of a frame as text, for its title.
+        box_labels: index of a key frame -> label of each box. truth_text: ground truth of a frame, for its title.
+        target: file to write.
     """
-    panels = []
-    for index in np.unique(np.linspace(0, len(tested.frames) - 1, SHOWN).round().astype(int)).tolist():
-        frame, boxes = tested.frames[index], tested.views.frames[index].boxes
+    plotted = []
+    for index in np.unique(np.linspace(0, len(box_inputs.frames) - 1, NUM_PLOTTED_FRAMES).round().astype(int)).tolist():
+        frame, boxes = box_inputs.frames[index], box_inputs.views.frames[index].boxes
         try:
             with borrow(rows.video_path(frame.row), fps=frame.row.frame_rate) as video:
-                picture = video.frames_at([min(frame.time, video.info.duration)])[0]
+                image = video.frames_at([min(frame.time, video.info.duration)])[0]
         except VideoError:
             continue
         lines = box_labels(index)
         labeled = [(corners, [line]) for corners, line in zip(boxes.tolist(), lines, strict=False)]
-        panels.append(figures.BoxedFrame(picture, labeled, [], f"{frame.row.id}: {truth(frame)}"))
-    if panels:
-        write_plot(target, lambda: figures.frames_with_boxes(panels))
+        plotted.append(charts.BoxedFrame(image, labeled, [], f"{frame.row.id}: {truth_text(frame)}"))
+    if plotted:
+        write_plot(target, lambda: charts.frames_with_boxes(plotted))

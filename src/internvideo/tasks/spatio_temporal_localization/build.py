@@ -8,17 +8,17 @@ from pydantic import Field
 
 from internvideo.data.preprocessing import Preprocessing
 from internvideo.data.settings import KeyFrameAugment, SampledData
-from internvideo.tasks.spatio_temporal_localization.data import ClipForm, KeyFrameLoader, KeyFrameSettings
+from internvideo.tasks.spatio_temporal_localization.data import KeyFrameClipSettings, KeyFrameLoader, KeyFrameSettings
 from internvideo.tasks.spatio_temporal_localization.model import ActionDetector
 from internvideo.tasks.spatio_temporal_localization.object_boxes import (
-    learned,
+    detections_of,
     object_frames,
-    of_frame,
     read_detections,
+    with_training_targets,
 )
 from internvideo.tasks.spatio_temporal_localization.stage import RegionSettings, RegionStage
-from internvideo.training.clip_job import check_clips, check_flip, training_rows
-from internvideo.training.model_setup import init_model, load_init_weights, setting
+from internvideo.training.clip_job import check_clips, read_training_rows, refuse_flip
+from internvideo.training.model_setup import init_model, load_init_weights, setting_errors
 from internvideo.training.recipe import Job, Recipe, StageSpec
 
 
@@ -30,7 +30,7 @@ class KeyFrameData(SampledData):
 
 
 class RegionData(KeyFrameData):
-    """Data settings: clips of whole frames around key frames, unless there is one clip per box."""
+    """Data settings: clips around key frames, of whole frames or (`around`) one per box."""
 
     def preprocessing(self) -> Preprocessing:
         """Return the preprocessing of whole frames."""
@@ -41,26 +41,26 @@ class RegionData(KeyFrameData):
 def build(recipe: Recipe, skipped: Path | None) -> Job:
     """Build the job of a recipe. Raises RecipeError, ManifestError, WeightsError."""
     data, settings = recipe.data_as(KeyFrameData), recipe.settings_as(RegionSettings)
-    manifest = training_rows(recipe)
-    check_flip(data.augment.flip, manifest.classes)
+    manifest = read_training_rows(recipe)
+    refuse_flip(data.augment.flip, manifest.classes)
     model = init_model(recipe, len(manifest.classes), ActionDetector)
     check_clips(recipe, model)
-    head = load_init_weights(model, recipe, manifest.classes)
-    with setting("settings"):
+    head_init_lines = load_init_weights(model, recipe, manifest.classes)
+    with setting_errors("settings"):
         stage = RegionStage(model, settings)
     frames = None
     if data.key_frames.candidates is not None:
         detections = read_detections(data.key_frames.candidates)
-        frames = [learned(frame, of_frame(frame, detections)) for frame in object_frames(manifest)]
-    form = clip_form(data, model.config.num_classes)
-    loader = KeyFrameLoader(manifest, form, data.loader, skipped=skipped, frames=frames)
-    return Job(recipe, stage, loader, manifest.classes, manifest.fingerprint, head=head)
+        frames = [with_training_targets(frame, detections_of(frame, detections)) for frame in object_frames(manifest)]
+    clip_settings = make_clip_settings(data, model.config.num_classes)
+    loader = KeyFrameLoader(manifest, clip_settings, data.loader, skipped=skipped, frames=frames)
+    return Job(recipe, stage, loader, manifest.classes, manifest.fingerprint, head_init_lines=head_init_lines)
 
 
-def clip_form(data: KeyFrameData, num_classes: int) -> ClipForm:
-    """Return how clips centered at a key frame are made."""
+def make_clip_settings(data: KeyFrameData, num_classes: int) -> KeyFrameClipSettings:
+    """Return the settings of clips centered at a key frame."""
     transform = data.key_frames.transform(data.augment.size, flip=data.augment.flip)
-    return ClipForm(data.sampling.frames, data.sampling.stride or 1, transform, num_classes)
+    return KeyFrameClipSettings(data.sampling.frames, data.sampling.stride or 1, transform, num_classes)
 
 
 STAGE = StageSpec(
@@ -71,5 +71,5 @@ STAGE = StageSpec(
     RegionStage,
     (ActionDetector,),
     build,
-    classifiers=("",),
+    classifier_paths=("",),
 )

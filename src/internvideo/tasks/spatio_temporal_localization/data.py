@@ -1,7 +1,7 @@
 """Load clips around key frames with the boxes of the persons in them: manifest -> RegionBatch (AlphAction).
 
-A row of a manifest has the boxes of one key frame (AVA) or of many (`long.jsonl` of the sample world); boxes of one
-time belong to one key frame. Corners are fractions of the frame until a transform converts them to pixels.
+A row of a manifest has the boxes of one key frame (AVA) or of several (`long.jsonl` of the sample world); boxes with
+the same time belong to one key frame. Corners are fractions of the frame until a transform converts them to pixels.
 """
 
 from __future__ import annotations
@@ -35,23 +35,26 @@ from internvideo.errors import InternVideoError, ManifestError, VideoError
 from internvideo.tasks.spatio_temporal_localization.box_transforms import Boxed, BoxedTransform
 
 MAX_BOXES = 100
-"""Maximum number of boxes of a training clip (AlphAction)."""
+"""Maximum number of boxes per training clip (AlphAction)."""
 
 Output = TypeVar("Output")
 Order = Sequence[int] | NDArray[np.int64]
-Key = tuple[str, float]
-Persons = Mapping[Key, Sequence[tuple[float, float, float, float, float]]]
+FrameKey = tuple[str, float]
+PersonBoxes = Mapping[FrameKey, Sequence[tuple[float, float, float, float, float]]]
 
 
 class KeyFrameSettings(Settings):
     """Settings of the clips around key frames: resizing, color jitter, candidate boxes."""
 
-    short: int = Field(256, ge=8, le=8192, description="shorter side after resizing; in tests the whole frame is used")
-    longest: int = Field(464, ge=8, le=8192, description="maximum of the longer side")
+    short: int = Field(256, ge=8, le=8192, description="shorter side in pixels after resizing; tests do not crop")
+    longest: int = Field(464, ge=8, le=8192, description="largest longer side in pixels after resizing")
     hue: float = Field(20.0, ge=0.0, le=180.0, description="training: maximum change of hue, degrees")
     saturation: float = Field(0.1, ge=0.0, le=1.0, description="training: maximum change of saturation and of value")
     around: float | None = Field(
-        None, ge=1.0, description="one clip per box: a square of this many box sides around it, resized to size"
+        None,
+        ge=1.0,
+        description="one clip per box instead of whole frames: a square around the box, whose side is this many times "
+        "the longer side of the box, resized to size",
     )
     candidates: Path | None = Field(
         None,
@@ -66,10 +69,13 @@ class KeyFrameSettings(Settings):
 
 @dataclass(frozen=True)
 class KeyFrame:
-    """A key frame with R boxes: corners (R, 4) as fractions, scores (R,), class indices per box (() if unknown).
+    """A key frame with R boxes.
 
-    `time` (s) is that of the annotations, which may refer to a movie of which the file is a part; see `seconds`.
-    `targets` (R, K) are training targets that replace the labels.
+    Attributes:
+        row: of the manifest. video: name of the video in annotation files, see `video_name`.
+        time: in the annotations, in seconds; it may count from the start of a movie of which the file is a part.
+        boxes: (R, 4) corners as fractions. scores: (R,). labels: class indices of each box, () if unknown.
+        targets: (R, K) training targets that replace the labels, None for none.
     """
 
     row: Sample
@@ -82,22 +88,22 @@ class KeyFrame:
 
     @property
     def seconds(self) -> float:
-        """The time (s) from the start of the video file."""
+        """The time in seconds from the start of the video file."""
         return self.time - file_start_time(self.row, self.time)
 
 
 def video_name(row: Sample) -> str:
-    """Return the video's name in annotation files: that of the movie if the row is one of its key frames."""
+    """Return the name of a row's video in annotation files: of the movie, if the row is a key frame of a movie."""
     return row.group if "timestamp" in row.attributes and row.group else row.id
 
 
-def frame_key(video: str, time: float) -> Key:
+def frame_key(video: str, time: float) -> FrameKey:
     """Return the dictionary key of a key frame."""
     return video, round(time, 3)
 
 
 def key_frames(manifest: Manifest) -> list[KeyFrame]:
-    """Return all annotated key frames, ordered by row and time. Raises ManifestError: there are none."""
+    """Return all annotated key frames, ordered by row and time. Raises ManifestError if there are none."""
     frames = []
     for row in manifest.rows:
         times = sorted({box.time for box in row.boxes})
@@ -113,34 +119,37 @@ def key_frames(manifest: Manifest) -> list[KeyFrame]:
     return frames
 
 
-def with_persons(frames: Sequence[KeyFrame], persons: Persons, min_score: float) -> list[KeyFrame]:
-    """Return key frames with the boxes of a person detector of at least `min_score`, without those that have none.
+def with_detected_persons(frames: Sequence[KeyFrame], persons: PersonBoxes, min_score: float) -> list[KeyFrame]:
+    """Return key frames with the boxes of a person detector that have at least `min_score`.
 
-    Boxes at other times of the same videos are included: predictions for them are false positives.
+    Key frames without such a box are left out. Boxes at times without annotation, in the same videos, are included:
+    predictions for them are false positives.
     """
     frame_of_key = {frame_key(frame.video, frame.time): frame for frame in frames}
     frame_of_video = {frame.video: frame for frame in frames}
-    detected = []
+    with_detected_boxes = []
     for (video, time), boxes in sorted(persons.items()):
         frame = frame_of_key.get(frame_key(video, time)) or frame_of_video.get(video)
-        kept = np.asarray([box for box in boxes if box[4] >= min_score], dtype=np.float64).reshape(-1, 5)
-        if frame is not None and len(kept):
-            detected.append(KeyFrame(frame.row, video, time, kept[:, :4], kept[:, 4], ((),) * len(kept)))
-    return detected
+        box_index = np.asarray([box for box in boxes if box[4] >= min_score], dtype=np.float64).reshape(-1, 5)
+        if frame is not None and len(box_index):
+            with_detected_boxes.append(
+                KeyFrame(frame.row, video, time, box_index[:, :4], box_index[:, 4], ((),) * len(box_index))
+            )
+    return with_detected_boxes
 
 
-def read_clip(reader: ManifestClipDecoder, frame: KeyFrame, form: ClipForm) -> Tensor:
-    """Decode (T, H, W, 3) uint8 around a key frame, interpolated between two frames. Raises VideoError."""
-    fraction = np.zeros(form.frames)
-    positions = positions_before if form.before else centered_positions
+def read_clip(reader: ManifestClipDecoder, frame: KeyFrame, clip_settings: KeyFrameClipSettings) -> Tensor:
+    """Decode a clip (T, H, W, 3) uint8 around a key frame, linearly interpolated between frames. Raises VideoError."""
+    fraction = np.zeros(clip_settings.frames)
+    compute_positions = positions_before if clip_settings.ends_at_key_frame else centered_positions
 
-    def sample(times: Floats) -> list[NDArray[np.int64]]:
-        position = positions(times, frame, frames=form.frames, stride=form.stride)
-        low = np.floor(position).astype(np.int64)
-        fraction[:] = position - low
-        return [low, np.minimum(low + 1, len(times) - 1)] if fraction.any() else [low]
+    def interpolation_indices(times: Floats) -> list[NDArray[np.int64]]:
+        positions_in_frames = compute_positions(times, frame, frames=clip_settings.frames, stride=clip_settings.stride)
+        before = np.floor(positions_in_frames).astype(np.int64)
+        fraction[:] = positions_in_frames - before
+        return [before, np.minimum(before + 1, len(times) - 1)] if fraction.any() else [before]
 
-    clips = reader.clips(frame.row, sample)
+    clips = reader.clips(frame.row, interpolation_indices)
     if len(clips) == 1:
         return clips[0]
     weight = torch.from_numpy(fraction).float().view(-1, 1, 1, 1)
@@ -148,110 +157,131 @@ def read_clip(reader: ManifestClipDecoder, frame: KeyFrame, form: ClipForm) -> T
 
 
 @dataclass(frozen=True)
-class ClipForm:
-    """How clips are made around a key frame: T frames at `stride`, the transform, number of classes of the targets.
+class KeyFrameClipSettings:
+    """Settings of a clip around a key frame.
 
-    With `before` the key frame is the last frame of the clip, else its center.
+    Attributes:
+        frames: T. stride: frames from one frame of the clip to the next. transform: of clip and boxes.
+        num_classes: of the training targets.
+        ends_at_key_frame: whether the key frame is the last frame of the clip; otherwise it is in the center.
     """
 
     frames: int
     stride: int
     transform: BoxedTransform
     num_classes: int
-    before: bool = False
+    ends_at_key_frame: bool = False
 
 
-def targets_of(frame: KeyFrame, kept: Sequence[int], form: ClipForm) -> Tensor:
-    """Return training targets (R, K) of the boxes `kept`: the key frame's targets, else its labels as 0 and 1."""
+def training_targets(frame: KeyFrame, box_index: Sequence[int], clip_settings: KeyFrameClipSettings) -> Tensor:
+    """Return the targets (R, K) of the boxes `box_index`: those of the key frame, else the labels as 0 and 1."""
     if frame.targets is not None:
-        return torch.from_numpy(frame.targets[list(kept)]).float()
-    targets = torch.zeros(len(kept), form.num_classes)
-    for row, box in enumerate(kept):
+        return torch.from_numpy(frame.targets[list(box_index)]).float()
+    targets = torch.zeros(len(box_index), clip_settings.num_classes)
+    for row, box in enumerate(box_index):
         targets[row, list(frame.labels[box])] = 1.0
     return targets
 
 
-class _Training(Dataset[WorkerResult]):
-    """Map (epoch, batch index) to a training batch."""
+class _TrainingDataset(Dataset[WorkerResult]):
+    """Training batches by (epoch, batch index)."""
 
     def __init__(
-        self, reader: ManifestClipDecoder, frames: Sequence[KeyFrame], plan: EpochPlan, form: ClipForm
+        self,
+        reader: ManifestClipDecoder,
+        frames: Sequence[KeyFrame],
+        plan: EpochPlan,
+        clip_settings: KeyFrameClipSettings,
     ) -> None:
-        self.reader, self.frames, self.plan, self.form = reader, frames, plan, form
+        self.reader, self.frames, self.plan, self.clip_settings = reader, frames, plan, clip_settings
 
     def __getitem__(self, key: tuple[int, int]) -> WorkerResult:
-        epoch, number = key
+        epoch, batch_index = key
         order = self.plan.order(epoch)
         unreadable: list[Unreadable] = []
         try:
-            parts = [self._read(epoch, position, order, unreadable) for position in self.plan.positions(number)]
+            parts = [self._read(epoch, position, order, unreadable) for position in self.plan.positions(batch_index)]
         except InternVideoError as error:
             return WorkerResult(error=error)
-        return WorkerResult(_join(parts), unreadable=tuple(unreadable))
+        return WorkerResult(_join_batches(parts), unreadable=tuple(unreadable))
 
     def _read(self, epoch: int, position: int, order: Order, unreadable: list[Unreadable]) -> RegionBatch:
         for attempt, candidate in enumerate([position, *self.plan.fallback_positions(position)]):
             index = int(order[candidate])
             frame = self.frames[index]
             try:
-                clip = read_clip(self.reader, frame, self.form)
+                clip = read_clip(self.reader, frame, self.clip_settings)
             except VideoError as error:
                 unreadable.append(Unreadable(frame.row.id, frame.row.path, str(error)))
                 continue
             rng = random_stream(AUGMENT, self.plan.seed, epoch, index, attempt)
-            if self.form.transform.around is not None:
-                chosen = np.sort(rng.permutation(len(frame.boxes))[:MAX_BOXES])
-                corners = torch.from_numpy(frame.boxes[chosen]).float()
-                pieces = self.form.transform.each(clip, corners, rng)
-                return _pieces(pieces, frame, self.form, targets_of(frame, chosen.tolist(), self.form))
-            transformed = self.form.transform.train(clip, torch.from_numpy(frame.boxes).float(), rng)
-            kept = transformed.kept.numpy()[rng.permutation(len(transformed.kept))[:MAX_BOXES]]
-            row_of_box = {int(box): row for row, box in enumerate(transformed.kept)}
-            boxes = transformed.boxes[[row_of_box[int(box)] for box in kept]]
-            return _batch(transformed.clip, frame, boxes, targets_of(frame, kept.tolist(), self.form))
+            if self.clip_settings.transform.around is not None:
+                box_index = np.sort(rng.permutation(len(frame.boxes))[:MAX_BOXES])
+                corners = torch.from_numpy(frame.boxes[box_index]).float()
+                box_clips = self.clip_settings.transform.crop_boxes(clip, corners, rng)
+                return _make_box_clips_batch(
+                    box_clips,
+                    frame,
+                    self.clip_settings,
+                    training_targets(frame, box_index.tolist(), self.clip_settings),
+                )
+            transformed = self.clip_settings.transform.train(clip, torch.from_numpy(frame.boxes).float(), rng)
+            box_index = transformed.box_index.numpy()[rng.permutation(len(transformed.box_index))[:MAX_BOXES]]
+            row_of_box = {int(box): row for row, box in enumerate(transformed.box_index)}
+            boxes = transformed.boxes[[row_of_box[int(box)] for box in box_index]]
+            return _make_batch(
+                transformed.clip, frame, boxes, training_targets(frame, box_index.tolist(), self.clip_settings)
+            )
         raise VideoError(
             self.reader.manifest.source,
             f"{len(unreadable)} clips in succession cannot be read, the last one because: {unreadable[-1].reason}",
             "",
-            "check that the videos lie where the manifest says",
+            "check the paths in the manifest",
         )
 
 
-def _batch(clip: Tensor, frame: KeyFrame, boxes: Tensor, targets: Tensor) -> RegionBatch:
+def _make_batch(clip: Tensor, frame: KeyFrame, boxes: Tensor, targets: Tensor) -> RegionBatch:
     name = f"{frame.video}@{frame.time:g}"
-    owner = torch.zeros(len(boxes), dtype=torch.int64)
-    return RegionBatch(clip[None], (name,), clip=owner, boxes=boxes, targets=targets)
+    clip_index = torch.zeros(len(boxes), dtype=torch.int64)
+    return RegionBatch(clip[None], (name,), clip_index=clip_index, boxes=boxes, targets=targets)
 
 
-def _pieces(pieces: Sequence[Boxed], frame: KeyFrame, form: ClipForm, targets: Tensor) -> RegionBatch:
+def _make_box_clips_batch(
+    box_clips: Sequence[Boxed], frame: KeyFrame, clip_settings: KeyFrameClipSettings, targets: Tensor
+) -> RegionBatch:
     """Make a batch with one clip per box of a key frame."""
-    if not pieces:
-        none = torch.zeros((0, 3, form.frames, form.transform.size, form.transform.size), dtype=torch.uint8)
-        return RegionBatch(none, (), clip=torch.zeros(0, dtype=torch.int64), boxes=torch.zeros(0, 4), targets=targets)
-    names = (f"{frame.video}@{frame.time:g}",) * len(pieces)
-    boxes = torch.cat([piece.boxes for piece in pieces])
-    clips = torch.stack([piece.clip for piece in pieces])
-    return RegionBatch(clips, names, clip=torch.arange(len(pieces)), boxes=boxes, targets=targets)
+    if not box_clips:
+        no_clips = torch.zeros(
+            (0, 3, clip_settings.frames, clip_settings.transform.size, clip_settings.transform.size), dtype=torch.uint8
+        )
+        return RegionBatch(
+            no_clips, (), clip_index=torch.zeros(0, dtype=torch.int64), boxes=torch.zeros(0, 4), targets=targets
+        )
+    names = (f"{frame.video}@{frame.time:g}",) * len(box_clips)
+    boxes = torch.cat([box_clip.boxes for box_clip in box_clips])
+    clips = torch.stack([box_clip.clip for box_clip in box_clips])
+    return RegionBatch(clips, names, clip_index=torch.arange(len(box_clips)), boxes=boxes, targets=targets)
 
 
-def _join(parts: Sequence[RegionBatch]) -> RegionBatch:
+def _join_batches(parts: Sequence[RegionBatch]) -> RegionBatch:
     first = np.cumsum([0, *(len(part.video) for part in parts)]).tolist()
     return RegionBatch(
         torch.cat([part.video for part in parts]),
         tuple(name for part in parts for name in part.ids),
-        clip=torch.cat([part.clip + start for start, part in zip(first, parts, strict=False)]),
+        clip_index=torch.cat([part.clip_index + start for start, part in zip(first, parts, strict=False)]),
         boxes=torch.cat([part.boxes for part in parts]),
         targets=torch.cat([part.targets for part in parts]),
     )
 
 
 class KeyFrameLoader:
-    """Load training batches of one rank; unreadable clips are replaced as in `Loader`.
+    """Load training batches of one process; unreadable clips are replaced as in `Loader`.
 
     Args:
-        manifest: rows with boxes. form: how clips are made. settings: of the loader, without repeated augmentation.
+        manifest: rows with boxes. clip_settings: of clips and boxes.
+        settings: of the loader; repeated augmentation is not supported.
         frames: key frames of these rows; by default those of `key_frames`.
-        skipped: as for `Loader`.
+        skipped: see `Loader`.
 
     Raises:
         ManifestError: no row has boxes. RecipeError: fewer key frames than one batch.
@@ -260,7 +290,7 @@ class KeyFrameLoader:
     def __init__(
         self,
         manifest: Manifest,
-        form: ClipForm,
+        clip_settings: KeyFrameClipSettings,
         settings: LoaderSettings,
         *,
         skipped: Path | None = None,
@@ -271,16 +301,16 @@ class KeyFrameLoader:
         check_batches(self._plan.batches, settings, len(frames), f"key frames in {manifest.source}")
         self._skipped = SkippedClips(manifest, settings.max_unreadable, skipped)
         self._source = PersistentDataLoader(
-            _Training(clip_decoder(manifest, settings), frames, self._plan, form), settings
+            _TrainingDataset(clip_decoder(manifest, settings), frames, self._plan, clip_settings), settings
         )
 
     def __len__(self) -> int:
-        """Batches per epoch, the same on every rank."""
+        """Number of batches per epoch, the same in every process."""
         return self._plan.batches
 
     def epoch(self, k: int, start: int = 0) -> Iterator[RegionBatch]:
         """Yield batches `start`, `start + 1`, ... of epoch `k`. Raises VideoError and RunError as `Loader.epoch`."""
-        for loaded in self._source.read([(k, number) for number in range(start, len(self))], self._wait):
+        for loaded in self._source.read([(k, batch_index) for batch_index in range(start, len(self))], self._wait):
             self._skipped.count(loaded.unreadable, k)
             yield cast(RegionBatch, loaded.batch)
 
@@ -288,42 +318,57 @@ class KeyFrameLoader:
         self.data_time += seconds
 
 
-class _Testing(Dataset[WorkerResult]):
-    """Map the index of a key frame to its test clip of the whole frame, or to one clip per box."""
+class _TestDataset(Dataset[WorkerResult]):
+    """Test batches by index of the key frame: a clip of the whole frame, or one clip per box."""
 
-    def __init__(self, reader: ManifestClipDecoder, frames: Sequence[KeyFrame], form: ClipForm) -> None:
-        self.reader, self.frames, self.form = reader, frames, form
+    def __init__(
+        self, reader: ManifestClipDecoder, frames: Sequence[KeyFrame], clip_settings: KeyFrameClipSettings
+    ) -> None:
+        self.reader, self.frames, self.clip_settings = reader, frames, clip_settings
 
     def __getitem__(self, index: int) -> WorkerResult:
         frame = self.frames[index]
         try:
-            clip = read_clip(self.reader, frame, self.form)
+            clip = read_clip(self.reader, frame, self.clip_settings)
         except VideoError as error:
             return WorkerResult(unreadable=(Unreadable(frame.row.id, frame.row.path, str(error)),))
         except InternVideoError as error:
             return WorkerResult(error=error)
-        targets = targets_of(frame, range(len(frame.boxes)), self.form)
+        targets = training_targets(frame, range(len(frame.boxes)), self.clip_settings)
         corners = torch.from_numpy(frame.boxes).float()
-        if self.form.transform.around is not None:
-            return WorkerResult(_pieces(self.form.transform.each(clip, corners), frame, self.form, targets), (index,))
-        transformed = self.form.transform.whole(clip, corners)
-        return WorkerResult(_batch(transformed.clip, frame, transformed.boxes, targets), (index,))
+        if self.clip_settings.transform.around is not None:
+            return WorkerResult(
+                _make_box_clips_batch(
+                    self.clip_settings.transform.crop_boxes(clip, corners), frame, self.clip_settings, targets
+                ),
+                (index,),
+            )
+        transformed = self.clip_settings.transform.resize(clip, corners)
+        return WorkerResult(_make_batch(transformed.clip, frame, transformed.boxes, targets), (index,))
 
 
 class KeyFrameViews:
-    """Iterate over (index, clip with its boxes) of every key frame once, divided among all ranks; frame sizes differ.
+    """Iterate once over ((index,), batch) of the key frames, distributed over the processes.
+
+    A batch has the boxes of one key frame. Clips of different key frames may have different sizes.
 
     Args:
-        manifest, frames, form, settings: as for `KeyFrameLoader`.
+        manifest, frames, clip_settings, settings: see `KeyFrameLoader`.
     """
 
     def __init__(
-        self, manifest: Manifest, frames: Sequence[KeyFrame], form: ClipForm, settings: LoaderSettings
+        self,
+        manifest: Manifest,
+        frames: Sequence[KeyFrame],
+        clip_settings: KeyFrameClipSettings,
+        settings: LoaderSettings,
     ) -> None:
-        self.frames, self.form = frames, form
+        self.frames, self.clip_settings = frames, clip_settings
         self._unreadable: list[tuple[int, Unreadable]] = []
         self._indices = range(distributed.rank(), len(frames), distributed.world_size())
-        self._source = PersistentDataLoader(_Testing(clip_decoder(manifest, settings), frames, form), settings)
+        self._source = PersistentDataLoader(
+            _TestDataset(clip_decoder(manifest, settings), frames, clip_settings), settings
+        )
 
     @property
     def unreadable(self) -> list[Unreadable]:
@@ -338,8 +383,8 @@ class KeyFrameViews:
             if loaded.batch is not None:
                 yield list(loaded.views), cast(RegionBatch, loaded.batch)
 
-    def collected(self, outputs: Mapping[int, Output]) -> dict[int, Output]:
-        """Gather the outputs of all processes by key frame index; every process calls this after its iteration."""
+    def gather_outputs(self, outputs: Mapping[int, Output]) -> dict[int, Output]:
+        """Gather the outputs of all processes, key frame index -> output, after the iteration. Collective."""
         parts: list[tuple[dict[int, Output], list[tuple[int, Unreadable]]]] = distributed.all_gather_objects(
             (dict(outputs), self._unreadable)
         )

@@ -17,7 +17,7 @@ from internvideo.models.encoder import ClipNeeds
 from internvideo.models.entry import ModelEntry
 from internvideo.models.factory import VIDEOMAE_SIZES
 from internvideo.models.module import LayerNorm
-from internvideo.models.videomae import EPS, TunedTrunk, VideoMAEConfig, run_blocks
+from internvideo.models.videomae import EPS, FineTunedBackbone, VideoMAEConfig, run_blocks
 from internvideo.models.videomae_config import MaskedEncoder
 from internvideo.tasks.spatio_temporal_localization.regions import RegionHead
 
@@ -25,13 +25,13 @@ MEAN = (122.7717 / 255, 115.9465 / 255, 102.9801 / 255)
 STD = (57.375 / 255,) * 3
 
 
-class FrameTrunk(TunedTrunk):
-    """Tokens of frames of any size; the position table for `image_size` is resized to the input.
+class FrameBackbone(FineTunedBackbone):
+    """VideoMAE backbone for frames of any size: the position table is resized to the input.
 
-    A table loaded from another clip size ("resized") keeps its original side, so it is interpolated only once.
+    With position_table "resized", the table has the size of `native_clip`, so that it is interpolated only once.
 
     Attributes:
-        checkpointing: compute activations again in the backward pass.
+        checkpointing: recompute activations in the backward pass (gradient checkpointing).
     """
 
     def __init__(self, config: VideoMAEConfig) -> None:
@@ -49,15 +49,15 @@ class FrameTrunk(TunedTrunk):
 
     @property
     def clip_needs(self) -> tuple[ClipNeeds, ...]:
-        """Frames of any side."""
+        """A number of frames; any size."""
         return (ClipNeeds(frames=self.config.frames),)
 
     def grid_tokens(self, video: Tensor) -> Tensor:
         """Compute the tokens after the norm.
 
         Args:
-            video: (B, 3, T, H, W) normalized; the remainder of H and W modulo the patch is cut at the right and
-                bottom, as by a strided convolution.
+            video: (B, 3, T, H, W) normalized; a remainder of H and W that is smaller than a patch is cropped at the
+                right and bottom, as by a strided convolution.
 
         Returns:
             (B, T / tubelet, H // p, W // p, D).
@@ -68,23 +68,25 @@ class FrameTrunk(TunedTrunk):
         patch, frames = self.config.patch_size, self.config.frames
         rows, columns = video.shape[3] // patch, video.shape[4] // patch
         if video.shape[1:3] != (3, frames) or not rows or not columns:
-            raise ValueError(f"video {tuple(video.shape)}, the model takes (B, 3, {frames}, >= {patch}, >= {patch})")
-        whole = video[..., : rows * patch, : columns * patch].contiguous()
-        slots, table = self.config.grid[0], self.pos_embed[0]
-        side = math.isqrt(len(table) // slots)
+            raise ValueError(f"expected a video (B, 3, {frames}, >= {patch}, >= {patch}), got {tuple(video.shape)}")
+        cropped = video[..., : rows * patch, : columns * patch].contiguous()
+        num_times, table = self.config.grid[0], self.pos_embed[0]
+        side = math.isqrt(len(table) // num_times)
         if (rows, columns) != (side, side):
-            table = resize_table(table, (slots, side, side), (slots, rows, columns))
-        embedded: Tensor = self.patch_embed(whole)
+            table = resize_table(table, (num_times, side, side), (num_times, rows, columns))
+        embedded: Tensor = self.patch_embed(cropped)
         tokens = run_blocks(self.blocks, embedded + table.to(embedded.dtype), self.checkpointing)
-        made: Tensor = self.norm(tokens)
-        return made.view(len(video), slots, rows, columns, -1)
+        return self.norm(tokens).view(len(video), num_times, rows, columns, -1)
 
     def initial_state(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str] | None:
-        """Map weights of an earlier stage: (state, pattern of names left at their initialization); None for our own."""
-        return None if "head.projection.weight" in state else (of_encoder(state), FRESH)
+        """Map weights of an earlier stage to (state, pattern of parameters that keep their initialization).
+
+        Returns None for the weights of a detector, whose names need no mapping.
+        """
+        return None if "head.projection.weight" in state else (select_encoder_weights(state), NEWLY_INITIALIZED)
 
 
-class ActionDetector(FrameTrunk, MaskedEncoder):
+class ActionDetector(FrameBackbone, MaskedEncoder):
     """Action detector: logits per box, for frames of any size."""
 
     class_layer = ("head.projection", 0)
@@ -96,23 +98,23 @@ class ActionDetector(FrameTrunk, MaskedEncoder):
         nn.init.zeros_(self.head.projection.bias)
 
     def tokens(self, video: Tensor) -> Tensor:
-        """Map a video as in `grid_tokens` to flattened tokens (B, N, D)."""
+        """Video, see `grid_tokens` -> tokens (B, N, D)."""
         return self.grid_tokens(video).flatten(1, 3)
 
     def features(self, video: Tensor) -> Tensor:
-        """Map a video as in `grid_tokens` to the mean of its tokens (B, D)."""
+        """Video, see `grid_tokens` -> mean of its tokens (B, D)."""
         return self.tokens(video).mean(dim=1)
 
-    def forward(self, video: Tensor, clip: Tensor, boxes: Tensor) -> Tensor:
-        """Map video (see `grid_tokens`), clip index per box (R,) int64 and boxes (R, 4) in pixels to logits (R, C)."""
-        return self.head(self.grid_tokens(video), clip, boxes)
+    def forward(self, video: Tensor, clip_index: Tensor, boxes: Tensor) -> Tensor:
+        """Video (see `grid_tokens`), clip index of each box (R,) int64, boxes (R, 4) in pixels -> logits (R, C)."""
+        return self.head(self.grid_tokens(video), clip_index, boxes)
 
 
-FRESH = r"(norm|head)\."
-"""Pattern of the parameters that no earlier stage has; they are randomly initialized."""
+NEWLY_INITIALIZED = r"(norm|head)\."
+"""Pattern of the parameters that weights of earlier stages lack; they keep their random initialization."""
 
 
-def of_encoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def select_encoder_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Select the encoder weights of a pretraining model or classifier that a detector starts from."""
     pretrained = any(name.startswith("encoder.") for name in state)
     prefix = "encoder." if pretrained else ""

@@ -1,9 +1,9 @@
 """Read object boxes at key frames, annotated or detected, with the interaction of each (arXiv 2211.09529).
 
-A row is one key frame: all its boxes have one time; without boxes the attribute "time" gives it. Detection files are
-JSON in pixels: `{"results": {ROW: [{"box": [x1, y1, x2, y2], "noun_category_id": N, "score": S}]}}` (the challenge's
-form of predictions; other fields are ignored) or COCO's list `[{"image_id": ROW, "bbox": [x, y, w, h], "category_id":
-N, "score": S}]`. ROW is the id of a manifest's row, or its "uid".
+A row of a manifest is one key frame: all its boxes have the same time; a row without boxes has the attribute "time".
+Detection files are JSON with pixels: `{"results": {ROW: [{"box": [x1, y1, x2, y2], "noun_category_id": N, "score":
+S}]}}` (the challenge's format of predictions; other fields are ignored), or COCO's list `[{"image_id": ROW, "bbox": [x,
+y, w, h], "category_id": N, "score": S}]`. ROW is the id of a row, or its attribute "uid".
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from internvideo.video.reader import read_video_info
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-MATCH = 0.5
+MATCH_IOU = 0.5
 """Smallest IoU at which a detected box matches an annotated object."""
 
 
 @dataclass(frozen=True)
-class Detected:
+class Detections:
     """Detections of a frame: box (R, 4) pixels, class (R,) int64, score (R,)."""
 
     box: Floats
@@ -41,49 +41,56 @@ class Detected:
     score: Floats
 
 
-NOTHING = Detected(np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0))
+NO_DETECTIONS = Detections(np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0))
 
 
-def read_detections(path: Path) -> dict[str, Detected]:
+def read_detections(path: Path) -> dict[str, Detections]:
     """Read a detection file: frame name -> detections. Raises ManifestError."""
     try:
         content = untrusted.parse_json(read_text(path))
     except ValueError as error:
         raise ManifestError(path, f"is no JSON ({error})", "boxes of a detector") from error
-    found: dict[str, list[tuple[list[float], int, float]]] = {}
+    entries_by_frame: dict[str, list[tuple[list[float], int, float]]] = {}
     try:
         if isinstance(content, list):
             for entry in content:
                 x, y, width, height = entry["bbox"]
                 box = [x, y, x + width, y + height]
-                found.setdefault(str(entry["image_id"]), []).append((box, entry["category_id"], entry["score"]))
+                entries_by_frame.setdefault(str(entry["image_id"]), []).append(
+                    (box, entry["category_id"], entry["score"])
+                )
         else:
             for name, entries in content["results"].items():
-                found[name] = [(entry["box"], entry.get("noun_category_id", 0), entry["score"]) for entry in entries]
-        return {name: _columns(entries) for name, entries in found.items()}
+                entries_by_frame[name] = [
+                    (entry["box"], entry.get("noun_category_id", 0), entry["score"]) for entry in entries
+                ]
+        return {name: _to_columns(entries) for name, entries in entries_by_frame.items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        expected = '{"results": {ROW: [{"box", "noun_category_id", "score"}]}} or a list in the form of COCO'
+        expected = '{"results": {ROW: [{"box", "noun_category_id", "score"}]}} or a list in COCO format'
         raise ManifestError(path, f"an entry that cannot be read ({error!r})", expected) from error
 
 
-def _columns(entries: Sequence[tuple[list[float], int, float]]) -> Detected:
-    made = Detected(
+def _to_columns(entries: Sequence[tuple[list[float], int, float]]) -> Detections:
+    detections = Detections(
         np.asarray([box for box, _, _ in entries], dtype=np.float64).reshape(-1, 4),
         np.asarray([label for _, label, _ in entries], dtype=np.int64),
         np.asarray([score for _, _, score in entries], dtype=np.float64),
     )
-    if len(made.box) != len(entries) or not (np.isfinite(made.box).all() and np.isfinite(made.score).all()):
+    if len(detections.box) != len(entries) or not (
+        np.isfinite(detections.box).all() and np.isfinite(detections.score).all()
+    ):
         raise ValueError("four finite corners and a finite score")
-    return made
+    return detections
 
 
 @dataclass(frozen=True)
 class ObjectFrame:
-    """A row with its annotated objects.
+    """A key frame with its G annotated objects.
 
     Attributes:
-        size: width and height in pixels. time: seconds.
-        boxes: (G, 4) fractions. labels: of each box. contact: (G, 2) verb and seconds to contact, NaN if unknown.
+        size: width and height of the frame in pixels. time: in seconds.
+        boxes: (G, 4) fractions. labels: class indices of each box.
+        contact: (G, 2) verb and seconds to contact of each box, NaN if unknown.
     """
 
     row: Sample
@@ -95,13 +102,14 @@ class ObjectFrame:
 
 
 def object_frames(manifest: Manifest) -> list[ObjectFrame]:
-    """Convert rows to key frames.
+    """Convert the rows of a manifest to key frames.
 
     Raises:
-        ManifestError: boxes of several times, or invalid numbers. VideoError: a video's frame size cannot be read.
+        ManifestError: a row with boxes of several times, or with invalid numbers.
+        VideoError: the frame size of a video cannot be read.
     """
-    probed: dict[str, tuple[int, int]] = {}
-    found = []
+    size_of_file: dict[str, tuple[int, int]] = {}
+    frames = []
     for row in manifest.rows:
         where = f"{manifest.source}: row '{row.id}'"
         times = {box.time for box in row.boxes}
@@ -110,21 +118,21 @@ def object_frames(manifest: Manifest) -> list[ObjectFrame]:
         if "size" in row.attributes:
             size = frame_size(row, where)
         else:
-            if row.path not in probed:
+            if row.path not in size_of_file:
                 info = read_video_info(manifest.video_path(row), fps=row.frame_rate)
-                probed[row.path] = (info.width, info.height)
-            size = probed[row.path]
-        time = times.pop() if times else _numbers(row, "time", where, 1)[0]
+                size_of_file[row.path] = (info.width, info.height)
+            size = size_of_file[row.path]
+        time = times.pop() if times else _parse_numbers(row, "time", where, 1)[0]
         boxes = np.asarray([(box.x1, box.y1, box.x2, box.y2) for box in row.boxes], dtype=np.float64).reshape(-1, 4)
         contact = np.full((len(boxes), 2), np.nan)
         for column, name in enumerate(("verbs", "times_to_contact")):
             if row.boxes and name in row.attributes:
-                contact[:, column] = _numbers(row, name, where, len(boxes))
-        found.append(ObjectFrame(row, size, float(time), boxes, tuple(box.labels for box in row.boxes), contact))
-    return found
+                contact[:, column] = _parse_numbers(row, name, where, len(boxes))
+        frames.append(ObjectFrame(row, size, float(time), boxes, tuple(box.labels for box in row.boxes), contact))
+    return frames
 
 
-def _numbers(row: Sample, name: str, where: object, count: int) -> Floats:
+def _parse_numbers(row: Sample, name: str, where: object, count: int) -> Floats:
     text = row.attributes.get(name, "0")
     try:
         values = np.asarray([float(part) for part in text.split()])
@@ -135,58 +143,66 @@ def _numbers(row: Sample, name: str, where: object, count: int) -> Floats:
     return values
 
 
-def of_frame(frame: ObjectFrame, detections: Mapping[str, Detected]) -> Detected:
-    """Return a frame's detections, looked up by the row's id or "uid"."""
-    return detections.get(frame.row.id) or detections.get(frame.row.attributes.get("uid", "")) or NOTHING
+def detections_of(frame: ObjectFrame, detections: Mapping[str, Detections]) -> Detections:
+    """Return the detections of a frame, by the id or "uid" of its row."""
+    return detections.get(frame.row.id) or detections.get(frame.row.attributes.get("uid", "")) or NO_DETECTIONS
 
 
-def annotated(frame: ObjectFrame) -> KeyFrame:
-    """Return the annotated boxes as test boxes."""
+def with_annotated_boxes(frame: ObjectFrame) -> KeyFrame:
+    """Return the key frame with its annotated boxes as test boxes."""
     scores, unknown = np.ones(len(frame.boxes)), np.zeros((len(frame.boxes), 0))
     return KeyFrame(frame.row, frame.row.id, frame.time, frame.boxes, scores, frame.labels, unknown)
 
 
-def detected(frame: ObjectFrame, found: Detected) -> KeyFrame:
-    """Return the detected boxes with their classes as test boxes."""
-    boxes = (found.box / np.tile(frame.size, 2)).clip(0.0, 1.0)
-    good = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
-    labels = tuple((int(label),) for label in found.label[good])
+def with_detected_boxes(frame: ObjectFrame, detections: Detections) -> KeyFrame:
+    """Return the key frame with detected boxes, and their classes, as test boxes."""
+    boxes = (detections.box / np.tile(frame.size, 2)).clip(0.0, 1.0)
+    is_valid = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+    labels = tuple((int(label),) for label in detections.label[is_valid])
     unknown = np.zeros((len(labels), 0))
-    return KeyFrame(frame.row, frame.row.id, frame.time, boxes[good], found.score[good], labels, unknown)
+    return KeyFrame(frame.row, frame.row.id, frame.time, boxes[is_valid], detections.score[is_valid], labels, unknown)
 
 
-def learned(frame: ObjectFrame, found: Detected | None, *, background: int | None = None) -> KeyFrame:
-    """Return annotated and (if given) detected boxes with their training targets.
+def with_training_targets(
+    frame: ObjectFrame, detections: Detections | None, *, background: int | None = None
+) -> KeyFrame:
+    """Return the key frame with annotated and (if given) detected boxes, and their labels or targets for training.
 
-    A detected box has the labels of the annotated box with IoU >= `MATCH`, or none. With `background` the targets are
-    verb and seconds to contact, (background, NaN) for an unmatched box.
+    A detected box has the labels of the annotated box that `match_boxes` finds, or none.
+
+    Args:
+        background: class of boxes without a match, for anticipation: the targets are then verb and seconds to contact,
+            (background, NaN) for a box without a match. None for targets from the labels.
     """
-    boxes, owner = frame.boxes, np.arange(len(frame.boxes))
-    if found is not None:
-        others = detected(frame, found).boxes
-        boxes, owner = np.concatenate([boxes, others]), np.concatenate([owner, matched(others, frame.boxes)])
-    labels = tuple(frame.labels[own] if own >= 0 else () for own in owner)
+    boxes, truth_index = frame.boxes, np.arange(len(frame.boxes))
+    if detections is not None:
+        detected_boxes = with_detected_boxes(frame, detections).boxes
+        boxes, truth_index = (
+            np.concatenate([boxes, detected_boxes]),
+            np.concatenate([truth_index, match_boxes(detected_boxes, frame.boxes)]),
+        )
+    labels = tuple(frame.labels[index] if index >= 0 else () for index in truth_index)
     targets = None
     if background is not None:
-        targets = np.concatenate([frame.contact, [[background, np.nan]]])[owner]
+        targets = np.concatenate([frame.contact, [[background, np.nan]]])[truth_index]
     return KeyFrame(frame.row, frame.row.id, frame.time, boxes, np.ones(len(boxes)), labels, targets)
 
 
-def matched(boxes: Floats, truths: Floats) -> Ints:
-    """Return the index (R,) of the annotated box (G, 4) with the largest IoU per box (R, 4), -1 below `MATCH`."""
+def match_boxes(boxes: Floats, truths: Floats) -> Ints:
+    """Return, for each box (R, 4), the index (R,) of the true box (G, 4) with the largest IoU; -1 below MATCH_IOU."""
     if not len(truths):
         return np.full(len(boxes), -1)
-    low = np.maximum(boxes[:, None, :2], truths[None, :, :2])
-    high = np.minimum(boxes[:, None, 2:], truths[None, :, 2:])
-    inside = (high - low).clip(min=0).prod(axis=2)
+    top_left = np.maximum(boxes[:, None, :2], truths[None, :, :2])
+    bottom_right = np.minimum(boxes[:, None, 2:], truths[None, :, 2:])
+    intersection = (bottom_right - top_left).clip(min=0).prod(axis=2)
     areas = [(corners[:, 2:] - corners[:, :2]).prod(axis=1) for corners in (boxes, truths)]
-    share = inside / np.maximum(areas[0][:, None] + areas[1][None] - inside, 1e-12)
-    best = share.argmax(axis=1)
-    result: Ints = np.where(share[np.arange(len(boxes)), best] >= MATCH, best, -1)
+    iou = intersection / np.maximum(areas[0][:, None] + areas[1][None] - intersection, 1e-12)
+    best = iou.argmax(axis=1)
+    result: Ints = np.where(iou[np.arange(len(boxes)), best] >= MATCH_IOU, best, -1)
     return result
 
 
-def class_list(path: Path, expected: str) -> tuple[str, ...]:
+def read_class_list(path: Path, expected: str) -> tuple[str, ...]:
     """Read names from a file, one per line. Raises ManifestError."""
     names = tuple(line.strip() for line in read_text(path).splitlines() if line.strip())
     if not names or len(set(names)) != len(names):
@@ -194,6 +210,6 @@ def class_list(path: Path, expected: str) -> tuple[str, ...]:
     return names
 
 
-def of_results(results: Mapping[str, Sequence[Mapping[str, Any]]], **head: str) -> str:
-    """Serialize results by frame as JSON."""
+def results_json(results: Mapping[str, Sequence[Mapping[str, Any]]], **head: str) -> str:
+    """Serialize frame -> predictions as JSON, with further entries `head`."""
     return json.dumps({**head, "results": results}) + "\n"

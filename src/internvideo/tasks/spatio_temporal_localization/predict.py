@@ -32,21 +32,21 @@ Arrays = dict[str, NDArray[Any]]
 
 @torch.no_grad()
 def action_scores(model: ActionDetector, views: KeyFrameViews, device: torch.device) -> dict[int, NDArray[np.float32]]:
-    """Score every box: index of a key frame -> (R, C), probability of each action times the person's score.
+    """Compute the scores of all boxes: index of a key frame -> (R, C), action probability times the person's score.
 
-    Boxes are widened by 10 % of their width and 5 % of their height. Unreadable frames are left out. With several
-    processes each returns the results of all.
+    Boxes are widened by 10 % of their width and 5 % of their height. Unreadable frames are left out. Collective: every
+    process returns the scores of all processes.
     """
     model.eval()
-    found = {}
+    scores = {}
     for (index,), batch in views:
-        moved = batch.to(device)
-        height, width = moved.video.shape[-2:]
-        boxes = widen_boxes(moved.boxes, (float(width), float(height)))
-        logits = model(model.normalize(moved.video), moved.clip, boxes).float()
+        on_device = batch.to(device)
+        height, width = on_device.video.shape[-2:]
+        boxes = widen_boxes(on_device.boxes, (float(width), float(height)))
+        logits = model(model.normalize(on_device.video), on_device.clip_index, boxes).float()
         person = torch.from_numpy(views.frames[index].scores).float()[:, None]
-        found[index] = (logits.sigmoid().cpu() * person).numpy()
-    return views.collected(found)
+        scores[index] = (logits.sigmoid().cpu() * person).numpy()
+    return views.gather_outputs(scores)
 
 
 def make_table(
@@ -62,24 +62,24 @@ def make_table(
     """Build the table with one row per box and class.
 
     Args:
-        truths: annotated key frames. frames: key frames with the tested boxes. scores: index in `frames` -> (R, C).
-        scored: names of the evaluated classes; empty for all.
+        truths: annotated key frames. frames: key frames with the test boxes. scores: index into `frames` -> (R, C).
+        scored: names of the classes to evaluate; empty for all.
     """
-    number: dict[tuple[str, float], int] = {}
-    named = [*truths, *(frames[index] for index in scores)]
-    for frame in named:
-        number.setdefault(frame_key(frame.video, frame.time), len(number))
-    first = {number[frame_key(frame.video, frame.time)]: frame for frame in reversed(named)}
-    ordered, count = [first[index] for index in range(len(number))], len(classes)
-    own, box, label, score = [], [], [], []
+    frame_index: dict[tuple[str, float], int] = {}
+    all_frames = [*truths, *(frames[index] for index in scores)]
+    for frame in all_frames:
+        frame_index.setdefault(frame_key(frame.video, frame.time), len(frame_index))
+    frame_of_index = {frame_index[frame_key(frame.video, frame.time)]: frame for frame in reversed(all_frames)}
+    ordered_frames, num_classes = [frame_of_index[index] for index in range(len(frame_index))], len(classes)
+    frames_of_boxes, box, label, score = [], [], [], []
     for index, values in scores.items():
         frame = frames[index]
-        own.append(np.full(values.size, number[frame_key(frame.video, frame.time)]))
-        box.append(np.repeat(frame.boxes, count, axis=0))
-        label.append(np.tile(np.arange(count), len(values)))
+        frames_of_boxes.append(np.full(values.size, frame_index[frame_key(frame.video, frame.time)]))
+        box.append(np.repeat(frame.boxes, num_classes, axis=0))
+        label.append(np.tile(np.arange(num_classes), len(values)))
         score.append(values.reshape(-1))
-    true = [
-        (number[frame_key(frame.video, frame.time)], corners, action)
+    truth_rows = [
+        (frame_index[frame_key(frame.video, frame.time)], corners, action)
         for frame in truths
         for corners, actions in zip(frame.boxes, frame.labels, strict=True)
         for action in actions
@@ -87,19 +87,19 @@ def make_table(
     arrays: Arrays = {
         "classes": np.asarray(classes),
         "scored": np.asarray([not scored or name in scored for name in classes]),
-        "frame_video": np.asarray([frame.video for frame in ordered]),
-        "frame_time": np.asarray([frame.time for frame in ordered]),
-        "frame_source": np.asarray([frame.row.attributes.get("source", "") for frame in ordered]),
-        "frame": np.concatenate([np.zeros(0), *own]).astype(np.int64),
+        "frame_video": np.asarray([frame.video for frame in ordered_frames]),
+        "frame_time": np.asarray([frame.time for frame in ordered_frames]),
+        "frame_source": np.asarray([frame.row.attributes.get("source", "") for frame in ordered_frames]),
+        "frame": np.concatenate([np.zeros(0), *frames_of_boxes]).astype(np.int64),
         "box": np.concatenate([np.zeros((0, 4)), *box]),
         "label": np.concatenate([np.zeros(0), *label]).astype(np.int64),
         "score": np.concatenate([np.zeros(0), *score]),
-        "truth_frame": np.asarray([row[0] for row in true], dtype=np.int64),
-        "truth_box": np.asarray([row[1] for row in true], dtype=np.float64).reshape(-1, 4),
-        "truth_label": np.asarray([row[2] for row in true], dtype=np.int64),
+        "truth_frame": np.asarray([row[0] for row in truth_rows], dtype=np.int64),
+        "truth_box": np.asarray([row[1] for row in truth_rows], dtype=np.float64).reshape(-1, 4),
+        "truth_label": np.asarray([row[2] for row in truth_rows], dtype=np.int64),
     }
-    lost = [dict(clip) for clip in unreadable]
-    coverage = {"asked": len(frames), "read": len(scores), "unreadable": lost}
+    unreadable_entries = [dict(clip) for clip in unreadable]
+    coverage = {"asked": len(frames), "read": len(scores), "unreadable": unreadable_entries}
     return Predictions(NAME, arrays, dict(protocol), coverage)
 
 
@@ -118,56 +118,56 @@ def predict(
 
     Args:
         model: on `device`; put into evaluation mode. manifest: with the model's classes.
-        truths: its annotated key frames. views: clips with the tested boxes.
-        model_name: for the protocol. persons: source of the boxes, for the protocol. scored: as in `make_table`.
+        truths: its annotated key frames. views: clips with the test boxes.
+        model_name, persons: name of the model and source of the boxes, for the protocol. scored: see `make_table`.
     """
     scores = action_scores(model, views, device)
-    form = views.form
+    clip_settings = views.clip_settings
     protocol = {
         "model": model_name,
         "weights_sha256": weights_hash(model),
         "split_sha256": manifest.fingerprint,
         "splits": sorted({row.split for row in manifest.rows if row.split is not None}),
         "source": str(manifest.source),
-        "frames": form.frames,
-        "stride": form.stride,
-        "short_side": form.transform.short,
-        **({} if form.transform.around is None else {"around": form.transform.around}),
+        "frames": clip_settings.frames,
+        "stride": clip_settings.stride,
+        "short_side": clip_settings.transform.short,
+        **({} if clip_settings.transform.around is None else {"around": clip_settings.transform.around}),
         "persons": persons,
         "iou": IOU,
     }
-    lost = [{"id": clip.id, "path": clip.path, "reason": clip.reason} for clip in views.unreadable]
-    return make_table(truths, views.frames, scores, manifest.classes, protocol, lost, scored=scored)
+    unreadable_entries = [{"id": clip.id, "path": clip.path, "reason": clip.reason} for clip in views.unreadable]
+    return make_table(truths, views.frames, scores, manifest.classes, protocol, unreadable_entries, scored=scored)
 
 
-def columns(table: Predictions, kept: NDArray[np.bool_] | None = None) -> tuple[Boxes, Boxes]:
+def evaluated_boxes(table: Predictions, frame_mask: NDArray[np.bool_] | None = None) -> tuple[Boxes, Boxes]:
     """Return ground truth and predictions of the evaluated classes, only of the frames `kept` (F,)."""
     scored = table["scored"]
     truth = Boxes(table["truth_frame"], table["truth_label"], table["truth_box"], np.zeros(len(table["truth_frame"])))
-    found = Boxes(table["frame"], table["label"], table["box"], table["score"])
-    if kept is None:
-        kept = np.ones(len(table["frame_video"]), dtype=bool)
-    return tuple(part.take(scored[part.label] & kept[part.frame]) for part in (truth, found))  # type: ignore[return-value]  # two of them
+    predictions = Boxes(table["frame"], table["label"], table["box"], table["score"])
+    if frame_mask is None:
+        frame_mask = np.ones(len(table["frame_video"]), dtype=bool)
+    return tuple(part.take(scored[part.label] & frame_mask[part.frame]) for part in (truth, predictions))  # type: ignore[return-value]  # two of them
 
 
 def score(table: Predictions) -> Result:
-    """Compute the mean AP over the classes with ground truth; for mixed sets also per source.
+    """Compute the mean AP over the classes with ground truth, and per source if the rows have several.
 
     The interval resamples videos. Raises RunError for a table without ground truth.
     """
-    truth, found = columns(table)
+    truth, predictions = evaluated_boxes(table)
     if not len(truth):
         raise RunError("table", "no key frame has an action", "", "evaluate on a split with boxes")
     names, video = np.unique(table["frame_video"], return_inverse=True)
-    precision = frame_average_precision(truth, found, IOU)
-    bounds = bootstrap.interval(frame_map_statistic(truth, found, video, IOU), len(names))
+    precision = frame_average_precision(truth, predictions, IOU)
+    bounds = bootstrap.interval(frame_map_statistic(truth, predictions, video, IOU), len(names))
     metrics = MetricValues()
     metrics.add(f"frame_mAP@{IOU:g}", float(np.mean(list(precision.values()))), bounds)
     sources = [name for name in np.unique(table["frame_source"]).tolist() if name]
     for source in sources if len(sources) > 1 else ():
-        own, seen = columns(table, table["frame_source"] == source)
-        if len(own):
-            values = frame_average_precision(own, seen, IOU)
+        source_truth, source_predictions = evaluated_boxes(table, table["frame_source"] == source)
+        if len(source_truth):
+            values = frame_average_precision(source_truth, source_predictions, IOU)
             metrics.add(f"frame_mAP@{IOU:g}_{source}", float(np.mean(list(values.values()))))
     return metrics.result(
         table,
@@ -179,51 +179,54 @@ def score(table: Predictions) -> Result:
 
 
 def results_csv(table: Predictions) -> str:
-    """Format the predictions as AVA's results file; action ids are class indices + 1."""
+    """Format the predictions as a results file of AVA; action ids are class indices + 1."""
     frame = table["frame"]
     videos, times = table["frame_video"][frame].tolist(), table["frame_time"][frame].tolist()
     rows = result_lines(videos, times, table["box"], (table["label"] + 1).tolist(), table["score"].tolist())
     return "".join(f"{row}\n" for row in rows)
 
 
-def table_of_files(truth: Path, results: Path, labels: Path, excluded: Path | None = None) -> Predictions:
-    """Build a table from AVA's own files, for `score`.
+def make_table_from_files(truth: Path, results: Path, labels: Path, excluded: Path | None = None) -> Predictions:
+    """Build a table for `score` from files in AVA's formats.
 
     Args:
-        truth, results: csv. labels: label map (.pbtxt) with the evaluated classes. excluded: frames not evaluated.
+        truth, results: csv. labels: label map (.pbtxt) of the classes to evaluate. excluded: frames to exclude.
 
     Raises:
         ManifestError: a malformed file.
     """
     names = read_label_map(labels)
-    left_out = read_exclusions(excluded) if excluded is not None else frozenset()
-    true, found = read_rows(truth, scored=False, excluded=left_out), read_rows(results, scored=True, excluded=left_out)
-    number: dict[tuple[str, int], int] = {}
+    excluded_frames = read_exclusions(excluded) if excluded is not None else frozenset()
+    truth_rows, result_rows = (
+        read_rows(truth, has_scores=False, excluded=excluded_frames),
+        read_rows(results, has_scores=True, excluded=excluded_frames),
+    )
+    frame_index: dict[tuple[str, int], int] = {}
 
     def frames(rows: AvaRows) -> NDArray[np.int64]:
-        return np.asarray([number.setdefault(key, len(number)) for key in rows.frame], dtype=np.int64)
+        return np.asarray([frame_index.setdefault(key, len(frame_index)) for key in rows.frame], dtype=np.int64)
 
-    own, seen = frames(true), frames(found)
-    count = int(max([*names, *true.action, *found.action], default=0))
+    truth_frames, result_frames = frames(truth_rows), frames(result_rows)
+    num_classes = int(max([*names, *truth_rows.action, *result_rows.action], default=0))
     arrays: Arrays = {
-        "classes": np.asarray([names.get(action, f"action {action}") for action in range(1, count + 1)]),
-        "scored": np.asarray([action in names for action in range(1, count + 1)]),
-        "frame_video": np.asarray([video for video, _ in number]),
-        "frame_time": np.asarray([float(second) for _, second in number]),
-        "frame_source": np.asarray([""] * len(number)),
-        "frame": seen,
-        "box": found.box,
-        "label": found.action - 1,
-        "score": found.score,
-        "truth_frame": own,
-        "truth_box": true.box,
-        "truth_label": true.action - 1,
+        "classes": np.asarray([names.get(action, f"action {action}") for action in range(1, num_classes + 1)]),
+        "scored": np.asarray([action in names for action in range(1, num_classes + 1)]),
+        "frame_video": np.asarray([video for video, _ in frame_index]),
+        "frame_time": np.asarray([float(second) for _, second in frame_index]),
+        "frame_source": np.asarray([""] * len(frame_index)),
+        "frame": result_frames,
+        "box": result_rows.box,
+        "label": result_rows.action - 1,
+        "score": result_rows.score,
+        "truth_frame": truth_frames,
+        "truth_box": truth_rows.box,
+        "truth_label": truth_rows.action - 1,
     }
-    annotated = set(true.frame)
+    with_annotated_boxes = set(truth_rows.frame)
     protocol = {
         "source": str(truth), "results": str(results), "labels": str(labels), "iou": IOU,
-        "annotated_frames_with_results": len(annotated & set(found.frame)),
-        "other_frames_with_results": len(set(found.frame) - annotated),
+        "annotated_frames_with_results": len(with_annotated_boxes & set(result_rows.frame)),
+        "other_frames_with_results": len(set(result_rows.frame) - with_annotated_boxes),
     }  # fmt: skip
-    coverage: dict[str, Any] = {"asked": len(annotated), "read": len(annotated), "unreadable": []}
+    coverage: dict[str, Any] = {"asked": len(with_annotated_boxes), "read": len(with_annotated_boxes), "unreadable": []}
     return Predictions(NAME, arrays, protocol, coverage)

@@ -1,4 +1,4 @@
-"""The task as one object: Spatio-temporal localization: what each person at a key frame does (AVA)."""
+"""Task specification: Spatio-temporal localization: what each person at a key frame does (AVA)."""
 
 from __future__ import annotations
 

@@ -8,10 +8,15 @@ from typing import cast
 from internvideo.distributed import choose_device
 from internvideo.errors import RecipeError
 from internvideo.storage import write_text
-from internvideo.tasks.class_rows import under_classes
-from internvideo.tasks.clip_evaluation import split_rows
-from internvideo.tasks.spatio_temporal_localization.box_evaluation import CHECKED, BoxOptions, boxes_to_test, draw
-from internvideo.tasks.spatio_temporal_localization.build import KeyFrameData, clip_form
+from internvideo.tasks.class_rows import map_labels_to_classes
+from internvideo.tasks.clip_evaluation import read_split
+from internvideo.tasks.spatio_temporal_localization.box_evaluation import (
+    PROTOCOL_KEYS,
+    BoxOptions,
+    plot_frames,
+    read_test_boxes,
+)
+from internvideo.tasks.spatio_temporal_localization.build import KeyFrameData, make_clip_settings
 from internvideo.tasks.spatio_temporal_localization.model import ActionDetector
 from internvideo.tasks.spatio_temporal_localization.predict import action_scores
 from internvideo.tasks.state_change import predict as state_change
@@ -26,11 +31,11 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: BoxOption
     """
     model = cast(ActionDetector, trained.model)
     if model.config.num_classes != 1:
-        raise RecipeError("weights", f"a model of {len(trained.classes)} classes", "one class, the object of change")
-    rows = under_classes(split_rows(manifest, split), trained.classes)
-    boxes = boxes_to_test(trained, rows, clip_form(trained.recipe.data_as(KeyFrameData), 1), settings)
+        raise RecipeError("weights", f"a model of {len(trained.classes)} classes", "one class, the object that changes")
+    rows = map_labels_to_classes(read_split(manifest, split), trained.classes)
+    boxes = read_test_boxes(trained, rows, make_clip_settings(trained.recipe.data_as(KeyFrameData), 1), settings)
     target = output / f"{state_change.NAME}.npz"
-    check_overwrite(target, boxes.protocol, CHECKED)
+    check_overwrite(target, boxes.protocol, PROTOCOL_KEYS)
     scores = action_scores(model, boxes.views, choose_device(settings.device))
     table = state_change.make_table(boxes.frames, boxes.views, scores, boxes.protocol)
     result = state_change.score(table)
@@ -42,8 +47,10 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: BoxOption
             return []
         detector_scores = boxes.views.frames[index].scores
         pairs = zip(scores[index][:, 0], detector_scores, strict=True)
-        return [f"{new:.2f} (detector {old:.2f})" for new, old in pairs]
+        return [f"{model_score:.2f} (detector {detector_score:.2f})" for model_score, detector_score in pairs]
 
-    draw(boxes, rows, prediction_lines, lambda frame: f"{len(frame.boxes)} of change", output / "state_change.svg")
+    plot_frames(
+        boxes, rows, prediction_lines, lambda frame: f"{len(frame.boxes)} of change", output / "state_change.svg"
+    )
     print_result(result)
     return result

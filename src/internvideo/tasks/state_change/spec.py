@@ -1,4 +1,4 @@
-"""The task as one object: State-change objects: which object changes its state (Ego4D)."""
+"""Task specification: State-change objects: which object changes its state (Ego4D)."""
 
 from __future__ import annotations
 

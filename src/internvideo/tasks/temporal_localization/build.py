@@ -24,7 +24,7 @@ class FeatureData(DataSettings):
     features: FeatureSettings = Field(default_factory=FeatureSettings)
 
 
-def training_features(recipe: Recipe) -> FeatureSet:
+def read_training_features(recipe: Recipe) -> FeatureSet:
     """Read the features of the recipe's training videos. Raises RecipeError, ManifestError."""
     features = read_feature_set(training_path(recipe), recipe.data_as(FeatureData).features)
     return features if recipe.data.split is None else features.subset(recipe.data.split)
@@ -41,15 +41,21 @@ def check_width(channels: int, input_width: int) -> None:
 def build(recipe: Recipe, skipped: Path | None) -> Job:
     """Build the job of a recipe. Raises RecipeError, ManifestError, WeightsError."""
     data, settings = recipe.data_as(FeatureData), recipe.settings_as(LocalizationSettings)
-    features = training_features(recipe)
+    features = read_training_features(recipe)
     model = init_model(recipe, len(features.classes), ActionFormer)
     check_width(features.width, model.config.input_width)
-    head = load_init_weights(model, recipe, None if data.features.class_agnostic else features.classes)
+    head_init_lines = load_init_weights(model, recipe, None if data.features.class_agnostic else features.classes)
     stage = LocalizationStage(model, settings, distributed.gather_with_gradient)
     loader = SequenceLoader(features, data.features, model.config.max_length, data.loader)
     # The loop uses only the length, ids and `to` of a batch, which all batch types have.
     return Job(
-        recipe, stage, cast(BatchSource, loader), features.classes, features.fingerprint, features.protocol, head
+        recipe,
+        stage,
+        cast(BatchSource, loader),
+        features.classes,
+        features.fingerprint,
+        features.protocol,
+        head_init_lines,
     )
 
 
@@ -61,5 +67,5 @@ STAGE = StageSpec(
     LocalizationStage,
     (ActionFormer,),
     build,
-    classifiers=("",),
+    classifier_paths=("",),
 )

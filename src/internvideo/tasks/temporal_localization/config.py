@@ -1,4 +1,4 @@
-"""Sizes of ActionFormer, one for each benchmark (its configs; arXiv 2211.09529 for Ego4D's moments)."""
+"""Named sizes of ActionFormer, one per benchmark (ActionFormer's configs; arXiv 2211.09529 for Ego4D's moments)."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class ActionFormerConfig:
-    """Sizes (ActionFormer's configs).
+    """Sizes of ActionFormer.
 
     Attributes:
         input_width: channels of the features.
         width, heads: D and H.
-        windows: attention window of every level (odd), 1 or less for all steps; one value for all levels.
-        max_length: steps of a training sequence; longer ones can be tested.
+        windows: attention window per level (odd; 1 or less: all steps), or a single one for all levels.
+        max_length: steps of a training sequence; test sequences may be longer.
         num_classes: K, 1 for class-agnostic.
-        embedding_layers, stem_layers, branch_layers: numbers of layers; every branch layer halves the time.
+        embedding_layers, stem_layers, branch_layers: numbers of layers; each branch layer halves the time.
         neck: "identity" or "pyramid" (top-down).
-        absolute_positions, relative_positions: fixed sinusoid added; learned bias by offset inside windows.
+        absolute_positions: add fixed sinusoidal positions. relative_positions: learned bias per offset in a window.
         head_layers: convolutions of each head including the last.
         ranges: per level, the range of distances to the farther end (in steps) that it detects.
         drop_path, dropout: in the layers.
-        prior: class probability before training.
+        prior: probability of a class at initialization.
     """
 
     input_width: int = 1280
@@ -50,9 +50,9 @@ class ActionFormerConfig:
         if len(self.windows) not in (1, self.levels) or len(self.ranges) != self.levels:
             raise ValueError(f"windows and ranges need one entry for each of {self.levels} levels (or one window)")
         if any(window > 1 and window % 2 == 0 for window in self.windows):
-            raise ValueError(f"windows {self.windows}: odd, or 1 and less for all steps")
+            raise ValueError(f"windows {self.windows}: expected odd numbers, or 1 for all steps")
         if self.max_length % self.multiple:
-            raise ValueError(f"max_length {self.max_length}: a multiple of {self.multiple} (stride x window)")
+            raise ValueError(f"max_length {self.max_length}: expected a multiple of {self.multiple} (stride x window)")
 
     @property
     def levels(self) -> int:
@@ -65,7 +65,7 @@ class ActionFormerConfig:
 
     @property
     def multiple(self) -> int:
-        """A sequence's length must be a multiple of this."""
+        """The length of a padded sequence must be a multiple of this."""
         return max((1 << level) * max(1, self.window(level) // 2 * 2) for level in range(self.levels))
 
     def padded_length(self, length: int) -> int:
@@ -86,4 +86,4 @@ SIZES: dict[str, tuple[ActionFormerConfig, float | None, str]] = {
     "fineaction": (_FINEACTION, None, "one class, windows of 7, 192 steps"),
     "ego4d-mq": (_EGO4D, None, "110 classes, 8 levels, windows of 9, up to 1024 steps"),
 }
-"""Benchmark -> config, millions of parameters if published, and description."""
+"""Benchmark -> config, number of parameters in millions if published, and description."""

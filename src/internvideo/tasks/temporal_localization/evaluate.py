@@ -14,7 +14,7 @@ from internvideo import distributed
 from internvideo.distributed import choose_device
 from internvideo.errors import ManifestError, RunError, WeightsError
 from internvideo.metrics.temporal_detection import Detections
-from internvideo.plots import charts as figures
+from internvideo.plots import charts
 from internvideo.plots.style import write_plot
 from internvideo.storage import write_text
 from internvideo.tasks.table import Predictions, Result, check_overwrite, print_result, save_result
@@ -27,14 +27,14 @@ from internvideo.tasks.temporal_localization.stage import LocalizationSettings
 from internvideo.training.recipe import Catalog
 from internvideo.training.trained import Trained, load_trained
 
-SHOWN = 24
-"""Number of timelines that are drawn."""
+NUM_TIMELINES = 24
+"""Largest number of timelines."""
 
-MIN_SCORE_SHOWN = 0.2
-"""Segments of lower scores are not drawn."""
+MIN_PLOTTED_SCORE = 0.2
+"""Smallest score of a segment in a timeline."""
 
-SAME = ("weights_sha256", "layer", "grid", "tiles", "window", "stride", "fps")
-"""Protocol entries that must agree with those of the training features."""
+COMPARED_KEYS = ("weights_sha256", "layer", "grid", "tiles", "window", "stride", "fps")
+"""Protocol entries of features that must be equal to those of the training features."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +53,8 @@ class Detector:
     settings: LocalizationSettings
 
 
-def detector_of(trained: Trained, where: object) -> Detector:
-    """Check that a trained model is a temporal detector, and return it as one. Raises WeightsError."""
+def as_detector(trained: Trained, where: object) -> Detector:
+    """Return a trained model as a `Detector`. Raises WeightsError if it is no temporal detector."""
     settings = trained.recipe.settings
     if not isinstance(trained.model, ActionFormer) or not isinstance(settings, LocalizationSettings):
         expected = "weights of a recipe with stage: temporal_localization"
@@ -63,26 +63,28 @@ def detector_of(trained: Trained, where: object) -> Detector:
 
 
 def load_detector(path: Path, catalog: Catalog, *, device: str = "auto") -> Detector:
-    """Load a temporal detector from weights of `internvideo train`. Raises WeightsError: another model."""
-    return detector_of(load_trained(path, catalog, device=device), path)
+    """Load a temporal detector from weights of `internvideo train`. Raises WeightsError."""
+    return as_detector(load_trained(path, catalog, device=device), path)
 
 
-def check_protocol(learned: Mapping[str, Any], features: FeatureSet) -> None:
-    """Raise RunError if features were made in another way than the training features, of protocol `learned`."""
-    # A protocol without grid and tiles means 1; features of other programs have no protocol and are not checked.
+def check_protocol(training_protocol: Mapping[str, Any], features: FeatureSet) -> None:
+    """Raise RunError if the features were extracted with other settings than the training features."""
+    # Without entries, grid and tiles are 1. Features of other programs have no protocol and are not checked.
     defaults = {"grid": 1, "tiles": 1}
-    given, learned = ({**defaults, **protocol} if protocol else {} for protocol in (features.protocol, learned))
-    for key in SAME:
-        if key in learned and key in given and learned[key] != given[key]:
-            found = f"features with {key} {json.dumps(given[key])[:24]}"
-            raise RunError(features.source, found, f"{json.dumps(learned[key])[:24]}, as in training")
+    features_protocol, training_protocol = (
+        {**defaults, **protocol} if protocol else {} for protocol in (features.protocol, training_protocol)
+    )
+    for key in COMPARED_KEYS:
+        if key in training_protocol and key in features_protocol and training_protocol[key] != features_protocol[key]:
+            found = f"features with {key} {json.dumps(features_protocol[key])[:24]}"
+            raise RunError(features.source, found, f"{json.dumps(training_protocol[key])[:24]}, as in training")
 
 
-def under_classes(features: FeatureSet, classes: tuple[str, ...]) -> FeatureSet:
-    """Map labels to indices into a detector's classes, by name.
+def map_labels_to_classes(features: FeatureSet, classes: tuple[str, ...]) -> FeatureSet:
+    """Convert labels to indices into a detector's classes, by class name.
 
     Raises:
-        ManifestError: an action of a class that the detector does not have.
+        ManifestError: the detector lacks the class of an action.
     """
     if features.classes == classes:
         return features
@@ -103,11 +105,11 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: Detection
     `manifest` is a folder of features, or its index, with the actions of its videos.
     Raises WeightsError, ManifestError, RunError, RecipeError.
     """
-    detector = detector_of(trained, "weights")
+    detector = as_detector(trained, "weights")
     recipe = detector.trained.recipe
     feature_settings = recipe.data_as(FeatureData).features.model_copy(update={"annotations": None, "folder": None})
-    features = under_classes(read_feature_set(manifest, feature_settings), detector.trained.classes)
-    check_protocol(trained.context, features)
+    features = map_labels_to_classes(read_feature_set(manifest, feature_settings), detector.trained.classes)
+    check_protocol(trained.extra_metadata, features)
     if split is not None:
         features = features.subset(split)
     scores = settings.class_scores
@@ -135,7 +137,9 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: Detection
 
     def report() -> None:
         save_result(result, target.with_suffix(".json"))
-        write_plot(output / "timelines.html", lambda: page(timelines(table, localization.found_of(table))))
+        write_plot(
+            output / "timelines.html", lambda: timelines_html(timelines(table, localization.predicted_segments(table)))
+        )
         print_result(result)
 
     distributed.on_rank_zero(report)
@@ -143,22 +147,22 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: Detection
 
 
 def timelines(table: Predictions, detections: Detections, title: str = "") -> list[str]:
-    """Draw ground truth and detections of the first videos, one <svg> each; `title` is appended to their names."""
-    classes, truth = table["classes"].tolist(), localization.truth_of(table)
-    parts = []
-    for number, name in enumerate(table["ids"].tolist()[:SHOWN]):
-        video_truth, video_detections = truth.take(truth.video == number), detections.take(detections.video == number)
-        video_detections = video_detections.take(video_detections.score >= MIN_SCORE_SHOWN)
+    """Plot ground truth and detections of the first videos, one <svg> each; `title` is appended to the video's name."""
+    classes, truth = table["classes"].tolist(), localization.ground_truth(table)
+    svgs = []
+    for index, name in enumerate(table["ids"].tolist()[:NUM_TIMELINES]):
+        video_truth, video_detections = truth.take(truth.video == index), detections.take(detections.video == index)
+        video_detections = video_detections.take(video_detections.score >= MIN_PLOTTED_SCORE)
         labeled = zip(video_truth.span.tolist(), video_truth.label, strict=True)
-        actions = [(*span, classes[label]) for span, label in labeled]
+        actions_in_steps = [(*span, classes[label]) for span, label in labeled]
         scored = zip(video_detections.span.tolist(), video_detections.label, video_detections.score, strict=True)
         segments = [(*span, classes[label], float(score)) for span, label, score in scored]
-        parts.append(figures.timeline(float(table["duration"][number]), segments, actions, f"{name}{title}"))
-    return parts
+        svgs.append(charts.timeline(float(table["duration"][index]), segments, actions_in_steps, f"{name}{title}"))
+    return svgs
 
 
-def page(pictures: Sequence[str]) -> str:
-    """Return an HTML page with the drawings one below the other."""
+def timelines_html(pictures: Sequence[str]) -> str:
+    """Return an HTML page with the plots one below the other."""
     body = "\n".join(f'<figure style="max-width: 60rem">{picture}</figure>' for picture in pictures)
     head = '<!doctype html><meta charset="utf-8"><meta name="color-scheme" content="light dark">'
     return f"{head}<title>Timelines</title>\n<body style='font-family: sans-serif'>\n{body}\n</body>\n"

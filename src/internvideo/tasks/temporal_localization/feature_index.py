@@ -1,4 +1,4 @@
-"""Validate annotations in ActivityNet's format beside features; report what is skipped."""
+"""Validate the index of a feature folder, in ActivityNet's format; report skipped segments."""
 
 from __future__ import annotations
 
@@ -18,38 +18,38 @@ from internvideo.errors import ManifestError, shown
 from internvideo.terminal import LOGGER
 
 Floats = NDArray[np.floating[Any]]
-Second = Annotated[float, Field(gt=-1e7, lt=1e7)]
+Seconds = Annotated[float, Field(gt=-1e7, lt=1e7)]
 
 
-class Part(BaseModel):
-    """A segment (s) and its class."""
+class SegmentEntry(BaseModel):
+    """A segment in seconds and its class."""
 
-    segment: tuple[Second, Second]
+    segment: tuple[Seconds, Seconds]
     label: str
     label_id: int | None = Field(None, ge=0, lt=MAX_CLASSES)
 
 
-class Grid(BaseModel):
-    """Sampling of features: frames per second, frames between features, frames per feature."""
+class GridEntry(BaseModel):
+    """Temporal grid of features: frames per second, frames between features, frames per feature."""
 
     fps: float | None = Field(None, ge=0.0, lt=1e6)
     stride: float | None = Field(None, ge=0.0, lt=1e6)
     window: float | None = Field(None, ge=0.0, lt=1e6)
 
 
-class Entry(Grid):
+class VideoEntry(GridEntry):
     """A video of an index; duration in seconds."""
 
     subset: str = ""
     duration: float = Field(gt=0.0, lt=1e7)
-    annotations: list[Part] = []
+    annotations: list[SegmentEntry] = []
 
 
-class Index(BaseModel):
+class IndexFile(BaseModel):
     """The content of an index file."""
 
-    database: dict[str, Entry]
-    protocol: Grid = Grid()
+    database: dict[str, VideoEntry]
+    protocol: GridEntry = GridEntry()
     classes: list[str] | None = None
 
 
@@ -73,49 +73,52 @@ class FeatureGrid:
         return result
 
     def to_seconds(self, steps: Floats) -> Floats:
-        """Convert feature steps to seconds, clipped to the video."""
+        """Convert feature steps to seconds, clipped to the duration of the video."""
         result: Floats = np.clip((steps * self.stride + 0.5 * self.window) / self.fps, 0.0, self.duration)
         return result
 
 
-def drop_invalid_segments(entries: Mapping[str, Entry], classes: Collection[str], source: Path) -> None:
-    """Remove what published loaders skip: segments without duration, and ambiguous ones unless that is a class."""
+def drop_invalid_segments(entries: Mapping[str, VideoEntry], classes: Collection[str], source: Path) -> None:
+    """Remove segments without duration, and ambiguous ones unless that is a class, as published loaders do."""
     skipped: Counter[str] = Counter()
     for entry in entries.values():
         valid = []
-        for part in entry.annotations:
-            if part.label.casefold() == AMBIGUOUS and part.label not in classes:
+        for segment in entry.annotations:
+            if segment.label.casefold() == AMBIGUOUS and segment.label not in classes:
                 skipped["ambiguous segments"] += 1
-            elif part.segment[1] <= part.segment[0]:
+            elif segment.segment[1] <= segment.segment[0]:
                 skipped["segments that end where they start or before"] += 1
             else:
-                valid.append(part)
+                valid.append(segment)
         entry.annotations = valid
-    for what, count in skipped.items():
-        _warn(source, f"{count:,} {what} skipped")
+    for reason, count in skipped.items():
+        _warn(source, f"{count:,} {reason} skipped")
 
 
-def classes_of(entries: Mapping[str, Entry]) -> list[str]:
-    """Return the class names of other annotations, ordered by label id if there are ids, else sorted."""
-    ids = {part.label: part.label_id for entry in entries.values() for part in entry.annotations}
+def class_names(entries: Mapping[str, VideoEntry]) -> list[str]:
+    """Return the class names of an index without a list of classes, ordered by label id if it has ids, else by name."""
+    ids = {segment.label: segment.label_id for entry in entries.values() for segment in entry.annotations}
     name_of = {number: name for name, number in ids.items() if number is not None}
     if not ids or None in ids.values():
         return sorted(ids)
     return [name_of.get(number, f"class {number}") for number in range(max(name_of) + 1)]
 
 
-def check_ends(starts: Sequence[tuple[Floats, float]], source: Path) -> None:
-    """Report actions that start after the end of their video; `starts` has starts and duration (s) of each video.
+def check_action_starts(starts: Sequence[tuple[Floats, float]], source: Path) -> None:
+    """Report actions that start after the end of their video.
+
+    Args:
+        starts: starts of the actions and duration, in seconds, of each video. source: path of the index.
 
     Raises:
-        ManifestError: most of them do, so the videos are not those that were annotated, or parts of them.
+        ManifestError: more than half of the actions do; then the videos are probably not those that were annotated.
     """
-    late = sum(int((own >= length).sum()) for own, length in starts)
-    count = sum(len(own) for own, _ in starts)
-    found = f"{late:,} of {count:,} actions start after the end of their video"
-    if late * 2 > count:
+    num_late = sum(int((video_starts >= length).sum()) for video_starts, length in starts)
+    num_actions = sum(len(video_starts) for video_starts, _ in starts)
+    found = f"{num_late:,} of {num_actions:,} actions start after the end of their video"
+    if num_late * 2 > num_actions:
         raise ManifestError(source, found, "times in the videos", "were the videos cut? internvideo prepare --offset")
-    if late:
+    if num_late:
         _warn(source, found)
 
 

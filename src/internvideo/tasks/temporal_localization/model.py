@@ -21,7 +21,7 @@ from internvideo.models.module import Conv1d, Dropout, Identity, Module, Sequent
 from internvideo.tasks.temporal_localization.config import SIZES, ActionFormerConfig
 
 MASKED_KEY = -1e4
-"""Added to the scores of padded keys in a window; finite, so that the softmax of a padded query is defined."""
+"""Added to the attention scores of padded keys; finite, so that the softmax of a padded query is defined."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,13 @@ class Detection:
 
 
 class MaskedConv1d(nn.Module):
-    """Convolution whose output is zero outside the sequence. Stride s keeps every s-th step."""
+    """Convolution with stride s whose output is zero in the padding."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, *, stride: int = 1, groups: int = 1, bias: bool = True):
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int, *, stride: int = 1, groups: int = 1, bias: bool = True
+    ):
         super().__init__()
-        self.conv = Conv1d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=bias)
+        self.conv = Conv1d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=bias)
         if bias:
             nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]  # there is one
 
@@ -89,28 +91,28 @@ class WindowAttention(nn.Module):
             nn.init.trunc_normal_(self.rel_pe, std=(2.0 / width) ** 0.5)
 
     def _bias(self, mask: Tensor) -> Tensor:
-        """Map the keys' mask (B, 1, T) to the attention bias (B, 1 or H, T, T)."""
+        """Compute the attention mask to add to the scores (B, 1 or H, T, T) from the mask of keys (B, 1, T)."""
         keys = mask[:, :, None, :]
         if self.window <= 1:
             return torch.zeros_like(keys, dtype=self.proj.weight.dtype).masked_fill(~keys, float("-inf"))
         steps = torch.arange(mask.shape[-1], device=mask.device)
         offset = steps[None, :] - steps[:, None]
         half = self.window // 2
-        outside = offset.abs() > half
+        out_of_window = offset.abs() > half
         bias = torch.zeros_like(keys, dtype=self.proj.weight.dtype).masked_fill(~keys, MASKED_KEY)
         if self.rel_pe is not None:
             bias = bias + self.rel_pe[0, 0][:, (offset + half).clamp(0, self.window - 1)]
-        return bias.masked_fill(outside, float("-inf"))
+        return bias.masked_fill(out_of_window, float("-inf"))
 
     def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """(B, D, T), (B, 1, T) -> (B, D, T / s), (B, 1, T / s)."""
-        parts, reduced = [], mask
+        projections, out_mask = [], mask
         for name in ("query", "key", "value"):
-            y, reduced = getattr(self, f"{name}_conv")(x, mask)
+            y, out_mask = getattr(self, f"{name}_conv")(x, mask)
             y = getattr(self, name)(getattr(self, f"{name}_norm")(y))
-            parts.append(split_heads(y.transpose(1, 2), self.heads))
-        out = attend(parts[0], parts[1], parts[2], attn_mask=self._bias(reduced)).transpose(1, 2)
-        return self.proj_drop(self.proj(out)) * reduced, reduced
+            projections.append(split_heads(y.transpose(1, 2), self.heads))
+        out = attend(projections[0], projections[1], projections[2], attn_mask=self._bias(out_mask)).transpose(1, 2)
+        return self.proj_drop(self.proj(out)) * out_mask, out_mask
 
 
 class Scale(Module):
@@ -139,7 +141,7 @@ class ScaledDropPath(Module):
 
 
 class TemporalBlock(nn.Module):
-    """Pre-norm attention and feed-forward over (B, D, T); with stride 2 it halves the time and the skip is pooled."""
+    """Pre-norm attention and feed-forward over (B, D, T); stride 2 halves the time, with a max-pooled skip path."""
 
     def __init__(self, config: ActionFormerConfig, window: int, stride: int) -> None:
         super().__init__()
@@ -160,14 +162,14 @@ class TemporalBlock(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """(B, D, T), (B, 1, T) -> (B, D, T / s), (B, 1, T / s)."""
-        out, reduced = self.attn(self.ln1(x), mask)
+        out, out_mask = self.attn(self.ln1(x), mask)
         skip = x if self.stride == 1 else F.max_pool1d(x, self.stride + 1, self.stride, (self.stride + 1) // 2)
-        x = skip * reduced + self.drop_path_attn(out)
-        return x + self.drop_path_mlp(self.mlp(self.ln2(x)) * reduced), reduced
+        x = skip * out_mask + self.drop_path_attn(out)
+        return x + self.drop_path_mlp(self.mlp(self.ln2(x)) * out_mask), out_mask
 
 
 class TemporalBackbone(nn.Module):
-    """Convolutions, then layers of stride 1, then layers that halve the time."""
+    """Feature pyramid: convolutions, then transformer layers of stride 1, then layers that halve the time."""
 
     table: Tensor
 
@@ -206,7 +208,7 @@ class TemporalBackbone(nn.Module):
 
 
 class TemporalNeck(nn.Module):
-    """A norm for every level, and before it, with "pyramid", a top-down sum."""
+    """A norm per level; with neck "pyramid", a top-down feature pyramid before it."""
 
     def __init__(self, config: ActionFormerConfig) -> None:
         super().__init__()
@@ -230,8 +232,8 @@ class TemporalNeck(nn.Module):
         return [norm(x) for norm, x in zip(self.fpn_norms, features, strict=True)]
 
 
-class _Trunk(nn.Module):
-    """Convolutions with norm and ReLU, shared by all levels."""
+class _ConvTower(nn.Module):
+    """Convolutions with norm and ReLU, with the same weights for all levels."""
 
     def __init__(self, config: ActionFormerConfig) -> None:
         super().__init__()
@@ -239,13 +241,13 @@ class _Trunk(nn.Module):
         self.head = nn.ModuleList(MaskedConv1d(width, width, 3, bias=False) for _ in range(count))
         self.norm = nn.ModuleList(ChannelNorm(width) for _ in range(count))
 
-    def trunk(self, x: Tensor, mask: Tensor) -> Tensor:
+    def forward_convs(self, x: Tensor, mask: Tensor) -> Tensor:
         for conv, norm in zip(self.head, self.norm, strict=True):
             x = F.relu(norm(conv(x, mask)[0]))
         return x
 
 
-class ClassHead(_Trunk):
+class ClassHead(_ConvTower):
     """Class logits at every step."""
 
     def __init__(self, config: ActionFormerConfig) -> None:
@@ -255,11 +257,11 @@ class ClassHead(_Trunk):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """(B, D, T), (B, 1, T) -> (B, T, K)."""
-        logits: Tensor = self.cls_head(self.trunk(x, mask), mask)[0]
+        logits: Tensor = self.cls_head(self.forward_convs(x, mask), mask)[0]
         return logits.transpose(1, 2)
 
 
-class OffsetHead(_Trunk):
+class OffsetHead(_ConvTower):
     """Distances to both ends at every step."""
 
     def __init__(self, config: ActionFormerConfig) -> None:
@@ -269,7 +271,7 @@ class OffsetHead(_Trunk):
 
     def forward(self, x: Tensor, mask: Tensor, level: int) -> Tensor:
         """(B, D, T), (B, 1, T) -> (B, T, 2), at least 0."""
-        return F.relu(self.scale[level](self.offset_head(self.trunk(x, mask), mask)[0])).transpose(1, 2)
+        return F.relu(self.scale[level](self.offset_head(self.forward_convs(x, mask), mask)[0])).transpose(1, 2)
 
 
 class ActionFormer(nn.Module):
@@ -302,16 +304,18 @@ class ActionFormer(nn.Module):
         )
 
     def points(self, length: int, device: torch.device | None = None) -> tuple[Tensor, ...]:
-        """Return (T_l, 4) per level for a padded sequence of `length`: time in steps, range (low, high), stride."""
-        found = []
+        """Return the points (T_l, 4) of each level for a padded length: time in steps, range (low, high), stride."""
+        points_by_level = []
         for level, (low, high) in enumerate(self.config.ranges):
             stride = 2**level
             time = torch.arange(0, length, stride, dtype=torch.float32, device=device)
-            found.append(torch.stack([time, *(torch.full_like(time, value) for value in (low, high, stride))], dim=1))
-        return tuple(found)
+            points_by_level.append(
+                torch.stack([time, *(torch.full_like(time, value) for value in (low, high, stride))], dim=1)
+            )
+        return tuple(points_by_level)
 
     def no_weight_decay(self, name: str, parameter: Tensor) -> bool:
-        """Exclude biases, norms, scales and relative positions from weight decay (ActionFormer)."""
+        """Exempt biases, norms, scales and relative positions from weight decay (ActionFormer)."""
         return name.endswith(("bias", "scale", "rel_pe")) or "norm" in name or ".ln" in name
 
 

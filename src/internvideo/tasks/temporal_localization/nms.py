@@ -1,6 +1,6 @@
 """Apply hard or soft temporal NMS, segment voting and fusion with class scores (ActionFormer).
 
-NumPy, no compiler. Times are in any one unit. Legend: N segments, C classes.
+NumPy only. Times may have any unit. Legend: N segments, C classes.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ class SuppressionSettings:
     """Settings of `soft_nms`.
 
     Attributes:
-        decay: "gaussian" exp(-tIoU^power / sigma), "linear" 1 - tIoU above `overlap`, or "hard" (dropped above it).
-        sigma, overlap: of the decay.
-        min_score: segments whose score falls below it are dropped.
-        max_segments: number of segments kept, best first.
-        per_class: suppress within each class only.
-        voting: minimum tIoU of the segments that are averaged into a kept one, 0 for no voting; only without
-            `per_class`.
-        voting_weight: "score" (the paper's code) or "score_x_overlap" (upstream).
-        power: of tIoU in the Gaussian decay (TCANet 2.5).
-        extent: added to every length inside suppression, as ActionFormer's kernel does (TCANet 0).
+        decay: factor of the scores of segments that overlap a better one: "gaussian": exp(-tIoU^power / sigma);
+            "linear": 1 - tIoU if the tIoU is `overlap` or more; "hard": 0 if it is `overlap` or more.
+        sigma, overlap: see `decay`.
+        min_score: segments whose decayed score is below this are dropped.
+        max_segments: largest number of segments in the result.
+        per_class: suppress only segments of the same class.
+        voting: smallest tIoU of the segments that are averaged into a result, 0 for no voting; not with `per_class`.
+        voting_weight: weights of this average: "score" (the paper's code) or "score_x_overlap" (upstream).
+        power: of the tIoU in the Gaussian decay (TCANet 2.5).
+        extent: added to every length in the tIoU, as in ActionFormer's kernel (TCANet 0).
     """
 
     decay: Literal["gaussian", "linear", "hard"] = "gaussian"
@@ -51,60 +51,64 @@ class SuppressionSettings:
             raise ValueError(f"{limits}, voting in 0..1")
 
 
-def _overlap(segment: Floats, others: Floats, extent: float) -> Floats:
-    """Compute the tIoU of one segment with many, `extent` added to every length."""
-    inside = np.maximum(np.minimum(segment[1], others[:, 1]) - np.maximum(segment[0], others[:, 0]), 0.0)
+def _tiou(segment: Floats, others: Floats, extent: float) -> Floats:
+    """Compute the tIoU of one segment with others (N, 2), with `extent` added to every length."""
+    intersection = np.maximum(np.minimum(segment[1], others[:, 1]) - np.maximum(segment[0], others[:, 0]), 0.0)
     lengths = others[:, 1] - others[:, 0] + extent
-    result: Floats = inside / (segment[1] - segment[0] + extent + lengths - inside)
+    result: Floats = intersection / (segment[1] - segment[0] + extent + lengths - intersection)
     return result
 
 
 def suppress(segments: Floats, scores: Floats, settings: SuppressionSettings) -> tuple[Ints, Floats]:
-    """Suppress segments (N, 2) with scores (N,) -> kept indices (K,), best first, and their decayed scores (K,).
+    """Apply NMS to segments (N, 2) with scores (N,): return indices (K,), best first, and decayed scores (K,).
 
-    Of equal scores the first is taken, in the order that the published kernel's exchanges leave (ActionFormer).
+    Of equal scores the first is taken, in an order that depends on the swaps of the published kernel (ActionFormer).
     """
     hard = settings.decay == "hard"
-    left = scores.astype(np.float64).copy()
+    decayed = scores.astype(np.float64).copy()
     kept: list[int] = []
-    alive = np.flatnonzero(left > settings.min_score) if hard and settings.min_score > 0 else np.arange(len(left))
-    while len(alive):
-        place = int(left[alive].argmax())
-        best = int(alive[place])
+    remaining = (
+        np.flatnonzero(decayed > settings.min_score) if hard and settings.min_score > 0 else np.arange(len(decayed))
+    )
+    while len(remaining):
+        position = int(decayed[remaining].argmax())
+        best = int(remaining[position])
         kept.append(best)
-        if len(kept) == settings.max_segments:  # what follows changes neither these nor their scores
+        if len(kept) == settings.max_segments:  # later steps would not change these
             break
         if hard:
-            alive = np.delete(alive, place)
-        else:  # the first takes the best one's place
-            alive[place] = alive[0]
-            alive = alive[1:]
-        overlap = _overlap(segments[best], segments[alive], settings.extent)
+            remaining = np.delete(remaining, position)
+        else:  # as the published kernel, which swaps the best and the first
+            remaining[position] = remaining[0]
+            remaining = remaining[1:]
+        overlap = _tiou(segments[best], segments[remaining], settings.extent)
         if hard:
-            alive = alive[overlap < settings.overlap]
+            remaining = remaining[overlap < settings.overlap]
             continue
         if settings.decay == "gaussian":
-            left[alive] *= np.exp(-(overlap**settings.power) / settings.sigma)
+            decayed[remaining] *= np.exp(-(overlap**settings.power) / settings.sigma)
         else:
-            left[alive] *= np.where(overlap >= settings.overlap, 1 - overlap, 1.0)
-        alive = _without(alive, left[alive] >= settings.min_score)
-    return np.asarray(kept, dtype=np.int64), left[kept]
+            decayed[remaining] *= np.where(overlap >= settings.overlap, 1 - overlap, 1.0)
+        remaining = _drop(remaining, decayed[remaining] >= settings.min_score)
+    return np.asarray(kept, dtype=np.int64), decayed[kept]
 
 
-def _without(alive: Ints, stays: NDArray[np.bool_]) -> Ints:
-    """Drop segments in the order of the published kernel: the last one replaces a dropped one."""
-    count = int(stays.sum())
-    result = alive[:count].copy()
-    result[~stays[:count]] = alive[count:][stays[count:]][::-1]
+def _drop(remaining: Ints, is_kept: NDArray[np.bool_]) -> Ints:
+    """Drop segments like the published kernel, which replaces a dropped one by the last one."""
+    count = int(is_kept.sum())
+    result = remaining[:count].copy()
+    result[~is_kept[:count]] = remaining[count:][is_kept[count:]][::-1]
     return result
 
 
 def vote(kept: Floats, segments: Floats, scores: Floats, settings: SuppressionSettings) -> Floats:
-    """Replace each kept segment (K, 2) by the weighted mean of all segments (N, 2) that overlap it enough."""
-    inside = np.minimum(kept[:, None, 1], segments[None, :, 1]) - np.maximum(kept[:, None, 0], segments[None, :, 0])
-    inside = np.maximum(inside, 0.0)
-    whole = (kept[:, 1] - kept[:, 0])[:, None] + (segments[:, 1] - segments[:, 0])[None] - inside
-    overlap = inside / np.maximum(whole, _TINY)
+    """Replace each kept segment (K, 2) by the weighted mean of all segments (N, 2) with a tIoU of `voting` or more."""
+    intersection = np.minimum(kept[:, None, 1], segments[None, :, 1]) - np.maximum(
+        kept[:, None, 0], segments[None, :, 0]
+    )
+    intersection = np.maximum(intersection, 0.0)
+    union = (kept[:, 1] - kept[:, 0])[:, None] + (segments[:, 1] - segments[:, 0])[None] - intersection
+    overlap = intersection / np.maximum(union, _TINY)
     weights = np.where(overlap >= settings.voting, scores[None], 0.0)
     if settings.voting_weight == "score_x_overlap":
         weights = weights * overlap
@@ -125,31 +129,31 @@ def soft_nms(
         the same three for the kept segments, at most `settings.max_segments`, best first.
     """
     groups = [np.flatnonzero(labels == label) for label in np.unique(labels)] if settings.per_class else None
-    parts: list[tuple[Floats, Floats, Ints]] = [(segments[:0], scores[:0].astype(np.float64), labels[:0])]
+    results: list[tuple[Floats, Floats, Ints]] = [(segments[:0], scores[:0].astype(np.float64), labels[:0])]
     for rows in groups if groups is not None else [np.arange(len(labels))]:
         index, decayed = suppress(segments[rows], scores[rows], settings)
-        found = segments[rows][index]
+        kept_segments = segments[rows][index]
         if groups is None and settings.voting > 0 and len(index):
-            found = vote(found, segments, scores, settings)
-        parts.append((found, decayed, labels[rows][index]))
-    found_segments, found_scores, found_labels = (np.concatenate(column) for column in zip(*parts, strict=True))
-    order = np.argsort(-found_scores, kind="stable")[: settings.max_segments]
-    return found_segments[order], found_scores[order], found_labels[order]
+            kept_segments = vote(kept_segments, segments, scores, settings)
+        results.append((kept_segments, decayed, labels[rows][index]))
+    all_segments, all_scores, all_labels = (np.concatenate(column) for column in zip(*results, strict=True))
+    order = np.argsort(-all_scores, kind="stable")[: settings.max_segments]
+    return all_segments[order], all_scores[order], all_labels[order]
 
 
 def fuse_class_scores(
     segments: Floats, scores: Floats, class_scores: Floats, *, num_classes: int = 2, max_segments: int | None = None
 ) -> tuple[Floats, Floats, Ints]:
-    """Label class-agnostic segments with the video's best classes, with score sqrt(class score x segment score).
+    """Repeat class-agnostic segments for the video's top classes, with score sqrt(class score * segment score).
 
     Args:
         segments: (N, 2). scores: (N,).
-        class_scores: (C,) of the whole video, or (1, C); values outside 0..1 are taken as logits (softmax is applied).
-        num_classes: number of best classes; every segment is repeated for each.
-        max_segments: number of best segments used; None for all.
+        class_scores: (C,) or (1, C) of the whole video; softmax is applied if a value is outside 0..1.
+        num_classes: number of top classes.
+        max_segments: largest number of segments to use, by score; None for all.
 
     Returns:
-        segments, scores and class indices: all of the best class, best first, then those of the next.
+        segments, scores and class indices: those of the top class by decreasing score, then those of the next class.
     """
     values = np.asarray(class_scores, dtype=np.float64).reshape(-1)
     if values.min() < 0 or values.max() > 1:

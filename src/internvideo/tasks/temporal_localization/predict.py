@@ -18,27 +18,27 @@ from internvideo.metrics import bootstrap
 from internvideo.metrics.temporal_detection import Detections, average_precision, map_statistic, recall_at_multiples
 from internvideo.tasks.protocol import weights_hash
 from internvideo.tasks.table import MetricValues, Predictions, Result
-from internvideo.tasks.temporal_localization.data import FeatureSet, FeatureSettings, FeatureVideo, sequence
+from internvideo.tasks.temporal_localization.data import FeatureSet, FeatureSettings, FeatureVideo, read_sequence
 from internvideo.tasks.temporal_localization.model import ActionFormer
 from internvideo.tasks.temporal_localization.nms import fuse_class_scores
 from internvideo.tasks.temporal_localization.segment_decoding import DecodingSettings, detect
 
 NAME = "temporal_localization"
 FUSED_CLASSES = 2
-"""Number of a video's top classes assigned to its class-agnostic segments (ActionFormer)."""
+"""Each class-agnostic segment gets this many of the video's top classes (ActionFormer)."""
 
-RECALL_OVERLAP = 0.5
+RECALL_TIOU = 0.5
 """tIoU of the recall of moment queries."""
 
-Recall = Literal["classes", "moments"]
-RECALLS: dict[Recall, str] = {
+RecallProtocol = Literal["classes", "moments"]
+RECALLS: dict[RecallProtocol, str] = {
     "classes": "mean over classes and tIoU, >=",
     "moments": "of all instances, > 0.5 of the hull (Ego4D)",
 }
 """Definitions of recall, as text of the protocol."""
 
 MATCHING = (
-    "each prediction the best free action of its class and video, tIoU >=; equal scores in file order; "
+    "each prediction matches the best unmatched action of its class and video, tIoU >=; equal scores in file order; "
     "classes without an action left out"
 )
 """Matching rule of the mAP, as text of the protocol."""
@@ -48,7 +48,7 @@ Ints = NDArray[np.int64]
 
 
 class Segments(NamedTuple):
-    """Segments of a video, best first: (N, 2) seconds, (N,) scores, (N,) class indices."""
+    """Segments of a video by decreasing score: (N, 2) seconds, (N,) scores, (N,) class indices."""
 
     spans: Floats
     scores: Floats
@@ -58,7 +58,7 @@ class Segments(NamedTuple):
 def check_width(video: FeatureVideo, values: torch.Tensor, width: int) -> None:
     """Raise RunError if features (C, T) have another width than the model's."""
     if values.shape[0] != width:
-        raise RunError(video.file, f"features of {values.shape[0]} channels", f"{width}, which the model learned from")
+        raise RunError(video.file, f"features of {values.shape[0]} channels", f"{width}, as in training")
 
 
 def find_segments(
@@ -73,49 +73,52 @@ def find_segments(
 
     Args:
         model: in evaluation mode, on `device`. video: its features and their grid.
-        settings: reading of features. decoding: settings of decoding.
-        class_scores: (C,) of the whole video, for a class-agnostic model: its segments get the top classes.
+        settings: of reading the features. decoding: settings of decoding.
+        class_scores: (C,) of the whole video, to classify the segments of a class-agnostic model.
 
     Raises:
-        RunError: features that cannot be read, or of another width.
+        RunError: the features cannot be read, or have another width.
     """
-    made = sequence(video, settings)
-    check_width(video, made.values, model.config.input_width)
-    found = Segments(*detect(model, made.values.to(device), made.grid, decoding))
+    features = read_sequence(video, settings)
+    check_width(video, features.values, model.config.input_width)
+    segments = Segments(*detect(model, features.values.to(device), features.grid, decoding))
     if class_scores is None:
-        return found
-    return Segments(*fuse_class_scores(found.spans, found.scores, class_scores, num_classes=FUSED_CLASSES))
+        return segments
+    return Segments(*fuse_class_scores(segments.spans, segments.scores, class_scores, num_classes=FUSED_CLASSES))
 
 
 def read_class_scores(path: Path, classes: Sequence[str]) -> dict[str, Floats]:
-    """Read another model's video-level scores, {"results": {video: [floats]}, "class": [names]}, as published.
+    """Read video-level scores of a classifier, {"results": {video: [floats]}, "class": [names]}, as published.
 
-    With "class" the columns of `classes` are selected by name; without it the file must have one column per class, in
-    the order of `classes`.
+    With "class" the columns are matched to `classes` by name; without it they must be those of `classes`, in order.
 
     Returns:
         video -> (C,) scores.
 
     Raises:
-        ManifestError: a file that cannot be read, without some class, or with rows of another length.
+        ManifestError: the file cannot be read, lacks a class, or has a row of another length.
     """
     try:
         content = untrusted.read_json(path)
-        found: dict[str, Floats] = {
+        scores_by_video: dict[str, Floats] = {
             name: np.asarray(row, dtype=np.float64).reshape(-1) for name, row in content["results"].items()
         }
         names = [str(name) for name in content.get("class", classes)]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         expected = 'JSON: {"results": {video: [a score for each class]}}'
         raise ManifestError(path, f"no class scores ({error})", expected) from error
-    lost = [name for name in classes if name not in names]
-    if lost:
-        raise ManifestError(path, f"no scores of {len(lost)} classes, first '{lost[0]}'", "every class of the videos")
-    for name, row in found.items():
+    missing_classes = [name for name in classes if name not in names]
+    if missing_classes:
+        raise ManifestError(
+            path,
+            f"no scores of {len(missing_classes)} classes, first '{missing_classes[0]}'",
+            "every class of the videos",
+        )
+    for name, row in scores_by_video.items():
         if len(row) != len(names) or not np.isfinite(row).all():
-            raise ManifestError(f"{path}: {name}", f"{len(row)} scores", f"{len(names)} finite numbers, one a class")
+            raise ManifestError(f"{path}: {name}", f"{len(row)} scores", f"{len(names)} finite numbers, one per class")
     columns = [names.index(name) for name in classes]
-    return {name: row[columns] for name, row in found.items()}
+    return {name: row[columns] for name, row in scores_by_video.items()}
 
 
 def predict(
@@ -126,7 +129,7 @@ def predict(
     device: torch.device,
     *,
     tiou_thresholds: Sequence[float],
-    recall: Recall = "classes",
+    recall: RecallProtocol = "classes",
     model_name: str = "",
     class_scores: Mapping[str, Floats] | None = None,
 ) -> Predictions:
@@ -134,99 +137,103 @@ def predict(
 
     Args:
         model: on `device`; put into evaluation mode.
-        features: videos with their actions, in the model's classes.
-        settings, decoding: see `find_segments`. tiou_thresholds: tIoU thresholds of the mAP. recall: see `score`.
+        features: videos with their actions; labels are indices into the model's classes.
+        settings, decoding: see `find_segments`. tiou_thresholds: of the mAP. recall: see `score`.
         model_name: for the protocol.
-        class_scores: for a class-agnostic model, video -> (C,). Without them its segments are scored as proposals
-            against class-agnostic ground truth.
+        class_scores: video -> (C,), for a class-agnostic model. Without them its segments are evaluated as proposals,
+            with class-agnostic ground truth.
 
     Raises:
-        RecipeError: a model with another number of classes, or no scores of a video.
-        RunError: features that cannot be read.
+        RecipeError: a model with another number of classes, or a video without scores.
+        RunError: the features of a video cannot be read.
     """
-    count = model.config.num_classes
-    agnostic = count == 1 and (settings.class_agnostic or len(features.classes) > 1)
-    if not agnostic and count != len(features.classes):
-        raise RecipeError(features.source, f"{len(features.classes)} classes", f"{count}, as the weights")
+    num_classes = model.config.num_classes
+    agnostic = num_classes == 1 and (settings.class_agnostic or len(features.classes) > 1)
+    if not agnostic and num_classes != len(features.classes):
+        raise RecipeError(features.source, f"{len(features.classes)} classes", f"{num_classes}, as the weights")
     if class_scores is not None and not agnostic:
-        raise RecipeError("class scores", "for a detector with classes of its own", "one of a single class")
+        raise RecipeError("class scores", "given for a detector of several classes", "a class-agnostic detector")
     check_class_scores(class_scores, features)
     model.eval()
-    own = {}
+    segments_of_rank = {}
     for index in range(distributed.rank(), len(features), distributed.world_size()):
         video = features.videos[index]
         scores = None if class_scores is None else class_scores[video.id]
-        own[index] = find_segments(model, video, settings, decoding, device, scores)
-    whole = {index: segments for share in distributed.all_gather_objects(own) for index, segments in share.items()}
-    found = [whole[index] for index in range(len(features))]
-    nameless = agnostic and class_scores is None
-    classes = ("action",) if nameless else features.classes
+        segments_of_rank[index] = find_segments(model, video, settings, decoding, device, scores)
+    segments_by_index = {
+        index: segments
+        for of_rank in distributed.all_gather_objects(segments_of_rank)
+        for index, segments in of_rank.items()
+    }
+    segments = [segments_by_index[index] for index in range(len(features))]
+    is_unlabeled = agnostic and class_scores is None
+    classes = ("action",) if is_unlabeled else features.classes
     protocol = {
-        **feature_facts(model, features, model_name),
+        **feature_protocol(model, features, model_name),
         "tiou": list(tiou_thresholds),
         "recall": RECALLS[recall],
-        "classes": "none, proposals" if nameless else "scores of whole videos" if agnostic else "the detector's",
+        "classes": "none, proposals" if is_unlabeled else "scores of whole videos" if agnostic else "the detector's",
         "decoding": asdict(decoding),
     }
-    return make_table(features, found, classes, protocol)
+    return make_table(features, segments, classes, protocol)
 
 
 def check_class_scores(class_scores: Mapping[str, Floats] | None, features: FeatureSet) -> None:
     """Raise RecipeError if scores are given, but not for every video."""
-    lost = [video.id for video in features.videos if class_scores is not None and video.id not in class_scores]
-    if lost:
-        raise RecipeError("class scores", f"none for {len(lost)} videos, first '{lost[0]}'", "one row a video")
+    missing = [video.id for video in features.videos if class_scores is not None and video.id not in class_scores]
+    if missing:
+        raise RecipeError("class scores", f"none for {len(missing)} videos, first '{missing[0]}'", "one row per video")
 
 
-FEATURE_FACTS = ("model", "weights_sha256", "layer", "grid", "tiles", "window", "stride", "fps")
+FEATURE_PROTOCOL_KEYS = ("model", "weights_sha256", "layer", "grid", "tiles", "window", "stride", "fps")
 
 
-def feature_facts(model: nn.Module, features: FeatureSet, model_name: str) -> dict[str, Any]:
-    """Return the part of the protocol that tasks on features share: model, split and features."""
+def feature_protocol(model: nn.Module, features: FeatureSet, model_name: str) -> dict[str, Any]:
+    """Return the protocol entries that all tasks on features have: model, split and features."""
     return {
         "model": model_name,
         "weights_sha256": weights_hash(model),
         "split_sha256": features.fingerprint,
         "splits": sorted({video.subset for video in features.videos}),
         "source": str(features.source),
-        "features": {key: features.protocol.get(key) for key in FEATURE_FACTS if key in features.protocol},
+        "features": {key: features.protocol.get(key) for key in FEATURE_PROTOCOL_KEYS if key in features.protocol},
     }
 
 
 def make_table(
-    features: FeatureSet, found: Sequence[Segments], classes: Sequence[str], protocol: Mapping[str, Any]
+    features: FeatureSet, segments_by_video: Sequence[Segments], classes: Sequence[str], protocol: Mapping[str, Any]
 ) -> Predictions:
-    """Build the table of segments and ground truth; with one class in `classes` all ground truth has that class."""
+    """Build the table of segments and ground truth; if `classes` has one class, all ground truth gets it."""
     truths = [np.zeros_like(video.labels) if len(classes) == 1 else video.labels for video in features.videos]
     arrays: dict[str, NDArray[Any]] = {
         "ids": np.asarray([video.id for video in features.videos]),
         "duration": np.asarray([video.duration for video in features.videos]),
         "classes": np.asarray(classes),
-        "video": _owners(found_in.scores for found_in in found),
-        "span": np.concatenate([np.zeros((0, 2)), *(segments.spans for segments in found)]),
-        "score": np.concatenate([np.zeros(0), *(segments.scores for segments in found)]),
-        "label": np.concatenate([np.zeros(0, np.int64), *(segments.labels for segments in found)]),
-        "truth_video": _owners(truths),
+        "video": _video_indices(segments.scores for segments in segments_by_video),
+        "span": np.concatenate([np.zeros((0, 2)), *(segments.spans for segments in segments_by_video)]),
+        "score": np.concatenate([np.zeros(0), *(segments.scores for segments in segments_by_video)]),
+        "label": np.concatenate([np.zeros(0, np.int64), *(segments.labels for segments in segments_by_video)]),
+        "truth_video": _video_indices(truths),
         "truth_span": np.concatenate([np.zeros((0, 2)), *(video.spans for video in features.videos)]),
         "truth_label": np.concatenate([np.zeros(0, np.int64), *truths]),
     }
-    lost = [{"id": name, "path": "", "reason": "no features"} for name in features.missing]
-    coverage = {"asked": len(features) + len(lost), "read": len(features), "unreadable": lost}
+    unreadable = [{"id": name, "path": "", "reason": "no features"} for name in features.missing]
+    coverage = {"asked": len(features) + len(unreadable), "read": len(features), "unreadable": unreadable}
     return Predictions(NAME, arrays, dict(protocol), coverage)
 
 
-def _owners(columns: Iterable[NDArray[Any]]) -> Ints:
+def _video_indices(columns: Iterable[NDArray[Any]]) -> Ints:
     sizes = [len(column) for column in columns]
     return np.repeat(np.arange(len(sizes), dtype=np.int64), sizes)
 
 
-def truth_of(table: Predictions) -> Detections:
+def ground_truth(table: Predictions) -> Detections:
     """Return the ground truth of a table."""
     count = len(table["truth_video"])
     return Detections(table["truth_video"], table["truth_label"], table["truth_span"], np.zeros(count))
 
 
-def found_of(table: Predictions) -> Detections:
+def predicted_segments(table: Predictions) -> Detections:
     """Return the predictions of a table."""
     return Detections(table["video"], table["label"], table["span"], table["score"])
 
@@ -234,30 +241,28 @@ def found_of(table: Predictions) -> Detections:
 def score(table: Predictions) -> Result:
     """Compute mAP per tIoU, mean_mAP over them, and recall with 1 and 5 predictions per ground-truth segment.
 
-    Recall is the mean over classes and tIoU; for moment queries (Ego4D, arXiv 2211.09529) it is over all instances at
-    a tIoU above 0.5, with the hull as union. Intervals resample videos. Raises RunError for a table without ground
-    truth.
+    Recall is the mean over classes and tIoU thresholds; with the protocol of Ego4D's moment queries (arXiv 2211.09529)
+    it is computed over all instances at a tIoU above 0.5, with the hull as union. Intervals resample videos. Raises
+    RunError for a table without ground truth.
     """
-    truth, predicted = truth_of(table), found_of(table)
+    truth, predicted = ground_truth(table), predicted_segments(table)
     if not len(truth):
         raise RunError("table", "no video has an action to find", "", "evaluate on a split with segments")
-    tiou_thresholds = [float(level) for level in table.protocol["tiou"]]
+    tiou_thresholds = [float(index) for index in table.protocol["tiou"]]
     precision = average_precision(truth, predicted, tiou_thresholds)[0].mean(axis=1)
-    videos = len(table["ids"])
-    bounds = bootstrap.interval(map_statistic(truth, predicted, tiou_thresholds, videos), videos)
+    num_videos = len(table["ids"])
+    bounds = bootstrap.interval(map_statistic(truth, predicted, tiou_thresholds, num_videos), num_videos)
     metrics = MetricValues()
     metrics.add("mean_mAP", precision.mean(), bounds[:, -1])
-    for level, overlap in enumerate(tiou_thresholds):
-        metrics.add(f"mAP@{overlap:g}", precision[level], bounds[:, level])
+    for index, overlap in enumerate(tiou_thresholds):
+        metrics.add(f"mAP@{overlap:g}", precision[index], bounds[:, index])
     if table.protocol.get("recall") == RECALLS["moments"]:
-        reached = recall_at_multiples(
-            truth, predicted, (RECALL_OVERLAP,), average="instances", strict=True, union="hull"
-        )
+        recall = recall_at_multiples(truth, predicted, (RECALL_TIOU,), average="instances", strict=True, union="hull")
     else:
-        reached = recall_at_multiples(truth, predicted, tiou_thresholds)
+        recall = recall_at_multiples(truth, predicted, tiou_thresholds)
     for column, k in enumerate((1, 5)):
-        metrics.add(f"recall_{k}x", reached[:, column].mean())
-    return metrics.result(table, videos=videos, actions=len(truth), segments=len(predicted), matching=MATCHING)
+        metrics.add(f"recall_{k}x", recall[:, column].mean())
+    return metrics.result(table, num_videos=num_videos, actions=len(truth), segments=len(predicted), matching=MATCHING)
 
 
 def submission(table: Predictions) -> dict[str, Any]:

@@ -24,7 +24,8 @@ class DecodingSettings:
     """Thresholds of decoding.
 
     Attributes:
-        min_score: smallest score of a point and class. pre_nms_top_k: candidates per level. min_length: in steps.
+        min_score: smallest score of a point and class. pre_nms_top_k: largest number of segments per level before NMS.
+        min_length: smallest length of a segment, in feature steps.
         suppression: see `soft_nms`.
     """
 
@@ -34,26 +35,26 @@ class DecodingSettings:
     suppression: SuppressionSettings = field(default_factory=SuppressionSettings)
 
 
-def candidates(
-    points: Sequence[Tensor], found: Detection, row: int, settings: DecodingSettings
+def decode_points(
+    points: Sequence[Tensor], detection: Detection, row: int, settings: DecodingSettings
 ) -> tuple[Floats, Floats, Ints]:
-    """Decode one sequence: segments (N, 2) in steps, scores (N,) and classes (N,), before suppression."""
+    """Decode sequence `row` of a batch: segments (N, 2) in steps, scores (N,) and classes (N,), before NMS."""
     segments, scores, labels = [], [], []
     for level, point in enumerate(points):
-        probability = found.logits[level][row].sigmoid() * found.masks[level][row, :, None]
+        probability = detection.logits[level][row].sigmoid() * detection.masks[level][row, :, None]
         flat = probability.flatten()
-        chosen = torch.nonzero(flat > settings.min_score).squeeze(-1)
-        order = flat[chosen].argsort(descending=True, stable=True)[: settings.pre_nms_top_k]
-        chosen = chosen[order]
-        place, label = chosen // probability.shape[1], chosen % probability.shape[1]
-        offset, stride, time = found.offsets[level][row][place], point[place, 3], point[place, 0]
+        index = torch.nonzero(flat > settings.min_score).squeeze(-1)
+        order = flat[index].argsort(descending=True, stable=True)[: settings.pre_nms_top_k]
+        index = index[order]
+        point_index, label = index // probability.shape[1], index % probability.shape[1]
+        offset, stride, time = detection.offsets[level][row][point_index], point[point_index, 3], point[point_index, 0]
         segment = torch.stack([time - offset[:, 0] * stride, time + offset[:, 1] * stride], dim=1)
-        kept = segment[:, 1] - segment[:, 0] > settings.min_length
-        segments.append(segment[kept])
-        scores.append(flat[chosen][kept])
-        labels.append(label[kept])
-    parts = (torch.cat(column).detach().cpu().numpy() for column in (segments, scores, labels))
-    return tuple(parts)  # type: ignore[return-value]  # three of them
+        is_long_enough = segment[:, 1] - segment[:, 0] > settings.min_length
+        segments.append(segment[is_long_enough])
+        scores.append(flat[index][is_long_enough])
+        labels.append(label[is_long_enough])
+    columns = (torch.cat(column).detach().cpu().numpy() for column in (segments, scores, labels))
+    return tuple(columns)  # type: ignore[return-value]  # three of them
 
 
 @torch.no_grad()
@@ -70,9 +71,9 @@ def detect(
         segments (N, 2) in seconds, scores (N,), classes (N,); best first.
     """
     length = features.shape[-1]
-    padded = model.config.padded_length(length)
-    mask = torch.arange(padded, device=features.device)[None] < length
-    found = model(torch.nn.functional.pad(features, (0, padded - length))[None], mask)
-    rows = candidates(model.points(padded, features.device), found, 0, settings)
+    padded_length = model.config.padded_length(length)
+    mask = torch.arange(padded_length, device=features.device)[None] < length
+    detection = model(torch.nn.functional.pad(features, (0, padded_length - length))[None], mask)
+    rows = decode_points(model.points(padded_length, features.device), detection, 0, settings)
     segments, scores, labels = soft_nms(*rows, settings.suppression)
     return grid.to_seconds(segments), scores, labels

@@ -1,4 +1,4 @@
-"""The task as one object: Temporal localization: which action happens when (ActionFormer)."""
+"""Task specification: Temporal localization: which action happens when (ActionFormer)."""
 
 from __future__ import annotations
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from internvideo import distributed
 from internvideo.data.settings import TrainClipData
 from internvideo.models.encoder import ClipClassifier
-from internvideo.tasks.verb_noun.data import VerbNounLoader, words_of
+from internvideo.tasks.verb_noun.data import VerbNounLoader, collect_classes
 from internvideo.tasks.verb_noun.stage import VerbNounSettings, VerbNounStage
-from internvideo.training.clip_job import check_clips, check_flip, clip_loader, training_rows
+from internvideo.training.clip_job import check_clips, clip_loader, read_training_rows, refuse_flip
 from internvideo.training.model_setup import init_model, load_init_weights
 from internvideo.training.recipe import Job, Recipe, StageSpec
 
@@ -20,15 +20,15 @@ def build(recipe: Recipe, skipped: Path | None) -> Job:
     Raises RecipeError, ManifestError, WeightsError.
     """
     data, settings = recipe.data_as(TrainClipData), recipe.settings_as(VerbNounSettings)
-    manifest = training_rows(recipe)
-    words = words_of(manifest)
-    check_flip(data.augment.flip, words.verbs, "verb")
-    model = init_model(recipe, len(words.outputs), ClipClassifier)
+    manifest = read_training_rows(recipe)
+    classes = collect_classes(manifest)
+    refuse_flip(data.augment.flip, classes.verbs, "verb")
+    model = init_model(recipe, len(classes.outputs), ClipClassifier)
     check_clips(recipe, model)
-    head = load_init_weights(model, recipe, words.outputs)
-    stage = VerbNounStage(model, settings, len(words.verbs), distributed.divisor)
-    loader = VerbNounLoader(clip_loader(recipe, manifest, skipped), words)
-    return Job(recipe, stage, loader, words.outputs, manifest.fingerprint, head=head)
+    head_init_lines = load_init_weights(model, recipe, classes.outputs)
+    stage = VerbNounStage(model, settings, len(classes.verbs), distributed.divisor)
+    loader = VerbNounLoader(clip_loader(recipe, manifest, skipped), classes)
+    return Job(recipe, stage, loader, classes.outputs, manifest.fingerprint, head_init_lines=head_init_lines)
 
 
 STAGE = StageSpec(
@@ -39,5 +39,5 @@ STAGE = StageSpec(
     VerbNounStage,
     (ClipClassifier,),
     build,
-    classifiers=("",),
+    classifier_paths=("",),
 )

@@ -16,63 +16,63 @@ from internvideo.data.manifest import Manifest
 from internvideo.data.sample import did_you_mean
 from internvideo.errors import ManifestError
 
-PARTS = ("verb", "noun")
+WORD_KINDS = ("verb", "noun")
 
 
 @dataclass(frozen=True)
-class Words:
-    """The verb and noun classes of a model, in the order of its outputs: first all verbs, then all nouns."""
+class VerbNounClasses:
+    """Names of the verb and noun classes of a model, whose outputs are all verbs, then all nouns."""
 
     verbs: tuple[str, ...]
     nouns: tuple[str, ...]
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """Names of all outputs."""
+        """Names of all outputs in order, "verb: NAME" or "noun: NAME"."""
         return (*(f"verb: {name}" for name in self.verbs), *(f"noun: {name}" for name in self.nouns))
 
     @classmethod
-    def of(cls, outputs: Sequence[str]) -> Words:
-        """Parse the names of outputs."""
-        names = [tuple(name[6:] for name in outputs if name.startswith(f"{part}: ")) for part in PARTS]
+    def parse(cls, outputs: Sequence[str]) -> VerbNounClasses:
+        """Parse the names of all outputs."""
+        names = [tuple(name[6:] for name in outputs if name.startswith(f"{kind}: ")) for kind in WORD_KINDS]
         return cls(names[0], names[1])
 
 
-def words_of(manifest: Manifest) -> Words:
-    """Return the sorted verbs and nouns of the rows. Raises ManifestError: no verb or no noun."""
+def collect_classes(manifest: Manifest) -> VerbNounClasses:
+    """Return the sorted verbs and nouns of the rows. Raises ManifestError if no row has a verb, or none a noun."""
     names_by_part = [
-        sorted({row.attributes[part] for row in manifest.rows if row.attributes.get(part)}) for part in PARTS
+        sorted({row.attributes[kind] for row in manifest.rows if row.attributes.get(kind)}) for kind in WORD_KINDS
     ]
-    for part, names in zip(PARTS, names_by_part, strict=True):
+    for kind, names in zip(WORD_KINDS, names_by_part, strict=True):
         if not names:
-            raise ManifestError(manifest.source, f"no row has a {part}", f"the attribute '{part}'")
-    return Words(tuple(names_by_part[0]), tuple(names_by_part[1]))
+            raise ManifestError(manifest.source, f"no row has a {kind}", f"the attribute '{kind}'")
+    return VerbNounClasses(tuple(names_by_part[0]), tuple(names_by_part[1]))
 
 
-def labels_of(manifest: Manifest, words: Words) -> NDArray[np.int64]:
-    """Return indices (N, 2) of verb and noun, -100 if a row has none. Raises ManifestError: an unknown word."""
+def label_indices(manifest: Manifest, classes: VerbNounClasses) -> NDArray[np.int64]:
+    """Return the class indices (N, 2) of verb and noun, -100 for none. Raises ManifestError for an unknown word."""
     labels = np.full((len(manifest.rows), 2), NO_LABEL, dtype=np.int64)
-    for column, (part, names) in enumerate(zip(PARTS, (words.verbs, words.nouns), strict=True)):
+    for column, (kind, names) in enumerate(zip(WORD_KINDS, (classes.verbs, classes.nouns), strict=True)):
         index_of = {name: index for index, name in enumerate(names)}
-        for number, row in enumerate(manifest.rows):
-            word = row.attributes.get(part)
+        for index, row in enumerate(manifest.rows):
+            word = row.attributes.get(kind)
             if word and word not in index_of:
-                found = f"row '{row.id}' has the {part} '{word}'{did_you_mean(word, names)}"
-                raise ManifestError(manifest.source, found, f"one of the model's {len(names)}")
+                predicted = f"row '{row.id}' has the {kind} '{word}'{did_you_mean(word, names)}"
+                raise ManifestError(manifest.source, predicted, f"one of the model's {len(names)}")
             if word:
-                labels[number, column] = index_of[word]
+                labels[index, column] = index_of[word]
     return labels
 
 
 class VerbNounLoader(WrappedLoader[Loader]):
     """Replace the labels of a loader's batches with (B, 2): indices of verb and noun."""
 
-    def __init__(self, loader: Loader, words: Words) -> None:
+    def __init__(self, loader: Loader, classes: VerbNounClasses) -> None:
         super().__init__(loader)
-        labels = torch.from_numpy(labels_of(loader.manifest, words))
-        self._labels = {row.id: labels[number] for number, row in enumerate(loader.manifest.rows)}
+        labels = torch.from_numpy(label_indices(loader.manifest, classes))
+        self._labels = {row.id: labels[index] for index, row in enumerate(loader.manifest.rows)}
 
     def epoch(self, k: int, start: int = 0) -> Iterator[Batch]:
-        """Yield batches `start`, `start + 1`, ... of epoch `k`."""
+        """Yield batches `start`, `start + 1`, ... of epoch `k`; they do not depend on `start`."""
         for batch in self.loader.epoch(k, start):
             yield replace(batch, labels=torch.stack([self._labels[name] for name in batch.ids]))

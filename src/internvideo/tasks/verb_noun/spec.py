@@ -1,4 +1,4 @@
-"""The task as one object: Verbs and nouns of first-person clips."""
+"""Task specification: Verbs and nouns of first-person clips."""
 
 from __future__ import annotations
 

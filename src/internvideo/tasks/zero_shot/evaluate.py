@@ -12,7 +12,7 @@ from internvideo.tasks import clip_evaluation as evaluation
 from internvideo.tasks.table import Predictions, Result
 from internvideo.tasks.task import ClipOptions
 from internvideo.tasks.zero_shot import predict as zero_shot
-from internvideo.tasks.zero_shot.templates import templates_of
+from internvideo.tasks.zero_shot.templates import read_templates
 from internvideo.training.trained import Trained
 
 
@@ -22,28 +22,30 @@ class ZeroShotOptions(evaluation.EnsembleOptions):
 
     templates: Annotated[
         Path | None,
-        'Prompts with one "{}" for the class name, one per line; by default templates.txt beside the manifest, '
-        "else the 16 published ones.",
+        'File of prompts with one "{}" for the class name, one per line; by default templates.txt in the folder of '
+        "the manifest, else the 16 published ones.",
     ] = None
 
 
 def evaluate(trained: Trained, manifest: Path, output: Path, settings: ZeroShotOptions, split: str | None) -> Result:
     """Write zero_shot.npz and .json; print the metrics. Raises RecipeError, ManifestError, RunError."""
-    rows = evaluation.split_rows(manifest, split)
-    models, templates = evaluation.with_others(trained), templates_of(rows.source, settings.templates)
+    rows = evaluation.read_split(manifest, split)
+    models, templates = evaluation.ensemble_models(trained), read_templates(rows.source, settings.templates)
 
-    def make() -> Predictions:
+    def predict_table() -> Predictions:
         return zero_shot.ensemble([predict(one, rows, settings, templates) for one in models])
 
     extra_protocol = {**evaluation.ensemble_protocol(models), "templates": list(templates)}
-    inputs = evaluation.clip_source(trained, rows, settings)
-    return evaluation.finish(zero_shot.NAME, zero_shot.score, inputs, output, make, extra_protocol=extra_protocol)
+    inputs = evaluation.make_clip_inputs(trained, rows, settings)
+    return evaluation.run_evaluation(
+        zero_shot.NAME, zero_shot.score, inputs, output, predict_table, extra_protocol=extra_protocol
+    )
 
 
 def predict(
     trained: Trained, manifest: Manifest, settings: ClipOptions, templates: Sequence[str] | None = None
 ) -> Predictions:
-    """Predict with one model and the prompts `templates`, by default those of the manifest."""
-    prompts = templates_of(manifest.source) if templates is None else templates
-    inputs = evaluation.clip_source(trained, manifest, settings)
+    """Predict with one model and `templates`, by default those of `read_templates`."""
+    prompts = read_templates(manifest.source) if templates is None else templates
+    inputs = evaluation.make_clip_inputs(trained, manifest, settings)
     return zero_shot.predict(inputs, evaluation.text_tokenizer(trained), templates=prompts)

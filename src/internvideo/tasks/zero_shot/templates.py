@@ -29,7 +29,7 @@ ACTION_TEMPLATES = (
 """The 16 published action templates, in their order."""
 
 
-def fill(templates: Sequence[str], classes: Sequence[str]) -> list[str]:
+def fill_templates(templates: Sequence[str], classes: Sequence[str]) -> list[str]:
     """Fill P templates with C class names: P * C texts, all classes of the first template first.
 
     Raises:
@@ -37,23 +37,30 @@ def fill(templates: Sequence[str], classes: Sequence[str]) -> list[str]:
     """
     for template in templates:
         if template.count("{}") != 1:
-            raise ValueError(f"the template {template!r} needs exactly one {{}}, the place of the class name")
+            raise ValueError(f"the template {template!r} needs exactly one {{}} for the class name")
     return [template.replace("{}", name) for template in templates for name in classes]
 
 
-def templates_of(manifest: Path, given: Path | None = None) -> tuple[str, ...]:
-    """Read the templates of a data set, one per line: from `given`, else from `NAME.templates.txt` or `templates.txt`
-    next to the manifest, else the published ones.
+def read_templates(manifest: Path, file: Path | None = None) -> tuple[str, ...]:
+    """Read the prompt templates of a data set, one per line.
+
+    Args:
+        manifest: its folder may contain `NAME.templates.txt` or `templates.txt`; otherwise the published ones are used.
+        file: a file that is used instead.
 
     Raises:
         ManifestError: a file that cannot be read, or a line without exactly one "{}".
     """
-    beside = (manifest.with_name(f"{manifest.stem}.templates.txt"), manifest.with_name("templates.txt"))
-    path = given or next((one for one in beside if one.is_file() and one != manifest), None)
+    default_files = (manifest.with_name(f"{manifest.stem}.templates.txt"), manifest.with_name("templates.txt"))
+    path = file or next(
+        (path_option for path_option in default_files if path_option.is_file() and path_option != manifest), None
+    )
     if path is None:
         return ACTION_TEMPLATES
     lines = tuple(line.strip() for line in read_text(path).splitlines() if line.strip())
-    wrong = next((line for line in lines if line.count("{}") != 1), None)
-    if wrong is not None or not lines:
-        raise ManifestError(path, f"'{wrong}'" if wrong else "no line", 'sentences with one "{}" each, one a line')
+    malformed = next((line for line in lines if line.count("{}") != 1), None)
+    if malformed is not None or not lines:
+        raise ManifestError(
+            path, f"'{malformed}'" if malformed else "no line", 'sentences with one "{}" each, one per line'
+        )
     return lines

@@ -1,6 +1,6 @@
 """Batches of navigation: episodes with their worlds, and panoramas with perception targets.
 
-Shapes: B batch, C clips, T frames of a direction, 12 views, S side, L words; waypoints: 120 angles, 12 distances.
+Shapes: B batch, C clips, T frames of a view, 12 views, S side, L words; waypoints: 120 angle and 12 distance bins.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from internvideo.tasks.navigation.world.protocol import Episode, NavEnv
 
 @dataclass(frozen=True)
 class NavigationBatch(Tensors):
-    """B episodes, each with its own world, which stays on the CPU.
+    """B episodes, each with a world object, which stays on the CPU.
 
     Attributes:
-        episodes, worlds: B of each.
-        tokens: (B, L) int64 words of the instructions, the start word first, padded with 0.
+        episodes, worlds: tuples of length B.
+        tokens: (B, L) int64 word ids of the instructions, the start word first, padded with 0.
     """
 
     episodes: tuple[Episode, ...]
@@ -28,7 +28,7 @@ class NavigationBatch(Tensors):
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """B ids."""
+        """Ids of the B episodes."""
         return tuple(episode.id for episode in self.episodes)
 
     def __len__(self) -> int:
@@ -37,19 +37,19 @@ class NavigationBatch(Tensors):
 
 @dataclass(frozen=True)
 class PanoramaBatch(Tensors):
-    """B panoramas and C clips of some of their directions at the ends of short walks, with targets.
+    """B panoramas at steps of random walks, C clips of some of their views, and targets.
 
     Attributes:
-        depth: (B, 12, S', S') float32 in 0..1. heat: (B, 120, 12) float32, target heat maps of waypoints, each sum 1.
-        pictures: (B, 12, S, S, 3) uint8. things: (B, 12, K) float32, multi-hot kinds of centered objects.
-        clips: (C, T, S, S, 3) uint8 of one direction, newest frame last.
+        depth: (B, 12, S', S') float32 in 0..1. heat: (B, 120, 12) float32, target heat maps, each sums to 1.
+        rgb: (B, 12, S, S, 3) uint8. things: (B, 12, K) float32, multi-hot kinds of centered objects.
+        clips: (C, T, S, S, 3) uint8, each of one view, newest frame last.
         motions: (C, M) float32, multi-hot motions of the objects centered in the newest frame.
         ids: B names.
     """
 
     depth: Tensor
     heat: Tensor
-    pictures: Tensor
+    rgb: Tensor
     things: Tensor
     clips: Tensor
     motions: Tensor

@@ -1,12 +1,13 @@
-"""Generate and parse instructions of the embedded world: routes to sentences and exactly back.
+"""Generate instructions of the embedded world from routes, and parse them back to the same routes.
 
+Grammar:
 text   = piece (joint piece)* "."
 piece  = turn | door | pass | stop
-turn   = "turn left" | "turn right" | "turn around"                         (before the first of the others)
-door   = ("go through" | "walk through" | "leave by" | "take") "the" COLOUR ("door" | "doorway")
+turn   = "turn left" | "turn right" | "turn around"                         (only at the beginning)
+door   = ("go through" | "walk through" | "leave by" | "take") "the" COLOR ("door" | "doorway")
 pass   = ("pass" | "walk past" | "go by") "the" thing
 stop   = ("stop at" | "stop beside" | "wait next to" | "end at") "the" thing
-thing  = [MOTION | "still"] COLOUR shape
+thing  = [MOTION | "still"] COLOR shape
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from internvideo.tasks.navigation.world.scene import COLOURS, MOTIONS, Motion, Shape
+from internvideo.tasks.navigation.world.scene import COLORS, MOTIONS, Motion, Shape
 
 Side = Literal["", "left", "right", "around"]
 SHAPE_WORDS: dict[Shape, tuple[str, ...]] = {
@@ -39,18 +40,18 @@ _KINDS = {verb: kind for kind, verbs in VERBS.items() for verb in verbs}
 _SHAPES = {word: shape for shape, words in SHAPE_WORDS.items() for word in words}
 _MOTION_WORDS = (*MOTIONS, "still")
 _PIECE = re.compile(
-    rf"(?P<verb>{'|'.join(_KINDS)}) the (?:(?P<motion>{'|'.join(_MOTION_WORDS)}) )?(?P<colour>{'|'.join(COLOURS)}) "
+    rf"(?P<verb>{'|'.join(_KINDS)}) the (?:(?P<motion>{'|'.join(_MOTION_WORDS)}) )?(?P<color>{'|'.join(COLORS)}) "
     rf"(?P<noun>{'|'.join((*_SHAPES, *DOOR_WORDS))})"
 )
 _TURN = re.compile("turn (left|right|around)")
 
 
 @dataclass(frozen=True)
-class Thing:
-    """Description of a landmark; motion, or "still", is mentioned only if it has a twin."""
+class LandmarkPhrase:
+    """Description of a landmark; `motion` (or "still") is given only for a landmark with a twin, else ""."""
 
     shape: Shape
-    colour: str
+    color: str
     motion: Motion | Literal["still", ""] = ""
 
 
@@ -58,7 +59,7 @@ class Thing:
 class Through:
     """Go through the door of a color, after a turn."""
 
-    colour: str
+    color: str
     turn: Side = ""
 
 
@@ -66,7 +67,7 @@ class Through:
 class Pass:
     """Pass a landmark, after a turn."""
 
-    thing: Thing
+    thing: LandmarkPhrase
     turn: Side = ""
 
 
@@ -74,81 +75,81 @@ class Pass:
 class Stop:
     """Stop at a landmark, after a turn."""
 
-    thing: Thing
+    thing: LandmarkPhrase
     turn: Side = ""
 
 
 Leg = Through | Pass | Stop
 Route = tuple[Leg, ...]
-"""Legs of a route: only the first has a turn; the last, and only the last, is a Stop."""
+"""Legs of a route. Only the first leg can have a turn. The last leg is a Stop, all others are not."""
 
 
-def say(route: Route, rng: np.random.Generator) -> str:
+def generate_instruction(route: Route, rng: np.random.Generator) -> str:
     """Generate a random sentence for a route."""
 
-    def one(words: tuple[str, ...]) -> str:
+    def sample(words: tuple[str, ...]) -> str:
         return words[int(rng.integers(len(words)))]
 
     pieces: list[str] = []
     for leg in route:
         pieces += [f"turn {leg.turn}"] if leg.turn else []
         if isinstance(leg, Through):
-            pieces.append(f"{one(VERBS['door'])} the {leg.colour} {one(DOOR_WORDS)}")
+            pieces.append(f"{sample(VERBS['door'])} the {leg.color} {sample(DOOR_WORDS)}")
         else:
-            thing = leg.thing
-            name = f"{thing.motion} {thing.colour} {one(SHAPE_WORDS[thing.shape])}".strip()
-            pieces.append(f"{one(VERBS['pass' if isinstance(leg, Pass) else 'stop'])} the {name}")
+            landmark = leg.thing
+            name = f"{landmark.motion} {landmark.color} {sample(SHAPE_WORDS[landmark.shape])}".strip()
+            pieces.append(f"{sample(VERBS['pass' if isinstance(leg, Pass) else 'stop'])} the {name}")
     text = pieces[0]
-    for number, piece in enumerate(pieces[1:], start=2):
-        joint = one(LAST_JOINTS if number == len(pieces) else JOINTS)
+    for index, piece in enumerate(pieces[1:], start=2):
+        joint = sample(LAST_JOINTS if index == len(pieces) else JOINTS)
         text += joint + (piece.capitalize() if joint == ". " else piece)
     return text[0].upper() + text[1:] + "."
 
 
-def understand(text: str) -> Route:
-    """Parse a sentence to its route. Raises ValueError: not a sentence of this language."""
+def parse_instruction(text: str) -> Route:
+    """Parse an instruction to its route. Raises ValueError: the text does not follow the grammar."""
     legs: list[Leg] = []
     turn: Side = ""
     for piece in _SPLIT.split(text.strip().removesuffix(".").lower()):
-        if found := _TURN.fullmatch(piece):
+        if match := _TURN.fullmatch(piece):
             if legs or turn:
-                raise ValueError(f"'{piece}' which is no beginning")
-            turn = next(side for side in get_args(Side) if side == found[1])
+                raise ValueError(f"'{piece}' is only allowed at the beginning")
+            turn = next(side for side in get_args(Side) if side == match[1])
             continue
-        legs.append(_leg(piece, turn))
+        legs.append(_parse_leg(piece, turn))
         turn = ""
-    if not legs or any(isinstance(leg, Stop) != (number == len(legs) - 1) for number, leg in enumerate(legs)):
-        raise ValueError(f"'{text}' does not end, and only end, with a stop")
+    if not legs or any(isinstance(leg, Stop) != (index == len(legs) - 1) for index, leg in enumerate(legs)):
+        raise ValueError(f"'{text}' must have exactly one stop, at the end")
     return tuple(legs)
 
 
-def _leg(piece: str, turn: Side) -> Leg:
-    found = _PIECE.fullmatch(piece)
-    if not found:
-        raise ValueError(f"'{piece}' is not a piece of this language")
-    kind, noun, motion = _KINDS[found["verb"]], found["noun"], found["motion"] or ""
+def _parse_leg(piece: str, turn: Side) -> Leg:
+    match = _PIECE.fullmatch(piece)
+    if not match:
+        raise ValueError(f"'{piece}' does not follow the grammar")
+    kind, noun, motion = _KINDS[match["verb"]], match["noun"], match["motion"] or ""
     if (kind == "door") != (noun in DOOR_WORDS) or (kind == "door" and motion):
-        raise ValueError(f"'{piece}' is not a piece of this language")
+        raise ValueError(f"'{piece}' does not follow the grammar")
     if kind == "door":
-        return Through(found["colour"], turn)
+        return Through(match["color"], turn)
     spoken: Motion | Literal["still", ""] = next(
         (word for word in get_args(Motion) if word == motion), "still" if motion == "still" else ""
     )
-    thing = Thing(_SHAPES[noun], found["colour"], spoken)
+    thing = LandmarkPhrase(_SHAPES[noun], match["color"], spoken)
     return Pass(thing, turn) if kind == "pass" else Stop(thing, turn)
 
 
-def told_by_motion(text: str) -> bool:
-    """Return whether the goal differs from its twin only in motion."""
+def goal_named_by_motion(text: str) -> bool:
+    """Return whether an instruction names the motion of its goal, which differs from its twin only in motion."""
     try:
-        last = understand(text)[-1]
+        last = parse_instruction(text)[-1]
     except ValueError:
         return False
     return isinstance(last, Stop) and bool(last.thing.motion)
 
 
 def vocabulary() -> tuple[str, ...]:
-    """List all words in lower case, sorted."""
-    phrases = [*_KINDS, *_SHAPES, *DOOR_WORDS, *_MOTION_WORDS, *COLOURS, *JOINTS, *LAST_JOINTS]
+    """Return all words of the instructions in lower case, sorted."""
+    phrases = [*_KINDS, *_SHAPES, *DOOR_WORDS, *_MOTION_WORDS, *COLORS, *JOINTS, *LAST_JOINTS]
     phrases += ["the", "turn left right around"]
     return tuple(sorted({word.strip(",.").lower() for phrase in phrases for word in phrase.split()} - {""}))

@@ -1,4 +1,7 @@
-"""Load navigation data: episodes with worlds, and panoramas of random walks; a batch depends only on its index."""
+"""Load navigation data: episodes with worlds, and panoramas of random walks.
+
+A batch depends only on epoch, index and settings, so that training can resume at any batch.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,11 @@ from internvideo.tasks.navigation.world.world import World
 
 
 def open_world(folder: Path, settings: WorldSettings, size: int, depth_size: int) -> NavEnv:
-    """Open the world of a folder of episodes. Raises RecipeError if it cannot be opened."""
+    """Open the world of a folder of episodes, with views of `size` and depth of `depth_size` pixels.
+
+    Raises:
+        RecipeError: `settings.opener` cannot be imported.
+    """
     scenes = settings.scenes or folder
     if settings.kind == "embedded":
         return World(scenes, size, depth_size)
@@ -42,24 +49,24 @@ def open_world(folder: Path, settings: WorldSettings, size: int, depth_size: int
 
 
 class _Batches:
-    """Indices of the samples of each batch of this process: `count` samples, in a new order every epoch."""
+    """Sample indices of the batches of this process; the order of the `num_samples` samples changes every epoch."""
 
-    def __init__(self, count: int, loader: LoaderSettings) -> None:
-        self.count, self.loader = count, loader
+    def __init__(self, num_samples: int, loader: LoaderSettings) -> None:
+        self.num_samples, self.loader = num_samples, loader
         self.rank, self.world_size, self.data_time = distributed.rank(), distributed.world_size(), 0.0
 
     def __len__(self) -> int:
-        """Whole batches of an epoch on this process."""
-        return self.count // (self.loader.batch_size * self.world_size)
+        """Return the number of full batches of an epoch on this process."""
+        return self.num_samples // (self.loader.batch_size * self.world_size)
 
     def indices(self, k: int, start: int) -> Iterator[list[int]]:
-        """Yield the samples of batches `start`, `start + 1`, ... of epoch `k`."""
-        order, size = np.arange(self.count), self.loader.batch_size
+        """Yield the sample indices of batches `start`, `start + 1`, ... of epoch `k`."""
+        order, size = np.arange(self.num_samples), self.loader.batch_size
         if self.loader.shuffle:
-            words = np.random.SeedSequence([self.loader.seed, k]).generate_state(4)
-            order = np.random.RandomState(words).permutation(self.count)
-        for number in range(start, len(self)):
-            first = (number * self.world_size + self.rank) * size
+            seed = np.random.SeedSequence([self.loader.seed, k]).generate_state(4)
+            order = np.random.RandomState(seed).permutation(self.num_samples)
+        for index in range(start, len(self)):
+            first = (index * self.world_size + self.rank) * size
             yield order[first : first + size].tolist()
 
 
@@ -67,15 +74,16 @@ class EpisodeLoader(_Batches):
     """Batches of episodes.
 
     Args:
-        episodes, world: episodes and their world; every agent of a batch gets a copy that shares the houses.
-        words: tokenizer. most_words: largest number of words. loader: batch size, seed, shuffling.
+        episodes, world: episodes and their world. Each episode of a batch gets a copy of the world; the copies share
+            loaded houses.
+        vocabulary: tokenizer. max_words: longer instructions are cut off. loader: batch size, seed, shuffling.
     """
 
     def __init__(
-        self, episodes: Sequence[Episode], world: NavEnv, words: Vocabulary, most_words: int, loader: LoaderSettings
+        self, episodes: Sequence[Episode], world: NavEnv, vocabulary: Vocabulary, max_words: int, loader: LoaderSettings
     ) -> None:
         super().__init__(len(episodes), loader)
-        self.episodes, self.words, self.most_words = episodes, words, most_words
+        self.episodes, self.vocabulary, self.max_words = episodes, vocabulary, max_words
         self._worlds = tuple(copy.copy(world) for _ in range(loader.batch_size))
 
     def epoch(self, k: int, start: int = 0) -> Iterator[NavigationBatch]:
@@ -85,7 +93,7 @@ class EpisodeLoader(_Batches):
 
     def batch(self, episodes: Sequence[Episode]) -> NavigationBatch:
         """Make a batch of at most `batch_size` episodes."""
-        tokens = self.words.batch([episode.instruction for episode in episodes], self.most_words)
+        tokens = self.vocabulary.batch([episode.instruction for episode in episodes], self.max_words)
         return NavigationBatch(tuple(episodes), self._worlds[: len(episodes)], tokens)
 
 
@@ -93,8 +101,9 @@ class PanoramaLoader(_Batches):
     """Batches of panoramas and clips from random walks through the embedded world, rendered once.
 
     Args:
-        episodes: starts of the walks, in turn. world: embedded world. settings: numbers of panoramas and walk lengths.
-        frames, size: number and side of a clip's frames. loader: as in `EpisodeLoader`.
+        episodes: walks start where these episodes start, in this order. world: embedded world.
+        settings: numbers of panoramas, of clips, and of panoramas per walk.
+        num_frames, size: number and side in pixels of a clip's frames. loader: as in `EpisodeLoader`.
     """
 
     def __init__(
@@ -102,13 +111,13 @@ class PanoramaLoader(_Batches):
         episodes: Sequence[Episode],
         world: World,
         settings: PanoramaSettings,
-        frames: int,
+        num_frames: int,
         size: int,
         loader: LoaderSettings,
     ) -> None:
         super().__init__(settings.panoramas, loader)
         self.episodes, self.world, self.settings = episodes, world, settings
-        self.frames, self.size = frames, size
+        self.num_frames, self.size = num_frames, size
         self._rendered: list[PanoramaSample] = []
         check_batches(len(self), loader, settings.panoramas, "panoramas (data.world.panoramas)")
 
@@ -119,11 +128,11 @@ class PanoramaLoader(_Batches):
         self.data_time += time.perf_counter() - began
         for indices in self.indices(k, start):
             samples = (self._rendered[index] for index in indices)
-            ids, depth, heat, pictures, clips, things, motions = zip(*samples, strict=True)
+            ids, depth, heat, rgb, clips, things, motions = zip(*samples, strict=True)
             yield PanoramaBatch(
                 depth=torch.stack(depth),
                 heat=torch.stack(heat),
-                pictures=torch.stack(pictures),
+                rgb=torch.stack(rgb),
                 things=torch.stack(things),
                 clips=torch.cat(clips),
                 motions=torch.cat(motions),
@@ -131,10 +140,12 @@ class PanoramaLoader(_Batches):
             )
 
     def _render(self) -> None:
-        settings, number = self.settings, 0
+        settings, walk = self.settings, 0
         while len(self._rendered) < settings.panoramas:
-            episode = self.episodes[number % len(self.episodes)]
-            count = min(settings.walk, settings.panoramas - len(self._rendered))
-            seed = self.loader.seed + number
-            self._rendered += random_walk(self.world, episode, count, self.frames, settings.clips, self.size, seed)
-            number += 1
+            episode = self.episodes[walk % len(self.episodes)]
+            num_panoramas = min(settings.walk, settings.panoramas - len(self._rendered))
+            seed = self.loader.seed + walk
+            self._rendered += random_walk(
+                self.world, episode, num_panoramas, self.num_frames, settings.clips, self.size, seed
+            )
+            walk += 1

@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 VIEWS = 12
-"""Views of a panorama, 30 degrees apart."""
+"""Number of views of a panorama, 30 degrees apart."""
 STEP = 0.25
 """Length of a forward step, m."""
-TURN_UNIT = math.radians(45)
+MAX_TURN = math.radians(45)
 """Largest turn between two recorded poses, radians."""
 
 Position = tuple[float, ...]
@@ -48,7 +48,7 @@ class Observation:
 
     Attributes:
         rgb: (12, S, S, 3) uint8.
-        depth: (12, S', S') float32, distance along the view's axis divided by the largest (10 m), clipped to 0..1.
+        depth: (12, S', S') float32, distance along the view's axis divided by 10 m, clipped to 0..1.
     """
 
     rgb: NDArray[np.uint8]
@@ -60,11 +60,11 @@ class Episode:
     """An instruction with its start and goal.
 
     Attributes:
-        id: unique within its split. scene: name of the world, as its file tells it. split: train, val_seen, ...
-        start: first pose. goal: None where it is withheld (test). radius: success radius around the goal, m.
-        instruction: the sentence or sentences. trajectory: episodes of one trajectory are paraphrases.
+        id: unique within its split. scene: name of the scene, as in the episodes file. split: train, val_seen, ...
+        start: first pose. goal: None in test splits without public goals. radius: success radius around the goal, m.
+        instruction: one or more sentences. trajectory: id shared by the episodes that are paraphrases of one another.
         path: (n, 2) or (n, 3) positions of the reference path, as dense as available; (0, 2) if unknown.
-        geodesic: meters from start to goal around obstacles; None where unknown.
+        geodesic: length of the shortest path from start to goal in m; None if unknown.
     """
 
     id: str
@@ -81,33 +81,33 @@ class Episode:
 
 @dataclass(frozen=True)
 class Walk:
-    """The poses that a step passed through.
+    """The poses of one turn and move (`NavEnv.step`).
 
     Attributes:
-        poses: one per turn of at most 45 degrees, then one per 0.25 m; the last is the new pose. Empty for a step of
-            zero turn and length. A blocked step repeats the pose.
-        times: the world's clock at each pose; it starts at 0 at reset and ticks once per pose.
-        collided: whether any step forward was blocked or slid along something.
+        poses: one per turn of at most 45 degrees, then one per 0.25 m; the last is the new pose. Empty for a turn of
+            zero and less than 0.25 m. A blocked forward step repeats the pose.
+        ticks: time of the world at each pose. It is 0 at reset and grows by 1 per pose.
+        collided: whether any forward step was blocked or slid along an obstacle.
     """
 
     poses: tuple[Pose, ...]
-    times: tuple[int, ...]
+    ticks: tuple[int, ...]
     collided: bool
 
 
 class NavEnv(ABC):
-    """A world that an agent walks in: pose, clock and movement; a subclass renders, measures and makes one step."""
+    """A world with an agent: its pose, time and movement. Subclasses render, measure and compute forward steps."""
 
     def __init__(self) -> None:
         self.pose = Pose(0.0, 0.0, 0.0)
-        self.time = 0  # ticks since reset, one per pose; determines where moving objects are
+        self.tick = 0  # number of poses since reset; the phase of moving objects depends on it
 
     @abstractmethod
     def reset(self, episode: Episode) -> Pose:
-        """Go to the start of an episode, load its scene if needed and set the clock to 0."""
+        """Go to the start of an episode, load its scene if needed and set the tick to 0."""
 
     @abstractmethod
-    def observe(self, pose: Pose | None = None, time: int | None = None) -> Observation:
+    def observe(self, pose: Pose | None = None, tick: int | None = None) -> Observation:
         """Render the panorama at any pose and tick (default: the current ones) without changing the state."""
 
     @abstractmethod
@@ -122,46 +122,46 @@ class NavEnv(ABC):
     def _forward(self, pose: Pose) -> tuple[Pose, bool]:
         """Return the pose after a step of 0.25 m, and whether it hit an obstacle."""
 
-    def place(self, pose: Pose, time: int) -> None:
+    def set_state(self, pose: Pose, tick: int) -> None:
         """Set pose and tick, for instance to undo a trial step."""
-        self.pose, self.time = pose, time
+        self.pose, self.tick = pose, tick
 
-    def step(self, turn: float, distance: float) -> Walk:
-        """Turn by `turn` radians (the shorter way), then floor(distance / 0.25) steps of 0.25 m; sliding allowed."""
+    def step(self, turn: float, meters: float) -> Walk:
+        """Turn by `turn` radians (the shorter way), then make floor(meters / 0.25) forward steps, sliding allowed."""
         poses: list[Pose] = []
         pose, collided = self.pose, False
-        for piece in turn_pieces(turn):
-            pose = replace(pose, heading=wrapped(pose.heading + piece))
+        for angle in split_turn(turn):
+            pose = replace(pose, heading=wrap_angle(pose.heading + angle))
             poses.append(pose)
-        for _ in range(steps_forward(distance)):
+        for _ in range(num_forward_steps(meters)):
             pose, hit = self._forward(pose)
             poses.append(pose)
             collided |= hit
-        first = self.time + 1
-        self.place(pose, self.time + len(poses))
+        first = self.tick + 1
+        self.set_state(pose, self.tick + len(poses))
         return Walk(tuple(poses), tuple(range(first, first + len(poses))), collided)
 
 
-def wrapped(angle: float) -> float:
+def wrap_angle(angle: float) -> float:
     """Wrap an angle to (-pi, pi]."""
     turn = math.remainder(angle, 2 * math.pi)
     return math.pi if turn == -math.pi else turn
 
 
-def turn_pieces(turn: float) -> tuple[float, ...]:
+def split_turn(turn: float) -> tuple[float, ...]:
     """Split `turn`, taken the shorter way, into turns of 45 degrees and a remainder."""
-    left = wrapped(turn)
-    whole = math.floor(abs(left) / TURN_UNIT + 1e-9)
-    sign = math.copysign(1.0, left)
-    rest = abs(left) - whole * TURN_UNIT
-    return (sign * TURN_UNIT,) * whole + ((sign * rest,) if rest > 1e-9 else ())
+    angle = wrap_angle(turn)
+    num_max_turns = math.floor(abs(angle) / MAX_TURN + 1e-9)
+    sign = math.copysign(1.0, angle)
+    remainder = abs(angle) - num_max_turns * MAX_TURN
+    return (sign * MAX_TURN,) * num_max_turns + ((sign * remainder,) if remainder > 1e-9 else ())
 
 
-def steps_forward(distance: float) -> int:
-    """Count the whole steps of 0.25 m in a distance, robust to rounding (0.75 m gives 3)."""
-    return max(0, math.floor(distance / STEP + 1e-9))
+def num_forward_steps(meters: float) -> int:
+    """Return the number of steps of 0.25 m in a distance, robust to rounding (0.75 m gives 3)."""
+    return max(0, math.floor(meters / STEP + 1e-9))
 
 
 def turn_towards(pose: Pose, target: Position) -> float:
     """Return the turn in (-pi, pi] that makes a pose face a target."""
-    return wrapped(math.atan2(target[1] - pose.y, target[0] - pose.x) - pose.heading)
+    return wrap_angle(math.atan2(target[1] - pose.y, target[0] - pose.x) - pose.heading)

@@ -1,8 +1,8 @@
 """Render RGB and depth views of a house by ray casting in NumPy, deterministically.
 
-A view is a level pinhole camera. The ray of a column has the direction forward + u * right, u from -1 to 1, so ray
-parameters are depths along the view's axis. Walls reach from floor to ceiling, so one hit per column suffices.
-Landmarks and lintels are composited over them per pixel.
+A view is a level pinhole camera. The ray of image column u (-1 left to 1 right) has the direction forward + u * right,
+so ray parameters are depths along the view's axis; v (1 top to -1 bottom) is the slope of an image row. Walls reach
+from floor to ceiling, so one wall hit per column suffices. Landmarks and lintels are composited per pixel.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from internvideo.tasks.navigation.world.protocol import VIEWS, Observation, Pose
 from internvideo.tasks.navigation.world.scene import (
     CEILING,
-    COLOURS,
+    COLORS,
     DOOR_HEIGHT,
     FLOORS,
     ROUND,
@@ -29,11 +29,11 @@ from internvideo.tasks.navigation.world.scene import (
 
 EYE = 1.25
 """Height of the camera, m."""
-FARTHEST = 10.0
-"""Depth 1.0 in m."""
+MAX_DEPTH = 10.0
+"""Meters of depth 1.0."""
 CELL = 0.05
-"""Side of a texel of the floor, m."""
-FADE = 0.045
+"""Side of a cell of the rasterized floor plan, m."""
+DARKENING = 0.045
 """Fraction of brightness lost per meter."""
 
 Floats = NDArray[np.floating[Any]]
@@ -41,168 +41,193 @@ Bools = NDArray[np.bool_]
 
 
 class _Solids(NamedTuple):
-    """n objects other than walls: center (n, 2), half sides (n, 2), turn, foot, top, light (n,), color (n, 3)."""
+    """n objects other than walls: boxes and upright cylinders.
 
-    middle: Floats
-    half: Floats
-    turn: Floats
-    foot: Floats
+    Attributes:
+        center: (n, 2), m. half_sides: (n, 2), m; for a cylinder, the radius twice. angle: (n,), radians.
+        bottom, top: (n,) heights, m. brightness: (n,), 0..1. color: (n, 3), 0..255. is_round: (n,), cylinders.
+    """
+
+    center: Floats
+    half_sides: Floats
+    angle: Floats
+    bottom: Floats
     top: Floats
-    light: Floats
-    colour: Floats
+    brightness: Floats
+    color: Floats
     is_round: Bools
 
 
 class _Canvas(NamedTuple):
     """Image buffers: color (columns, rows, 3) and depth (columns, rows)."""
 
-    colour: Floats
+    color: Floats
     depth: Floats
 
 
 class Camera:
-    """Renderer of one scene; static textures are painted once at construction.
+    """Renderer of one scene; the floor plan is rasterized once at construction.
 
     Args:
-        scene: the house. walls: its walls (`walls_of`).
+        scene: house. walls: of the house (`build_walls`).
     """
 
     def __init__(self, scene: Scene, walls: Walls) -> None:
         self._scene = scene
         self._walls = walls.rectangles.astype(np.float32)
-        self._posts = walls.colours
+        self._post_colors = walls.colors
         self._lintels = _lintels(walls)
-        self._floor, self._paint, self._pattern = _painted(scene)
+        self._floor, self._wall_color, self._pattern = _rasterize_floor_plan(scene)
 
-    def panorama(self, pose: Pose, time: int, size: int, depth_size: int | None = None) -> Observation:
+    def panorama(self, pose: Pose, tick: int, size: int, depth_size: int | None = None) -> Observation:
         """Render 12 square views of `size` pixels counter-clockwise from the heading; depth has `depth_size`."""
         headings = pose.heading + np.arange(VIEWS) * (2 * math.pi / VIEWS)
-        rgb, depth = self.views(pose, headings, time, size)
+        rgb, depth = self.views(pose, headings, tick, size)
         if depth_size is not None and depth_size != size:
-            _, depth = self.views(pose, headings, time, depth_size)
+            _, depth = self.views(pose, headings, tick, depth_size)
         return Observation(rgb, depth)
 
-    def views(self, pose: Pose, headings: Floats, time: int, size: int) -> tuple[NDArray[np.uint8], Floats]:
+    def views(self, pose: Pose, headings: Floats, tick: int, size: int) -> tuple[NDArray[np.uint8], Floats]:
         """Render 90-degree views in n directions: (n, size, size, 3) uint8, depth (n, size, size) float32 in 0..1."""
-        u, v = _grid(size)
+        u, v = _image_grid(size)
         forward = np.stack([np.cos(headings), np.sin(headings)], axis=1)
         right = np.stack([forward[:, 1], -forward[:, 0]], axis=1)
         rays = (forward[:, None] + u[None, :, None] * right[:, None]).reshape(-1, 2).astype(np.float32)
-        place = np.array([pose.x, pose.y], dtype=np.float32)
-        canvas = self._room(place, rays, v)
-        self._things(canvas, place, rays, v, time)
-        shade = np.maximum(1 - FADE * canvas.depth, 0.25)
-        picture = np.clip(canvas.colour * shade[..., None], 0, 255).astype(np.uint8)
-        count = len(headings)
-        rgb = np.ascontiguousarray(picture.reshape(count, size, size, 3).transpose(0, 2, 1, 3))
-        depth = np.minimum(canvas.depth / FARTHEST, 1).reshape(count, size, size).transpose(0, 2, 1)
+        position = np.array([pose.x, pose.y], dtype=np.float32)
+        canvas = self._render_room(position, rays, v)
+        self._render_solids(canvas, position, rays, v, tick)
+        shade = np.maximum(1 - DARKENING * canvas.depth, 0.25)
+        pixels = np.clip(canvas.color * shade[..., None], 0, 255).astype(np.uint8)
+        num_views = len(headings)
+        rgb = np.ascontiguousarray(pixels.reshape(num_views, size, size, 3).transpose(0, 2, 1, 3))
+        depth = np.minimum(canvas.depth / MAX_DEPTH, 1).reshape(num_views, size, size).transpose(0, 2, 1)
         return rgb, np.ascontiguousarray(depth, dtype=np.float32)
 
-    def _room(self, place: Floats, rays: Floats, v: Floats) -> _Canvas:
-        """Render walls, floor and ceiling."""
-        near, _, axis = _slabs(self._walls[:, :2] - place, self._walls[:, 2:] - place, rays)
-        hit = near.argmin(axis=0)
+    def _render_room(self, position: Floats, rays: Floats, v: Floats) -> _Canvas:
+        """Render walls, floor and ceiling of all columns: rays (columns, 2), row slopes v (rows,)."""
+        low, high = self._walls[:, :2] - position, self._walls[:, 2:] - position
+        wall_depths, _, faces_x_all = _intersect_rectangles(low, high, rays)
+        nearest = wall_depths.argmin(axis=0)
         columns = np.arange(len(rays))
-        wall = near[hit, columns]
-        across = axis[hit, columns]
-        flat = np.where(v < 0, -EYE / np.minimum(v, -1e-6), (CEILING - EYE) / np.maximum(v, 1e-6)).astype(np.float32)
-        depth = np.minimum(wall[:, None], flat[None])
-        colour = self._walls_seen(place, rays, wall, hit, across, v)
-        low, high = (flat[None] < wall[:, None]) & (v < 0), (flat[None] < wall[:, None]) & (v > 0)
-        column, row = np.nonzero(low)
-        spots = place + rays[column] * flat[row, None]
-        colour[low] = self._look_up(self._floor, spots)
-        colour[high] = 232.0
-        return _Canvas(colour, depth)
+        wall_depth = wall_depths[nearest, columns]
+        faces_x = faces_x_all[nearest, columns]
+        floor_depth, ceiling_depth = -EYE / np.minimum(v, -1e-6), (CEILING - EYE) / np.maximum(v, 1e-6)
+        flat_depth = np.where(v < 0, floor_depth, ceiling_depth).astype(np.float32)
+        depth = np.minimum(wall_depth[:, None], flat_depth[None])
+        color = self._shade_walls(position, rays, wall_depth, nearest, faces_x, v)
+        is_flat = flat_depth[None] < wall_depth[:, None]
+        is_floor, is_ceiling = is_flat & (v < 0), is_flat & (v > 0)
+        column, row = np.nonzero(is_floor)
+        points = position + rays[column] * flat_depth[row, None]
+        color[is_floor] = self._sample(self._floor, points)
+        color[is_ceiling] = 232.0
+        return _Canvas(color, depth)
 
-    def _walls_seen(
-        self, place: Floats, rays: Floats, wall: Floats, hit: NDArray[np.intp], across: Bools, v: Floats
+    def _shade_walls(
+        self,
+        position: Floats,
+        rays: Floats,
+        wall_depth: Floats,
+        wall_index: NDArray[np.intp],
+        faces_x: Bools,
+        v: Floats,
     ) -> Floats:
-        """Shade walls (columns, rows, 3): color and pattern of the room in front, darker for walls along x."""
-        before = place + rays * np.minimum(wall, 1e3)[:, None] * np.float32(0.999) - rays * np.float32(0.02)
-        paint = self._look_up(self._paint, before)
-        pattern = self._look_up(self._pattern, before)
-        post = self._posts[hit]
-        own = post[:, :1] >= 0
-        paint = np.where(own, post, paint) * np.where(across, 1.0, 0.86).astype(np.float32)[:, None]
-        spot = place + rays * np.minimum(wall, 1e3)[:, None]
-        along = np.where(across, spot[:, 1], spot[:, 0])
-        up = EYE + v[None] * np.minimum(wall, 1e3)[:, None]
+        """Compute wall colors (columns, rows, 3): color and pattern of the room in front; walls along x are darker."""
+        to_wall = rays * np.minimum(wall_depth, 1e3)[:, None]
+        points_in_front = position + to_wall * np.float32(0.999) - rays * np.float32(0.02)
+        color = self._sample(self._wall_color, points_in_front)
+        pattern = self._sample(self._pattern, points_in_front)
+        post_color = self._post_colors[wall_index]
+        is_post = post_color[:, :1] >= 0
+        color = np.where(is_post, post_color, color) * np.where(faces_x, 1.0, 0.86).astype(np.float32)[:, None]
+        points = position + to_wall
+        along = np.where(faces_x, points[:, 1], points[:, 0])
+        height = EYE + v[None] * np.minimum(wall_depth, 1e3)[:, None]
         stripes = np.where(np.floor(along / 0.6).astype(np.int32) % 2 == 0, 1.0, 0.85)[:, None]
-        bricks = np.where(np.floor(up / 0.5 + 0.01).astype(np.int32) % 2 == 0, 1.0, 0.85)
-        dado = np.where(up < 0.9, 0.78, 1.0)
-        kind = np.where(own[:, 0], 3, pattern)[:, None]
-        tone = np.select([kind == 0, kind == 1, kind == 2], [dado, stripes, bricks], 1.0).astype(np.float32)
-        shaded: Floats = paint[:, None, :] * tone[..., None]
+        bricks = np.where(np.floor(height / 0.5 + 0.01).astype(np.int32) % 2 == 0, 1.0, 0.85)
+        dado = np.where(height < 0.9, 0.78, 1.0)
+        pattern = np.where(is_post[:, 0], 3, pattern)[:, None]
+        is_pattern = [pattern == index for index in range(3)]
+        brightness = np.select(is_pattern, [dado, stripes, bricks], 1.0).astype(np.float32)
+        shaded: Floats = color[:, None, :] * brightness[..., None]
         return shaded
 
-    def _look_up(self, image: NDArray[np.generic], spots: Floats) -> NDArray[np.float32]:
-        cells = np.clip((spots / CELL).astype(np.int32), 0, (image.shape[0] - 1, image.shape[1] - 1))
-        found: NDArray[np.float32] = image[cells[:, 0], cells[:, 1]]  # type: ignore[assignment]  # of the image's type
-        return found
+    def _sample(self, image: NDArray[np.generic], points: Floats) -> NDArray[np.float32]:
+        cells = np.clip((points / CELL).astype(np.int32), 0, (image.shape[0] - 1, image.shape[1] - 1))
+        values: NDArray[np.float32] = image[cells[:, 0], cells[:, 1]]  # type: ignore[assignment]  # of the image's type
+        return values
 
-    def _things(self, canvas: _Canvas, place: Floats, rays: Floats, v: Floats, time: int) -> None:
-        pairs = zip(_landmarks(self._scene, time), self._lintels, strict=True)
+    def _render_solids(self, canvas: _Canvas, position: Floats, rays: Floats, v: Floats, tick: int) -> None:
+        pairs = zip(_landmarks(self._scene, tick), self._lintels, strict=True)
         solids = _Solids(*(np.concatenate(pair) for pair in pairs))
-        cos, sin = np.cos(solids.turn), np.sin(solids.turn)
-        away = solids.middle - place
-        local = np.stack([cos * away[:, 0] + sin * away[:, 1], cos * away[:, 1] - sin * away[:, 0]], axis=1)
+        cos, sin = np.cos(solids.angle), np.sin(solids.angle)
+        offset = solids.center - position
+        local_center = np.stack(
+            [cos * offset[:, 0] + sin * offset[:, 1], cos * offset[:, 1] - sin * offset[:, 0]], axis=1
+        )
         cos, sin = cos[:, None], sin[:, None]
-        turned = np.stack([cos * rays[:, 0] + sin * rays[:, 1], cos * rays[:, 1] - sin * rays[:, 0]], axis=-1)
-        near, far, axis = _slabs(local - solids.half, local + solids.half, turned)
-        round_near, round_far = _circles(local, solids.half[:, 0], turned)
+        local_rays = np.stack([cos * rays[:, 0] + sin * rays[:, 1], cos * rays[:, 1] - sin * rays[:, 0]], axis=-1)
+        low, high = local_center - solids.half_sides, local_center + solids.half_sides
+        near, far, faces_x = _intersect_rectangles(low, high, local_rays)
+        round_near, round_far = _intersect_circles(local_center, solids.half_sides[:, 0], local_rays)
         near = np.where(solids.is_round[:, None], round_near, near)
         far = np.where(solids.is_round[:, None], round_far, far)
         visible = np.isfinite(near) & (near < canvas.depth.max(axis=1))
-        for number in np.nonzero(visible.any(axis=1))[0].tolist():
-            columns = np.nonzero(visible[number])[0]
-            first, last = near[number, columns], far[number, columns]
-            tone = _tones(solids, number, local[number], turned[number, columns], first, axis[number, columns])
-            _lay(canvas, columns, first, last, v, solids, number, tone)
+        for index in np.nonzero(visible.any(axis=1))[0].tolist():
+            columns = np.nonzero(visible[index])[0]
+            entries, exits = near[index, columns], far[index, columns]
+            brightness = _side_brightness(
+                solids.is_round[index],
+                local_center[index],
+                local_rays[index, columns],
+                entries,
+                faces_x[index, columns],
+            )
+            _composite(canvas, columns, entries, exits, v, solids, index, brightness)
 
 
-def _lay(
-    canvas: _Canvas, columns: NDArray[np.intp], near: Floats, far: Floats, v: Floats, solids: _Solids, number: int,
-    tone: Floats,
+def _composite(
+    canvas: _Canvas, columns: NDArray[np.intp], near: Floats, far: Floats, v: Floats, solids: _Solids, index: int,
+    brightness: Floats,
 ) -> None:  # fmt: skip
-    """Composite one solid's side and its top or bottom over farther pixels."""
-    foot, top = float(solids.foot[number]), float(solids.top[number])
-    rows = v[None]
-    up = EYE + rows * near[:, None]
-    side = (up >= foot) & (up <= top)
-    depth = np.where(side, near[:, None], np.float32(np.inf))
-    lid = np.zeros_like(side)
-    level = top if top < EYE else foot if foot > EYE else None
-    if level is not None:
-        safe = np.where(np.abs(rows) < 1e-6, np.float32(1e-6), rows)
-        reach = ((level - EYE) / safe).astype(np.float32)
-        lid = ~side & (reach >= near[:, None]) & (reach <= far[:, None])
-        depth = np.where(lid, reach, depth)
-    before = depth < canvas.depth[columns]
-    colour = solids.colour[number] * solids.light[number]
-    shade = np.where(lid, np.float32(0.9), tone[:, None])[before][:, None] * colour
-    column, row = np.nonzero(before)
-    canvas.colour[columns[column], row] = shade
-    canvas.depth[columns[column], row] = depth[before]
+    """Draw the side of one solid, and its top or bottom if visible, where it is nearer than the canvas."""
+    bottom, top = float(solids.bottom[index]), float(solids.top[index])
+    slopes = v[None]
+    height = EYE + slopes * near[:, None]
+    is_side = (height >= bottom) & (height <= top)
+    depth = np.where(is_side, near[:, None], np.float32(np.inf))
+    is_cap = np.zeros_like(is_side)
+    cap_height = top if top < EYE else bottom if bottom > EYE else None
+    if cap_height is not None:
+        safe_slopes = np.where(np.abs(slopes) < 1e-6, np.float32(1e-6), slopes)
+        cap_depth = ((cap_height - EYE) / safe_slopes).astype(np.float32)
+        is_cap = ~is_side & (cap_depth >= near[:, None]) & (cap_depth <= far[:, None])
+        depth = np.where(is_cap, cap_depth, depth)
+    is_nearer = depth < canvas.depth[columns]
+    color = solids.color[index] * solids.brightness[index]
+    shade = np.where(is_cap, np.float32(0.9), brightness[:, None])[is_nearer][:, None] * color
+    column, row = np.nonzero(is_nearer)
+    canvas.color[columns[column], row] = shade
+    canvas.depth[columns[column], row] = depth[is_nearer]
 
 
-def _tones(solids: _Solids, number: int, local: Floats, rays: Floats, near: Floats, axis: Bools) -> Floats:
-    """Return the brightness of each hit: two sides of a box and two quadrants of a cylinder are dark."""
-    if not solids.is_round[number]:
-        return np.where(axis, np.float32(1.0), np.float32(0.55))
-    spot = rays * near[:, None] - local
-    angle = np.arctan2(spot[:, 1], spot[:, 0])
-    dark = np.floor(angle / (math.pi / 2)).astype(np.int32) % 2 == 0
-    return np.where(dark, np.float32(0.55), np.float32(1.0))
+def _side_brightness(is_round: bool, center: Floats, rays: Floats, near: Floats, faces_x: Bools) -> Floats:
+    """Return the brightness where each ray hits a solid: two sides of a box, two quadrants of a cylinder are dark."""
+    if not is_round:
+        return np.where(faces_x, np.float32(1.0), np.float32(0.55))
+    point = rays * near[:, None] - center
+    angle = np.arctan2(point[:, 1], point[:, 0])
+    is_dark = np.floor(angle / (math.pi / 2)).astype(np.int32) % 2 == 0
+    return np.where(is_dark, np.float32(0.55), np.float32(1.0))
 
 
-def _slabs(low: Floats, high: Floats, rays: Floats) -> tuple[Floats, Floats, Bools]:
-    """Intersect rays from the origin, (columns, 2) or (n, columns, 2), with n rectangles (n, 2), (n, 2).
+def _intersect_rectangles(low: Floats, high: Floats, rays: Floats) -> tuple[Floats, Floats, Bools]:
+    """Intersect rays from the origin, (columns, 2) or (n, columns, 2), with n rectangles from low to high (n, 2).
 
-    Returns (n, columns) entry and exit, inf for a miss, and whether the entered side faces x.
+    Returns (n, columns) depths of entry (inf for a miss) and exit, and whether the entered side is across x.
     """
-    safe = np.where(np.abs(rays) < 1e-7, np.float32(1e-7), rays)
-    rays = safe if rays.ndim == 3 else safe[None]
+    safe_rays = np.where(np.abs(rays) < 1e-7, np.float32(1e-7), rays)
+    rays = safe_rays if rays.ndim == 3 else safe_rays[None]
     with np.errstate(over="ignore"):
         x1, x2 = low[:, :1] / rays[..., 0], high[:, :1] / rays[..., 0]
         y1, y2 = low[:, 1:] / rays[..., 1], high[:, 1:] / rays[..., 1]
@@ -210,68 +235,69 @@ def _slabs(low: Floats, high: Floats, rays: Floats) -> tuple[Floats, Floats, Boo
     near = np.maximum(enter_x, enter_y)
     far = np.minimum(np.maximum(x1, x2), np.maximum(y1, y2))
     missed = (near >= far) | (near <= 1e-4)
-    axis = enter_x >= enter_y
-    return np.where(missed, np.float32(np.inf), near), far, axis
+    faces_x = enter_x >= enter_y
+    return np.where(missed, np.float32(np.inf), near), far, faces_x
 
 
-def _circles(middle: Floats, radius: Floats, rays: Floats) -> tuple[Floats, Floats]:
-    """Intersect rays (n, columns, 2) from the origin with n circles: entry and exit."""
+def _intersect_circles(center: Floats, radius: Floats, rays: Floats) -> tuple[Floats, Floats]:
+    """Intersect rays (n, columns, 2) from the origin with n circles: depths of entry (inf for a miss) and exit."""
     x, y = rays[..., 0], rays[..., 1]
     square = x * x + y * y
-    along = x * middle[:, :1] + y * middle[:, 1:]
-    rest = along**2 - square * ((middle**2).sum(axis=1) - radius**2)[:, None]
-    root = np.sqrt(np.maximum(rest, 0))
-    near, far = (along - root) / square, (along + root) / square
-    return np.where((rest <= 0) | (near <= 1e-4), np.float32(np.inf), near), far
+    along_ray = x * center[:, :1] + y * center[:, 1:]
+    discriminant = along_ray**2 - square * ((center**2).sum(axis=1) - radius**2)[:, None]
+    root = np.sqrt(np.maximum(discriminant, 0))
+    near, far = (along_ray - root) / square, (along_ray + root) / square
+    return np.where((discriminant <= 0) | (near <= 1e-4), np.float32(np.inf), near), far
 
 
 @lru_cache(maxsize=16)
-def _grid(size: int) -> tuple[Floats, Floats]:
-    """Return u of columns (left to right) and v of rows (top to bottom) at pixel centers, -1..1."""
-    middles = ((np.arange(size) + 0.5) / size * 2 - 1).astype(np.float32)
-    return middles, -middles
+def _image_grid(size: int) -> tuple[Floats, Floats]:
+    """Return u of the columns (-1 left to 1 right) and v of the rows (1 top to -1 bottom) at pixel centers."""
+    centers = ((np.arange(size) + 0.5) / size * 2 - 1).astype(np.float32)
+    return centers, -centers
 
 
-def _landmarks(scene: Scene, time: int) -> _Solids:
-    things = scene.landmarks
-    states = np.array([thing.state(time) for thing in things], dtype=np.float32).reshape(-1, 3)
-    sizes = np.array([SHAPES[thing.shape] for thing in things], dtype=np.float32).reshape(-1, 3)
+def _landmarks(scene: Scene, tick: int) -> _Solids:
+    landmarks = scene.landmarks
+    states = np.array([landmark.state(tick) for landmark in landmarks], dtype=np.float32).reshape(-1, 3)
+    sizes = np.array([SHAPES[landmark.shape] for landmark in landmarks], dtype=np.float32).reshape(-1, 3)
     return _Solids(
-        np.array([(thing.x, thing.y) for thing in things], dtype=np.float32).reshape(-1, 2),
+        np.array([(landmark.x, landmark.y) for landmark in landmarks], dtype=np.float32).reshape(-1, 2),
         sizes[:, :2],
         states[:, 0],
         states[:, 1],
         states[:, 1] + sizes[:, 2],
         states[:, 2],
-        np.array([COLOURS[thing.colour] for thing in things], dtype=np.float32).reshape(-1, 3),
-        np.array([thing.shape in ROUND for thing in things], dtype=np.bool_),
+        np.array([COLORS[landmark.color] for landmark in landmarks], dtype=np.float32).reshape(-1, 3),
+        np.array([landmark.shape in ROUND for landmark in landmarks], dtype=np.bool_),
     )
 
 
 def _lintels(walls: Walls) -> _Solids:
     boxes = walls.lintels.astype(np.float32)
-    count = len(boxes)
+    num_lintels = len(boxes)
     return _Solids(
-        (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2, np.zeros(count, np.float32),
-        np.full(count, DOOR_HEIGHT, np.float32), np.full(count, CEILING, np.float32), np.ones(count, np.float32),
-        walls.lintel_colours, np.zeros(count, np.bool_),
+        (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2, np.zeros(num_lintels, np.float32),
+        np.full(num_lintels, DOOR_HEIGHT, np.float32), np.full(num_lintels, CEILING, np.float32),
+        np.ones(num_lintels, np.float32),
+        walls.lintel_colors, np.zeros(num_lintels, np.bool_),
     )  # fmt: skip
 
 
-def _painted(scene: Scene) -> tuple[Floats, Floats, NDArray[np.int32]]:
-    """Rasterize floor color, wall color and wall pattern index over the floor plan, in cells of 5 cm."""
+def _rasterize_floor_plan(scene: Scene) -> tuple[Floats, Floats, NDArray[np.int32]]:
+    """Rasterize the floor plan in cells of 5 cm: floor color, wall color and wall pattern index of the room."""
     shape = tuple(math.ceil(side / CELL) + 1 for side in scene.size)
     floor = np.full((*shape, 3), 110, dtype=np.float32)
-    paint = np.full((*shape, 3), 180, dtype=np.float32)
+    wall_color = np.full((*shape, 3), 180, dtype=np.float32)
     pattern = np.zeros(shape, dtype=np.int32)
     for room in scene.rooms:
         cells = tuple(
             slice(round(low / CELL), round(high / CELL) + 1) for low, high in ((room.x0, room.x1), (room.y0, room.y1))
         )
         floor[cells] = FLOORS[room.floor]
-        paint[cells] = WALLS[room.wall]
+        wall_color[cells] = WALLS[room.wall]
         pattern[cells] = room.pattern
     x, y = (np.arange(side) * CELL for side in shape)
     tiles = (np.floor(x / 0.5)[:, None] + np.floor(y / 0.5)[None]) % 2
     floor *= np.where(tiles == 0, 1.0, 0.88).astype(np.float32)[..., None]
-    return floor, paint, pattern
+    return floor, wall_color, pattern

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from internvideo.datasets.reading import read_json
 from internvideo.errors import ManifestError
@@ -22,12 +22,13 @@ from internvideo.storage import write_text
 WALL = 0.16
 """Thickness of walls, m. Walls stand centered on the borders of rooms."""
 CEILING = 2.6
+"""Height of the ceiling, m."""
 DOOR_WIDTH, DOOR_HEIGHT, POST_WIDTH = 1.1, 2.1, 0.14
-"""Clear width and height of a door and the width of its frame's posts, m."""
+"""Clear width and height of a door, and width of each of the two posts of a door's frame, m."""
 BODY = 0.15
 """Half the side of the agent's square footprint, m."""
 
-COLOURS: dict[str, tuple[int, int, int]] = {
+COLORS: dict[str, tuple[int, int, int]] = {
     "red": (214, 40, 40),
     "green": (40, 165, 60),
     "blue": (45, 85, 220),
@@ -52,17 +53,28 @@ Shape = Literal["pillar", "box", "barrel", "screen"]
 SHAPES: dict[Shape, tuple[float, float, float]] = {
     "pillar": (0.25, 0.25, 2.1), "box": (0.42, 0.42, 0.95), "barrel": (0.38, 0.38, 1.0), "screen": (0.58, 0.10, 1.6),
 }  # fmt: skip
-"""Half width, half depth and height, m; pillars and barrels are round."""
+"""Half the width, half the depth and the full height, m; for round shapes, half the width is the radius."""
 ROUND: tuple[Shape, ...] = ("pillar", "barrel")
-SPIN, BOUNCE_TICKS, BOUNCE, FLASH_TICKS, DIM = math.radians(25), 8, 0.5, 4, 0.4
-"""Spin, radians per tick; jump duration in ticks and height in m; flash period in ticks (half dim) and dimming."""
+SPIN = math.radians(25)
+"""Angular speed of spinning landmarks, radians per tick."""
+BOUNCE_TICKS, BOUNCE_HEIGHT = 8, 0.5
+"""Duration in ticks and height in m of a jump of bouncing landmarks."""
+FLASH_TICKS, DIM = 4, 0.4
+"""Period in ticks of flashing landmarks, and their brightness in the second half of the period."""
 
 
-class _Data(BaseModel):
+_Color = Annotated[str, Field(validation_alias=AliasChoices("color", "colour"), serialization_alias="colour")]
+_Phase = Annotated[
+    float, Field(ge=0, lt=1, validation_alias=AliasChoices("phase", "moment"), serialization_alias="moment")
+]
+"""Types of fields that scene files store as "colour" and "moment"."""
+
+
+class _SceneModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Room(_Data):
+class Room(_SceneModel):
     """A rectangle from (x0, y0) to (x1, y1), measured between wall centers, with floor and wall colors."""
 
     x0: float
@@ -73,62 +85,63 @@ class Room(_Data):
     wall: str
     pattern: Annotated[int, Field(ge=0, le=2)] = 0
 
-    def holds(self, x: float, y: float) -> bool:
+    def contains(self, x: float, y: float) -> bool:
         """Return whether a point lies in the room."""
         return self.x0 <= x <= self.x1 and self.y0 <= y <= self.y1
 
     @property
     def center(self) -> tuple[float, float]:
-        """Its middle."""
+        """(x, y) of the center."""
         return (self.x0 + self.x1) / 2, (self.y0 + self.y1) / 2
 
 
-class Door(_Data):
-    """A gap around (x, y) in the wall between two rooms; `along` is the axis in which the wall runs."""
+class Door(_SceneModel):
+    """A gap around (x, y) in the wall between two rooms, given by index; the wall is parallel to the axis `along`."""
 
     x: float
     y: float
     along: Literal["x", "y"]
-    colour: str
+    color: _Color
     rooms: tuple[int, int]
 
 
-class Landmark(_Data):
-    """An object in a room. `moment` (0..1) is the phase at which its motion starts, or is frozen if `motion` is None.
+class Landmark(_SceneModel):
+    """An object in the room of index `room`.
 
-    `frozen` names the motion whose phase a static object shows.
+    A moving landmark starts its `motion` at `phase`, 0..1 of a period. A static one (`motion` None) always looks like
+    the motion `frozen` at `phase`.
     """
 
     shape: Shape
-    colour: str
+    color: _Color
     x: float
     y: float
     room: int
     motion: Motion | None = None
     frozen: Motion = "spinning"
-    moment: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    phase: _Phase = 0.0
 
     @property
-    def reach(self) -> float:
-        """Half the side of the square that covers it at any rotation, m."""
+    def half_side(self) -> float:
+        """Half the side of a square that contains the landmark at any rotation, m."""
         width, depth, _ = SHAPES[self.shape]
         return width if self.shape in ROUND else math.hypot(width, depth)
 
-    def state(self, time: int) -> tuple[float, float, float]:
-        """Return (angle in radians, height of its foot in m, brightness) at a tick."""
-        ticks = time if self.motion else 0
-        kind = self.motion or self.frozen
-        angle, lift, light = 0.0, 0.0, 1.0
-        if kind == "spinning":
-            angle = self.moment * 2 * math.pi + ticks * SPIN
-        elif kind == "bouncing":
-            lift = BOUNCE * abs(math.sin(math.pi * (self.moment + ticks / BOUNCE_TICKS)))
-        elif (self.moment + ticks / FLASH_TICKS) % 1 >= 0.5:
-            light = DIM
-        return angle, lift, light
+    def state(self, tick: int) -> tuple[float, float, float]:
+        """Return the angle in radians, the height of the bottom in m, and the brightness (0..1) at a tick."""
+        tick = tick if self.motion else 0
+        motion = self.motion or self.frozen
+        angle, height, brightness = 0.0, 0.0, 1.0
+        if motion == "spinning":
+            angle = self.phase * 2 * math.pi + tick * SPIN
+        elif motion == "bouncing":
+            height = BOUNCE_HEIGHT * abs(math.sin(math.pi * (self.phase + tick / BOUNCE_TICKS)))
+        elif (self.phase + tick / FLASH_TICKS) % 1 >= 0.5:
+            brightness = DIM
+        return angle, height, brightness
 
 
-class Scene(_Data):
+class Scene(_SceneModel):
     """A house. Rooms do not overlap; together they fill the rectangle from (0, 0) to `size`."""
 
     name: Annotated[str, Field(pattern=r"^[\w./-]+$")]
@@ -139,79 +152,79 @@ class Scene(_Data):
 
     def room_at(self, x: float, y: float) -> int | None:
         """Return the index of the room that contains a point, None outside."""
-        return next((number for number, room in enumerate(self.rooms) if room.holds(x, y)), None)
+        return next((index for index, room in enumerate(self.rooms) if room.contains(x, y)), None)
 
 
 @dataclass(frozen=True)
 class Walls:
-    """Walls and door posts as n rectangles; rectangles of one wall overlap where they meet.
+    """Walls and door posts as n rectangles on the floor plan; touching rectangles overlap, so there are no seams.
 
     Attributes:
         rectangles: (n, 4) float64 x0, y0, x1, y1.
-        colours: (n, 3) float32 of a door's posts; -1 means the color of the room in front.
-        lintels: (m, 4) rectangles above doors. lintel_colours: (m, 3).
+        colors: (n, 3) float32, 0..255 for door posts; -1 for walls, whose sides have the colors of their rooms.
+        lintels: (m, 4) rectangles above doors. lintel_colors: (m, 3).
     """
 
     rectangles: NDArray[np.float64]
-    colours: NDArray[np.float32]
+    colors: NDArray[np.float32]
     lintels: NDArray[np.float64]
-    lintel_colours: NDArray[np.float32]
+    lintel_colors: NDArray[np.float32]
 
 
-def walls_of(scene: Scene) -> Walls:
-    """Build walls on all room borders, with gaps at doors, posts and lintels."""
+def build_walls(scene: Scene) -> Walls:
+    """Build walls on all room borders with gaps at doors, and the posts and lintels of the doors."""
     half = WALL / 2
-    plain: set[tuple[float, float, float, float]] = set()
+    wall_rectangles: set[tuple[float, float, float, float]] = set()
     posts: list[tuple[float, float, float, float]] = []
     lintels: list[tuple[float, float, float, float]] = []
     for room in scene.rooms:
-        for along, fixed, start, end in (
+        for along, line, start, end in (
             ("x", room.y0, room.x0, room.x1), ("x", room.y1, room.x0, room.x1),
             ("y", room.x0, room.y0, room.y1), ("y", room.x1, room.y0, room.y1),
         ):  # fmt: skip
-            pieces = [(start - half, end + half)]
+            segments = [(start - half, end + half)]
             for door in scene.doors:
-                middle, across = (door.x, door.y) if along == "x" else (door.y, door.x)
-                if door.along != along or abs(across - fixed) > 1e-6 or not start < middle < end:
+                door_center, door_line = (door.x, door.y) if along == "x" else (door.y, door.x)
+                if door.along != along or abs(door_line - line) > 1e-6 or not start < door_center < end:
                     continue
-                left, right = middle - DOOR_WIDTH / 2, middle + DOOR_WIDTH / 2
+                left, right = door_center - DOOR_WIDTH / 2, door_center + DOOR_WIDTH / 2
                 # Walls end inside the posts: touching rectangles would leave a seam.
-                pieces = [
-                    piece
-                    for low, high in pieces
-                    for piece in (
+                segments = [
+                    segment
+                    for low, high in segments
+                    for segment in (
                         (low, min(high, left - POST_WIDTH / 2)),
                         (max(low, right + POST_WIDTH / 2), high),
                     )
-                    if piece[0] < piece[1]
+                    if segment[0] < segment[1]
                 ]
-            plain |= {_rectangle(along, fixed, *piece, half) for piece in pieces}
+            wall_rectangles |= {_rectangle(along, line, *segment, half) for segment in segments}
     for door in scene.doors:
-        middle, fixed = (door.x, door.y) if door.along == "x" else (door.y, door.x)
-        left, right = middle - DOOR_WIDTH / 2, middle + DOOR_WIDTH / 2
-        posts += [_rectangle(door.along, fixed, left - POST_WIDTH, left, half + 0.03)]
-        posts += [_rectangle(door.along, fixed, right, right + POST_WIDTH, half + 0.03)]
-        lintels.append(_rectangle(door.along, fixed, left - POST_WIDTH, right + POST_WIDTH, half + 0.03))
-    painted = np.array([COLOURS[door.colour] for door in scene.doors], dtype=np.float32).reshape(-1, 3)
-    unpainted = np.full((len(plain), 3), -1, dtype=np.float32)
+        door_center, line = (door.x, door.y) if door.along == "x" else (door.y, door.x)
+        left, right = door_center - DOOR_WIDTH / 2, door_center + DOOR_WIDTH / 2
+        posts += [_rectangle(door.along, line, left - POST_WIDTH, left, half + 0.03)]
+        posts += [_rectangle(door.along, line, right, right + POST_WIDTH, half + 0.03)]
+        lintels.append(_rectangle(door.along, line, left - POST_WIDTH, right + POST_WIDTH, half + 0.03))
+    door_colors = np.array([COLORS[door.color] for door in scene.doors], dtype=np.float32).reshape(-1, 3)
+    wall_colors = np.full((len(wall_rectangles), 3), -1, dtype=np.float32)
     return Walls(
-        np.array([*sorted(plain), *posts], dtype=np.float64).reshape(-1, 4),
-        np.concatenate([unpainted, np.repeat(painted, 2, axis=0)]),
+        np.array([*sorted(wall_rectangles), *posts], dtype=np.float64).reshape(-1, 4),
+        np.concatenate([wall_colors, np.repeat(door_colors, 2, axis=0)]),
         np.array(lintels, dtype=np.float64).reshape(-1, 4),
-        painted,
+        door_colors,
     )
 
 
-def _rectangle(along: str, fixed: float, start: float, end: float, half: float) -> tuple[float, float, float, float]:
+def _rectangle(along: str, line: float, start: float, end: float, half: float) -> tuple[float, float, float, float]:
     if along == "x":
-        return (start, fixed - half, end, fixed + half)
-    return (fixed - half, start, fixed + half, end)
+        return (start, line - half, end, line + half)
+    return (line - half, start, line + half, end)
 
 
 def footprints(scene: Scene, walls: Walls) -> NDArray[np.float64]:
     """Return the obstacle rectangles (n, 4): walls, posts and the squares around landmarks."""
-    squares = [(thing.x - thing.reach, thing.y - thing.reach, thing.x + thing.reach, thing.y + thing.reach)
-               for thing in scene.landmarks]  # fmt: skip
+    boxes = [(landmark.x, landmark.y, landmark.half_side) for landmark in scene.landmarks]
+    squares = [(x - half, y - half, x + half, y + half) for x, y, half in boxes]
     return np.concatenate([walls.rectangles, np.array(squares, dtype=np.float64).reshape(-1, 4)])
 
 
@@ -219,22 +232,22 @@ def read_scene(path: Path) -> Scene:
     """Read a scene's JSON file.
 
     Raises:
-        ManifestError: unreadable, not a scene, an unknown color, or an object in a room that does not exist.
+        ManifestError: the file is unreadable, not a scene, or has an unknown color, an unknown room or an empty room.
     """
     scene = read_json(path, Scene)
-    for number, thing in enumerate(scene.landmarks):
-        if thing.colour not in COLOURS or thing.room >= len(scene.rooms) or thing.room < 0:
-            raise ManifestError(path, f"landmarks.{number}: {thing.colour}, room {thing.room}", ", ".join(COLOURS))
-    for number, door in enumerate(scene.doors):
-        if door.colour not in COLOURS or not all(0 <= room < len(scene.rooms) for room in door.rooms):
-            raise ManifestError(path, f"doors.{number}: {door.colour}, rooms {door.rooms}", ", ".join(COLOURS))
-    for number, room in enumerate(scene.rooms):
+    for index, landmark in enumerate(scene.landmarks):
+        if landmark.color not in COLORS or landmark.room >= len(scene.rooms) or landmark.room < 0:
+            raise ManifestError(path, f"landmarks.{index}: {landmark.color}, room {landmark.room}", ", ".join(COLORS))
+    for index, door in enumerate(scene.doors):
+        if door.color not in COLORS or not all(0 <= room < len(scene.rooms) for room in door.rooms):
+            raise ManifestError(path, f"doors.{index}: {door.color}, rooms {door.rooms}", ", ".join(COLORS))
+    for index, room in enumerate(scene.rooms):
         if room.floor not in FLOORS or room.wall not in WALLS or room.x1 <= room.x0 or room.y1 <= room.y0:
-            raise ManifestError(path, f"rooms.{number}: {room.floor} floor, {room.wall} walls, or an empty rectangle",
+            raise ManifestError(path, f"rooms.{index}: {room.floor} floor, {room.wall} walls, or an empty rectangle",
                                 f"floors {', '.join(FLOORS)}; walls {', '.join(WALLS)}")  # fmt: skip
     return scene
 
 
 def write_scene(path: Path, scene: Scene) -> None:
     """Write a scene's JSON file. Raises RunError."""
-    write_text(path, scene.model_dump_json(indent=1) + "\n")
+    write_text(path, scene.model_dump_json(indent=1, by_alias=True) + "\n")

@@ -20,12 +20,12 @@ class WorldSettings(Settings):
         "", description="habitat: MODULE:FUNCTION that opens a scene, see tasks/navigation/world/habitat.py"
     )
     scenes: Path | None = Field(None, description="folder of the scenes; by default that of the episodes")
-    words: int = Field(80, ge=4, description="largest number of words of an instruction")
+    words: int = Field(80, ge=4, description="largest number of words of an instruction; more are cut off")
 
 
 class PanoramaSettings(WorldSettings):
     """World and views, with panoramas of random walks for training."""
 
-    panoramas: int = Field(600, ge=1, description="panoramas to learn from")
-    clips: int = Field(2, ge=1, le=12, description="directions of a panorama rendered as clips")
-    walk: int = Field(4, ge=1, description="panoramas of one random walk")
+    panoramas: int = Field(600, ge=1, description="number of panoramas to learn from")
+    clips: int = Field(2, ge=1, le=12, description="number of views of a panorama that are also rendered as clips")
+    walk: int = Field(4, ge=1, description="largest number of panoramas of one random walk")

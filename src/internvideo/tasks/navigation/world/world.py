@@ -1,4 +1,4 @@
-"""Implement the embedded world: houses rendered by ray casting, with exact distances. Needs only NumPy and SciPy."""
+"""The embedded world: houses rendered by ray casting, with exact distances. Needs only NumPy and SciPy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from internvideo.errors import ManifestError
 from internvideo.tasks.navigation.world.free_space import FreeSpace
 from internvideo.tasks.navigation.world.protocol import STEP, Episode, NavEnv, Observation, Pose, Position
 from internvideo.tasks.navigation.world.raycast import Camera
-from internvideo.tasks.navigation.world.scene import BODY, Scene, footprints, read_scene, walls_of
+from internvideo.tasks.navigation.world.scene import BODY, Scene, build_walls, footprints, read_scene
 
 
 class House:
@@ -23,7 +23,7 @@ class House:
 
     def __init__(self, scene: Scene) -> None:
         self.scene = scene
-        self.walls = walls_of(scene)
+        self.walls = build_walls(scene)
 
     @cached_property
     def camera(self) -> Camera:
@@ -40,11 +40,8 @@ class World(NavEnv):
     """The embedded world (a `NavEnv`).
 
     Args:
-        scenes: by name, in memory; or a folder of `internvideo navigation-world`, where names are paths.
-        size: side of the RGB views in pixels. depth_size: of the depth views; by default the same.
-
-    Attributes:
-        house: current house.
+        scenes: scenes in memory by name; or a folder of `internvideo navigation-world`, where names are relative paths.
+        size, depth_size: sides of the RGB and of the depth views in pixels; `depth_size` is `size` by default.
     """
 
     def __init__(self, scenes: Mapping[str, Scene] | Path, size: int = 32, depth_size: int | None = None) -> None:
@@ -59,14 +56,14 @@ class World(NavEnv):
     def house(self) -> House:
         """Current house. Raises ValueError before the first reset."""
         if self._house is None:
-            raise ValueError("reset comes first")
+            raise ValueError("no house before the first reset")
         return self._house
 
-    def enter(self, scene: str) -> House:
-        """Load the house of a name without placing the agent.
+    def load_house(self, scene: str) -> House:
+        """Load the house of a name without moving the agent.
 
         Raises:
-            ManifestError: no such scene, or its file is none.
+            ManifestError: no such scene, or an invalid scene file.
         """
         if scene not in self._houses:
             if isinstance(self._scenes, Path):
@@ -81,16 +78,16 @@ class World(NavEnv):
         return self._houses[scene]
 
     def reset(self, episode: Episode) -> Pose:
-        """Go to the start of an episode. Raises ManifestError: no such scene, or its start is inside something."""
-        self._house = self.enter(episode.scene)
+        """Go to the start of an episode. Raises ManifestError: no such scene, or the start is inside an obstacle."""
+        self._house = self.load_house(episode.scene)
         if not self.free(episode.start.position):
             raise ManifestError(f"episode {episode.id}", f"start is blocked: {episode.start.position[:2]}")
-        self.place(episode.start, 0)
+        self.set_state(episode.start, 0)
         return episode.start
 
-    def observe(self, pose: Pose | None = None, time: int | None = None) -> Observation:
+    def observe(self, pose: Pose | None = None, tick: int | None = None) -> Observation:
         """Render the panorama at any pose and tick, by default the current ones."""
-        tick = self.time if time is None else time
+        tick = self.tick if tick is None else tick
         return self.house.camera.panorama(pose or self.pose, tick, self._size, self._depth_size)
 
     def _forward(self, pose: Pose) -> tuple[Pose, bool]:
