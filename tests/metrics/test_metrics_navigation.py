@@ -96,8 +96,8 @@ def test_being_off_by_the_radius_all_along_costs_a_factor_of_e() -> None:
 def test_a_detour_halves_spl_and_one_who_does_not_stop_has_none() -> None:
     there = WalkResult(line(0, 4, 0, 4), np.asarray([6.0, 2.0]), True)
     assert n.success_by_path_length(there) == pytest.approx(6 / 12)
-    assert n.success_by_path_length(WalkResult(there.path, there.decisions, False)) == 0.0
-    assert n.oracle_success(WalkResult(there.path, there.decisions, False)) == 1.0
+    assert n.success_by_path_length(WalkResult(there.path, there.decision_distances, False)) == 0.0
+    assert n.oracle_success(WalkResult(there.path, there.decision_distances, False)) == 1.0
 
 
 def test_the_two_oracle_measures_differ_at_the_edge_and_between_decisions() -> None:
@@ -106,7 +106,7 @@ def test_the_two_oracle_measures_differ_at_the_edge_and_between_decisions() -> N
     passing = WalkResult(walked.path, np.asarray([5.0, 4.0]), True, steps=np.asarray([5.0, 1.0, 4.0]))
     assert (n.oracle_success(passing), n.oracle_success_any_position(passing)) == (0.0, 1.0)
     with pytest.raises(ValueError, match="has no distances of its steps"):
-        n.oracle_success_any_position(WalkResult(walked.path, walked.decisions, True))
+        n.oracle_success_any_position(WalkResult(walked.path, walked.decision_distances, True))
 
 
 def test_the_approximate_alignment_is_never_cheaper_and_equals_the_exact_one_within_a_wide_radius() -> None:

@@ -24,7 +24,7 @@ from internvideo.tasks.navigation.world.world import World
 SIZE, FRAMES = 16, 4
 PLANNER = PlannerConfig(
     rgb_width=8, depth_width=8, width=16, heads=2, hidden=16, text_layers=1, cross_layers=1, panorama_layers=1,
-    vocabulary=20, words=12, steps=26, dropout=0.0, frozen_words=False, frozen_history=False,
+    vocab_size=20, max_words=12, max_steps=26, dropout=0.0, frozen_words=False, frozen_history=False,
 )  # fmt: skip
 CONFIG = NavigatorConfig(
     image=ImageConfig(kind="conv", image_size=SIZE, width=8, joint_width=8),

@@ -108,7 +108,7 @@ def test_the_first_picture_stands_for_those_before_it() -> None:
     assert one.latest(4) == (one.trajectory[0],) * 4
     one.step(0.0, 0.5)
     assert one.latest(4) == (one.trajectory[0], *one.trajectory)
-    assert one.decision_steps == [0, 2]
+    assert one.decision_indices == [0, 2]
 
 
 def test_features_are_computed_once_for_a_pose_and_its_past() -> None:
@@ -160,7 +160,7 @@ def test_walks_end_by_stopping_or_by_the_number_of_decisions() -> None:
     stopped = rollout(encoder, batch, navigation.stop_policy, 5)
     assert [(one.stopped, len(one.trajectory)) for one in stopped] == [(True, 1)] * 2
     on = rollout(encoder, batch, lambda active, seen, found: [0 if len(one.angle) else 1 for one in found], 3)
-    assert [(one.stopped, len(one.decision_steps)) for one in on] == [(False, 4)] * 2
+    assert [(one.stopped, len(one.decision_indices)) for one in on] == [(False, 4)] * 2
 
 
 def test_the_mind_remembers_only_for_those_on_their_way() -> None:

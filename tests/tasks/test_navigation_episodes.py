@@ -15,23 +15,23 @@ from internvideo.cli.navigation_world import navigation_world
 from internvideo.datasets.navigation import read_r2r
 from internvideo.datasets.reading import AnnotationSource
 from internvideo.errors import ManifestError, RecipeError
-from internvideo.tasks.navigation.plots import Plan, plans
+from internvideo.tasks.navigation.plots import Plan, plot_floor_plans
 from internvideo.tasks.navigation.world.episodes import (
     NavigationSettings,
     from_habitat,
-    heading_of,
+    heading_to_quaternion,
+    quaternion_to_heading,
     read_episodes,
-    rotation_of,
     to_habitat,
     write_world,
 )
-from internvideo.tasks.navigation.world.follower import ACTION_TURN, FORWARD, LEFT, NEAR, RIGHT, STOP, follow
+from internvideo.tasks.navigation.world.follower import ACTION_TURN, FORWARD, LEFT, RIGHT, STOP, STOP_WITHIN, follow
 from internvideo.tasks.navigation.world.house import generate_house
 from internvideo.tasks.navigation.world.instructions import (
+    LandmarkPhrase,
     Pass,
     Route,
     Stop,
-    Thing,
     Through,
     generate_instruction,
     goal_named_by_motion,
@@ -66,8 +66,8 @@ def random_route(rng: np.random.Generator) -> Route:
     for number in range(int(rng.integers(0, 4))):
         turn = one(("", "left", "right", "around")) if number == 0 else ""
         door = rng.random() < 0.5
-        legs.append(Through(one(COLORS), turn) if door else Pass(Thing(one(SHAPES), one(COLORS)), turn))  # type: ignore[arg-type]
-    legs.append(Stop(Thing(one(SHAPES), one(COLORS), one(("", "still", *MOTIONS)))))  # type: ignore[arg-type]  # drawn
+        legs.append(Through(one(COLORS), turn) if door else Pass(LandmarkPhrase(one(SHAPES), one(COLORS)), turn))  # type: ignore[arg-type]
+    legs.append(Stop(LandmarkPhrase(one(SHAPES), one(COLORS), one(("", "still", *MOTIONS)))))  # type: ignore[arg-type]  # drawn
     return tuple(legs)  # type: ignore[arg-type]  # drawn words
 
 
@@ -154,7 +154,7 @@ def test_a_follower_is_not_caught_at_a_corner() -> None:
     start, goal = Pose(6.644, 9.81, 2.094431), (10.27, 4.58)
     walked = follow(ground, start, goal)
     assert walked.actions[-1] == STOP
-    assert math.dist(walked.locations[-1], goal) <= NEAR
+    assert math.dist(walked.locations[-1], goal) <= STOP_WITHIN
     shortest = float(ground.distances(np.array([[start.x, start.y]]), goal)[0])
     assert 0.25 * walked.actions.count(FORWARD) < 1.1 * shortest + 0.5
 
@@ -189,7 +189,7 @@ def test_what_the_sentences_say_is_true(folder: Path, episodes: list[Episode]) -
             if isinstance(leg, Through):
                 room = scene.room_at(*path[at])
                 assert room is not None
-                doors = [door for door in scene.doors if room in door.rooms and door.colour == leg.colour]
+                doors = [door for door in scene.doors if room in door.rooms and door.color == leg.color]
                 assert len(doors) == 1, "a colour means one door of the room"
                 away = np.hypot(path[at:, 0] - doors[0].x, path[at:, 1] - doors[0].y)
                 assert away.min() < 0.75
@@ -198,10 +198,10 @@ def test_what_the_sentences_say_is_true(folder: Path, episodes: list[Episode]) -
                     at += 1
             elif isinstance(leg, Pass):
                 away = [np.hypot(path[at:, 0] - thing.x, path[at:, 1] - thing.y).min() for thing in scene.landmarks
-                        if (thing.shape, thing.colour) == (leg.thing.shape, leg.thing.colour)]  # fmt: skip
+                        if (thing.shape, thing.color) == (leg.thing.shape, leg.thing.color)]  # fmt: skip
                 assert min(away) < 2.2
         last = route[-1].thing  # type: ignore[union-attr]  # a Stop
-        meant = [thing for thing in scene.landmarks if (thing.shape, thing.colour) == (last.shape, last.colour)
+        meant = [thing for thing in scene.landmarks if (thing.shape, thing.color) == (last.shape, last.color)
                  and thing.room == scene.room_at(*episode.goal[:2])
                  and (not last.motion or (thing.motion or "still") == last.motion)]  # fmt: skip
         assert len(meant) == 1
@@ -227,7 +227,7 @@ def test_a_goal_told_by_motion_has_a_twin_too_far_to_count(folder: Path, episode
         assert episode.goal is not None
         room = world.load_house(episode.scene).scene.room_at(*episode.goal[:2])
         twins = [thing for thing in world.load_house(episode.scene).scene.landmarks
-                 if (thing.shape, thing.colour, thing.room) == (last.shape, last.colour, room)]  # fmt: skip
+                 if (thing.shape, thing.color, thing.room) == (last.shape, last.color, room)]  # fmt: skip
         assert len({thing.motion for thing in twins}) == len(twins) == 2
         wrong = max(math.dist((thing.x, thing.y), episode.goal[:2]) for thing in twins)
         assert wrong > episode.radius
@@ -246,10 +246,10 @@ def test_coordinates_of_habitat_there_and_back() -> None:
         point = tuple(float(value) for value in rng.uniform(-9, 9, 3))
         assert from_habitat(to_habitat(point)) == point
         heading = float(rng.uniform(-math.pi, math.pi))
-        assert wrap_angle(heading_of(rotation_of(heading)) - heading) == pytest.approx(0, abs=1e-9)
-    assert heading_of([0, 0, 0, 1]) == 0  # habitat's -z
+        assert wrap_angle(quaternion_to_heading(heading_to_quaternion(heading)) - heading) == pytest.approx(0, abs=1e-9)
+    assert quaternion_to_heading([0, 0, 0, 1]) == 0  # habitat's -z
     # A quarter turn about y to the left, from -z to -x: here from +x to +y.
-    assert heading_of([0, math.sqrt(0.5), 0, math.sqrt(0.5)]) == pytest.approx(math.pi / 2)
+    assert quaternion_to_heading([0, math.sqrt(0.5), 0, math.sqrt(0.5)]) == pytest.approx(math.pi / 2)
     assert from_habitat([-1, 0.2, 0]) == pytest.approx((0, 1, 0.2))
 
 
@@ -264,13 +264,13 @@ def test_plans_show_what_was_walked(folder: Path, episodes: list[Episode]) -> No
     episode = episodes[-1]
     scene = World(folder).load_house(episode.scene).scene
     way = np.array([[1.0, 1.0], [2.0, 1.5]])
-    text = plans([Plan(scene, episode, {"planner": way}, "arrived"), Plan(scene, episode, {})])
+    text = plot_floor_plans([Plan(scene, episode, {"planner": way}, "arrived"), Plan(scene, episode, {})])
     assert text.startswith("<svg")
     assert "planner" in text
     assert "arrived" in text
-    assert text == plans([Plan(scene, episode, {"planner": way}, "arrived"), Plan(scene, episode, {})])
+    assert text == plot_floor_plans([Plan(scene, episode, {"planner": way}, "arrived"), Plan(scene, episode, {})])
     with pytest.raises(ValueError, match="no plan"):
-        plans([])
+        plot_floor_plans([])
 
 
 def test_the_command_writes_a_world_and_its_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

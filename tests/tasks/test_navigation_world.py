@@ -146,8 +146,8 @@ def test_turning_by_a_view_moves_the_panorama_by_one() -> None:
 def test_only_pictures_one_after_another_tell_what_moves(motion: str) -> None:
     """A still thing equals the moving one at some moment; over time one changes and the other does not."""
     pose = Pose(4, 3, 0.0)
-    moving = House(one_room(box(6, 3, motion=motion, frozen=motion, moment=0.25))).camera
-    still = House(one_room(box(6, 3, frozen=motion, moment=0.25))).camera
+    moving = House(one_room(box(6, 3, motion=motion, frozen=motion, phase=0.25))).camera
+    still = House(one_room(box(6, 3, frozen=motion, phase=0.25))).camera
     np.testing.assert_array_equal(moving.panorama(pose, 0, 32).rgb, still.panorama(pose, 0, 32).rgb)
     np.testing.assert_array_equal(still.panorama(pose, 0, 32).rgb, still.panorama(pose, 7, 32).rgb)
     frames = [moving.panorama(pose, tick, 32).rgb[0] for tick in range(8)]
@@ -157,7 +157,7 @@ def test_only_pictures_one_after_another_tell_what_moves(motion: str) -> None:
 
 def test_a_doorway_can_be_looked_through_below_its_lintel() -> None:
     rooms = (ROOM, Room(x0=8, y0=0, x1=14, y1=6, floor="dark", wall="rose"))
-    door = Door(x=8, y=3, along="y", colour="green", rooms=(0, 1))
+    door = Door(x=8, y=3, along="y", color="green", rooms=(0, 1))
     scene = Scene(name="two", size=(14, 6), rooms=rooms, doors=(door,))
     seen = world_of(scene, Pose(4, 3, 0.0), 65).observe()
     column = seen.depth[0, :, 32] * MAX_DEPTH
@@ -354,10 +354,10 @@ def test_things_in_a_room_are_told_apart_by_shape_colour_or_motion() -> None:
         scene = generate_house("a", seed)
         for room in range(len(scene.rooms)):
             here = [thing for thing in scene.landmarks if thing.room == room]
-            assert len({(thing.shape, thing.colour, thing.motion) for thing in here}) == len(here)
-            looks = len({(thing.shape, thing.colour) for thing in here})
+            assert len({(thing.shape, thing.color, thing.motion) for thing in here}) == len(here)
+            looks = len({(thing.shape, thing.color) for thing in here})
             twins += len(here) - looks
-            assert all(thing.colour in COLORS and scene.rooms[room].holds(thing.x, thing.y) for thing in here)
+            assert all(thing.color in COLORS and scene.rooms[room].holds(thing.x, thing.y) for thing in here)
     assert twins > 10
 
 

@@ -42,9 +42,9 @@ def config() -> PlannerConfig:
         text_layers=stored["num_l_layers"],
         cross_layers=stored["num_x_layers"],
         panorama_layers=stored["num_h_pano_layers"],
-        vocabulary=stored["vocab_size"],
-        words=stored["max_position_embeddings"],
-        steps=stored["max_action_steps"],
+        vocab_size=stored["vocab_size"],
+        max_words=stored["max_position_embeddings"],
+        max_steps=stored["max_action_steps"],
         frozen_words=stored["fix_lang_embedding"],
         frozen_history=stored["fix_hist_embedding"],
     )

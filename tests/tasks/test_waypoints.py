@@ -67,7 +67,7 @@ def test_every_stored_array(name: str) -> None:
         assert torch.equal(neighbor_mask(), stored(name)[0, 0].bool())
     else:
         whole = {"nms_map_true_division": False, "nms_map_floor_division": True}[name]
-        found = non_max_suppression(probabilities(), whole_rows=whole)
+        found = non_max_suppression(probabilities(), floor_rows=whole)
         torch.testing.assert_close(found, stored(name), rtol=1e-5, atol=1e-7)
 
 
