@@ -24,7 +24,7 @@ from internvideo.tasks.navigation.rollout import (
     ObservationEncoder,
     PlannerState,
     ShortestPathTeacher,
-    observation,
+    build_observation,
     rollout,
 )
 from internvideo.tasks.navigation.stage import NavigationSettings, NavigationStage
@@ -127,7 +127,7 @@ def test_features_are_computed_once_for_a_pose_and_its_past() -> None:
 def test_what_can_be_chosen() -> None:
     found = waypoints((0, 3), (30, 7))  # ahead, and to the right: views 0 and 9
     rgb, depth = torch.arange(12.0)[None, :, None].expand(1, 12, 8), torch.zeros(1, 12, 8)
-    seen = observation(rgb, depth, [found])
+    seen = build_observation(rgb, depth, [found])
     assert seen.kind[0].tolist() == [CANDIDATE, CANDIDATE, STOP] + [CONTEXT] * 10
     assert seen.rgb[0, :, 0].tolist() == [0, 9, 0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 11]
     assert not bool(seen.angle[0, 2].any())
@@ -141,10 +141,10 @@ def test_the_teacher_goes_where_the_goal_is_nearest_and_stops_beside_it() -> Non
     every = waypoints(*((angle, 5) for angle in range(0, 120, 10)))
     best = teacher(one, every)
     pose = one.env.pose
-    one.step(float(every.turn[best]), float(every.meters[best]))
+    one.step(float(every.heading_change[best]), float(every.meters[best]))
     reached = one.env.geodesic(one.env.pose.position, goal)
     one.env.set_state(pose, 0)
-    for turn, meters in zip(every.turn.tolist(), every.meters.tolist(), strict=True):
+    for turn, meters in zip(every.heading_change.tolist(), every.meters.tolist(), strict=True):
         one.env.step(turn, meters)
         assert reached <= one.env.geodesic(one.env.pose.position, goal) + 1e-9
         one.env.set_state(pose, 0)

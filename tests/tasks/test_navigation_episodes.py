@@ -15,7 +15,7 @@ from internvideo.cli.navigation_world import navigation_world
 from internvideo.datasets.navigation import read_r2r
 from internvideo.datasets.reading import AnnotationSource
 from internvideo.errors import ManifestError, RecipeError
-from internvideo.tasks.navigation.plots import Plan, plot_floor_plans
+from internvideo.tasks.navigation.plots import FloorPlan, plot_floor_plans
 from internvideo.tasks.navigation.world.episodes import (
     NavigationSettings,
     from_habitat,
@@ -264,11 +264,11 @@ def test_plans_show_what_was_walked(folder: Path, episodes: list[Episode]) -> No
     episode = episodes[-1]
     scene = World(folder).load_house(episode.scene).scene
     way = np.array([[1.0, 1.0], [2.0, 1.5]])
-    text = plot_floor_plans([Plan(scene, episode, {"planner": way}, "arrived"), Plan(scene, episode, {})])
+    text = plot_floor_plans([FloorPlan(scene, episode, {"planner": way}, "arrived"), FloorPlan(scene, episode, {})])
     assert text.startswith("<svg")
     assert "planner" in text
     assert "arrived" in text
-    assert text == plot_floor_plans([Plan(scene, episode, {"planner": way}, "arrived"), Plan(scene, episode, {})])
+    assert text == plot_floor_plans([FloorPlan(scene, episode, {"planner": way}, "arrived"), FloorPlan(scene, episode, {})])
     with pytest.raises(ValueError, match="no plan"):
         plot_floor_plans([])
 

@@ -16,7 +16,7 @@ from internvideo.tasks.navigation.waypoints import (
     Candidates,
     WaypointConfig,
     WaypointPredictor,
-    candidates,
+    extract_candidates,
     clockwise,
     jitter_waypoints,
     neighbor_mask,
@@ -80,7 +80,7 @@ def test_panorama_angles() -> None:
 @pytest.mark.parametrize("name", PARTS)
 @pytest.mark.parametrize("number", range(len(EXPECTED["candidates"])))
 def test_candidates(number: int, name: str) -> None:
-    found = candidates(non_max_suppression(probabilities())[number])
+    found = extract_candidates(non_max_suppression(probabilities())[number])
     value: Tensor = getattr(found, PARTS[name])
     if name == "distance_feature":
         assert bool((value == value[:, :1]).all())
@@ -99,7 +99,7 @@ def test_every_stored_value_is_compared() -> None:
 
 def test_the_view_of_a_place_looks_at_most_fifteen_degrees_past_it() -> None:
     every = Candidates(torch.arange(120), torch.zeros(120, dtype=torch.int64))
-    off = torch.remainder(every.turn - every.view * math.pi / 6 + math.pi, 2 * math.pi) - math.pi
+    off = torch.remainder(every.heading_change - every.view * math.pi / 6 + math.pi, 2 * math.pi) - math.pi
     assert math.degrees(float(off.abs().max())) <= 15 + 1e-4
 
 
@@ -133,5 +133,5 @@ def test_spreading_stays_inside_the_view_and_follows_the_heat() -> None:
 def test_fewer_places_than_picks_where_the_map_is_narrow() -> None:
     heat = torch.zeros(1, 120, 12)
     heat[0, 60, 4] = 1.0
-    found = candidates(non_max_suppression(heat)[0])
+    found = extract_candidates(non_max_suppression(heat)[0])
     assert (found.angle.tolist(), found.distance.tolist()) == ([60], [4])
