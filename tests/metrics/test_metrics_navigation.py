@@ -101,9 +101,9 @@ def test_a_detour_halves_spl_and_one_who_does_not_stop_has_none() -> None:
 
 
 def test_the_two_oracle_measures_differ_at_the_edge_and_between_decisions() -> None:
-    walked = WalkResult(line(0, 1, 2), np.asarray([5.0, 3.0]), True, steps=np.asarray([5.0, 4.0, 3.0]))
+    walked = WalkResult(line(0, 1, 2), np.asarray([5.0, 3.0]), True, distances=np.asarray([5.0, 4.0, 3.0]))
     assert (n.oracle_success(walked), n.oracle_success_any_position(walked)) == (1.0, 0.0)
-    passing = WalkResult(walked.path, np.asarray([5.0, 4.0]), True, steps=np.asarray([5.0, 1.0, 4.0]))
+    passing = WalkResult(walked.path, np.asarray([5.0, 4.0]), True, distances=np.asarray([5.0, 1.0, 4.0]))
     assert (n.oracle_success(passing), n.oracle_success_any_position(passing)) == (0.0, 1.0)
     with pytest.raises(ValueError, match="has no distances of its steps"):
         n.oracle_success_any_position(WalkResult(walked.path, walked.decision_distances, True))
@@ -124,4 +124,4 @@ def test_one_point_and_standing_still_are_walks_too() -> None:
     assert n.path_length(walked) == 0.0
     assert n.success_by_path_length(walked) == 1.0
     assert n.ndtw(here, line(0, 1), fast=True) == pytest.approx(math.exp(-1 / 6))
-    np.testing.assert_array_equal(n.densify(here, up=None), here)
+    np.testing.assert_array_equal(n.densify(here, height_axis=None), here)

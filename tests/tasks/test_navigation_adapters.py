@@ -78,7 +78,7 @@ def test_habitat_and_the_embedded_world_agree_on_the_same_house() -> None:
             assert (ours.ticks, ours.collided) == (theirs.ticks, theirs.collided)
             for a, b in zip(ours.poses, theirs.poses, strict=True):
                 np.testing.assert_allclose((a.x, a.y, a.heading, a.height), (b.x, b.y, b.heading, b.height), atol=1e-9)
-        seen, other = world.observe(time=0), habitat.observe()
+        seen, other = world.observe(tick=0), habitat.observe()
         assert (np.abs(seen.rgb.astype(int) - other.rgb) > 2).mean() < 0.01
         assert (np.abs(seen.depth - other.depth) > 1e-3).mean() < 0.01
         assert other.depth.shape == (12, 16, 16)

@@ -121,7 +121,7 @@ def test_features_are_computed_once_for_a_pose_and_its_past() -> None:
     assert len(encoder._cache) == 1
     one.step(0.3, 0.5)
     assert not torch.equal(encoder.encode([one]).image[0], first.image[0])
-    assert not bool(ObservationEncoder(navigator().eval(), frames=1).encode([one]).video.any())
+    assert not bool(ObservationEncoder(navigator().eval(), num_frames=1).encode([one]).video.any())
 
 
 def test_what_can_be_chosen() -> None:
@@ -217,7 +217,7 @@ def test_a_blind_agent_reads_nothing() -> None:
 
 
 def test_settings_that_do_not_fit_are_mistakes() -> None:
-    with pytest.raises(ValueError, match="remembers 26"):
+    with pytest.raises(ValueError, match="planner.max_steps 26"):
         NavigationStage(navigator(), NavigationSettings(max_steps=27))
     with pytest.raises(ValueError, match="depth_width"):
         replace(small_navigation.CONFIG, depth_channels=4)

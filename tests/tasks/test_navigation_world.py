@@ -121,7 +121,7 @@ def test_depth_views_may_have_their_own_size() -> None:
     seen = world.observe()
     assert (seen.rgb.shape, seen.depth.shape) == ((12, 16, 16, 3), (12, 24, 24))
     np.testing.assert_array_equal(
-        seen.depth, World({"room": scene}, 24).enter("room").camera.panorama(world.pose, 0, 24).depth
+        seen.depth, World({"room": scene}, 24).load_house("room").camera.panorama(world.pose, 0, 24).depth
     )
 
 
@@ -335,7 +335,7 @@ def test_a_scene_survives_its_file(tmp_path: Path) -> None:
 
 def test_a_scene_that_does_not_fit_is_told(tmp_path: Path) -> None:
     good = generate_house("a", 3).model_dump_json()
-    for old, new in (('"colour":"', '"colour":"no'), ('"floor":"', '"floor":"no'), ('"size"', '"sise"'), ("{", "")):
+    for old, new in (('"color":"', '"color":"no'), ('"floor":"', '"floor":"no'), ('"size"', '"sise"'), ("{", "")):
         (tmp_path / "bad.json").write_text(good.replace(old, new, 1))
         with pytest.raises(ManifestError, match=r"bad\.json"):
             read_scene(tmp_path / "bad.json")
@@ -357,7 +357,7 @@ def test_things_in_a_room_are_told_apart_by_shape_colour_or_motion() -> None:
             assert len({(thing.shape, thing.color, thing.motion) for thing in here}) == len(here)
             looks = len({(thing.shape, thing.color) for thing in here})
             twins += len(here) - looks
-            assert all(thing.color in COLORS and scene.rooms[room].holds(thing.x, thing.y) for thing in here)
+            assert all(thing.color in COLORS and scene.rooms[room].contains(thing.x, thing.y) for thing in here)
     assert twins > 10
 
 

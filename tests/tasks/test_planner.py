@@ -68,7 +68,7 @@ def outputs() -> dict[str, Tensor]:
     model, stored = planner(), arrays()
     mask = stored["in/txt_masks"]
     text = model.encode_text(stored["in/txt_ids"], mask)
-    history = [model.history.first(len(mask))]
+    history = [model.history.start_tokens(len(mask))]
     for step in STEPS:
         rgb, angle, views, angles = (
             stored[f"in/step{step}/hist_{name}_fts"] for name in ("rgb", "ang", "pano_rgb", "pano_ang")
@@ -129,7 +129,7 @@ def scores(seen: Observation, ids: Tensor | None = None) -> Tensor:
     model, stored = planner(), arrays()
     mask = stored["in/txt_masks"]
     text = model.encode_text(stored["in/txt_ids"] if ids is None else ids, mask)
-    history = model.history.first(2)[:, None]
+    history = model.history.start_tokens(2)[:, None]
     plan: Plan = model(text, mask, history, torch.ones(2, 1, dtype=torch.bool), seen)
     return plan.scores
 

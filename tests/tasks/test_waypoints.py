@@ -29,7 +29,7 @@ EXPECTED: dict[str, Any] = json.loads((FOLDER / "expected.json").read_text("utf-
 PARTS = {
     "angle_index": "angle",
     "distance_index": "distance",
-    "turn_angle_ccw_rad": "turn",
+    "turn_angle_ccw_rad": "heading_change",
     "distance_m": "meters",
     "panorama_image_index_ccw": "view",
     "angle_feature_clockwise": "angle_feature",
