@@ -105,7 +105,7 @@ def test_the_two_oracle_measures_differ_at_the_edge_and_between_decisions() -> N
     assert (n.oracle_success(walked), n.oracle_success_any_position(walked)) == (1.0, 0.0)
     passing = WalkResult(walked.path, np.asarray([5.0, 4.0]), True, distances=np.asarray([5.0, 1.0, 4.0]))
     assert (n.oracle_success(passing), n.oracle_success_any_position(passing)) == (0.0, 1.0)
-    with pytest.raises(ValueError, match="has no distances of its steps"):
+    with pytest.raises(ValueError, match="has no distances between"):
         n.oracle_success_any_position(WalkResult(walked.path, walked.decision_distances, True))
 
 

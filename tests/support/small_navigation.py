@@ -75,7 +75,7 @@ def episodes(count: int) -> tuple[Episode, ...]:
 def episode_loader(count: int, batch_size: int) -> EpisodeLoader:
     rows = episodes(count)
     words = Vocabulary.from_texts((row.instruction for row in rows), PLANNER.vocab_size)
-    return EpisodeLoader(rows, house_world(), words, PLANNER.words, LoaderSettings(batch_size=batch_size))
+    return EpisodeLoader(rows, house_world(), words, PLANNER.max_words, LoaderSettings(batch_size=batch_size))
 
 
 def episode_batch(count: int) -> NavigationBatch:

@@ -217,7 +217,7 @@ def test_a_blind_agent_reads_nothing() -> None:
 
 
 def test_settings_that_do_not_fit_are_mistakes() -> None:
-    with pytest.raises(ValueError, match="planner.max_steps 26"):
+    with pytest.raises(ValueError, match="max_steps 26"):
         NavigationStage(navigator(), NavigationSettings(max_steps=27))
     with pytest.raises(ValueError, match="depth_width"):
         replace(small_navigation.CONFIG, depth_channels=4)
@@ -246,7 +246,7 @@ def recipe(stage: str, folder: Path, **more: object) -> dict[str, object]:
         "waypoints": {"depth_width": 128, "width": 8, "heads": 2},
         "planner": {
             "rgb_width": 8, "depth_width": 8, "width": 16, "heads": 2, "hidden": 16, "text_layers": 1,
-            "cross_layers": 1, "panorama_layers": 1, "vocabulary": 60, "words": 40, "frozen_words": False,
+            "cross_layers": 1, "panorama_layers": 1, "vocab_size": 60, "max_words": 40, "frozen_words": False,
             "frozen_history": False,
         },
     }  # fmt: skip

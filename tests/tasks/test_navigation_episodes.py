@@ -268,7 +268,9 @@ def test_plans_show_what_was_walked(folder: Path, episodes: list[Episode]) -> No
     assert text.startswith("<svg")
     assert "planner" in text
     assert "arrived" in text
-    assert text == plot_floor_plans([FloorPlan(scene, episode, {"planner": way}, "arrived"), FloorPlan(scene, episode, {})])
+    assert text == plot_floor_plans(
+        [FloorPlan(scene, episode, {"planner": way}, "arrived"), FloorPlan(scene, episode, {})]
+    )
     with pytest.raises(ValueError, match="no floor plan"):
         plot_floor_plans([])
 
