@@ -43,14 +43,18 @@ def test_the_span_of_a_row_shows_its_picture_alone(pictures: Manifest) -> None:
         }
 
 
-def test_captions_name_the_shape_in_words_that_clips_have_too(pictures: Manifest) -> None:
+def test_captions_name_what_is_seen_in_words_that_clips_have_too(pictures: Manifest) -> None:
     words = {word for template in TEMPLATES for word in template.split()}
     for number in range(400):
         facts = plan(WorldSettings(clips=1000), "train", number).facts
         words |= {word for text in training_captions(facts, np.random.default_rng(number)) for word in text.split()}
     for row in pictures.rows:
-        assert len(set(row.captions)) == 3
-        assert {text.split()[-1] for text in row.captions} == {row.attributes["shape"]}
+        alone, placed, detailed = row.captions
+        shape, colour = row.attributes["shape"], row.attributes["colour"]
+        assert alone.split()[1:] == [shape]
+        assert f"{colour} {shape}" in placed
+        assert row.attributes["place"].split()[-1] in placed
+        assert f"{row.attributes['texture']} {colour} {shape}" in detailed
         assert {word for text in row.captions for word in text.split()} <= words
 
 

@@ -25,7 +25,6 @@ from internvideo.inference.loading import load
 from internvideo.pipeline import training_recipe
 from internvideo.recipe import Recipe, read_recipe
 from internvideo.sample_world.generate import WorldSettings, generate
-from internvideo.sample_world.pictures import generate_pictures
 from internvideo.search.collection import Collection
 from internvideo.search.indexing import IndexSettings
 from internvideo.storage import folder_lock, write_text
@@ -47,14 +46,13 @@ class Columns:
 
 @dataclass(frozen=True)
 class Profile:
-    """Size of a demo: clips and pictures of the sample world, and a factor on every recipe's epochs."""
+    """Size of a demo: clips of the sample world, and a factor on every recipe's epochs."""
 
     clips: int
-    pictures: int
     epochs: float
 
 
-PROFILES = {"full": Profile(4200, 20_000, 1.0), "short": Profile(420, 500, 0.25)}
+PROFILES = {"full": Profile(4200, 1.0), "short": Profile(420, 0.25)}
 
 
 def run_demo(
@@ -132,8 +130,7 @@ def step_recipe(step: Step, output: Path, data: DemoData, profile: Profile, seed
     schedule = recipe.schedule.model_copy(update={"epochs": epochs, "warmup": min(recipe.schedule.warmup, epochs / 4)})
     loader = replace(recipe.data.loader, seed=seed)
     # Masked pretraining needs no labels: it uses every video.
-    instead = {"masked": data.unlabelled, "image_text": data.pictures}
-    train = instead.get(step.recipe) or data.train
+    train = data.unlabelled if step.recipe == "masked" and data.unlabelled is not None else data.train
     parts: dict[str, Any] = {"train": train, "loader": loader}
     changed = {
         "schedule": schedule,
@@ -148,8 +145,7 @@ def _world(output: Path, profile: Profile, seed: int) -> DemoData:
     LOGGER.info("[data] the sample world")
     settings = WorldSettings(clips=profile.clips, size=64, seed=WORLD_SEED + seed, difficulty=0.15, long_videos=0)
     found = generate(output / "world", settings)
-    found |= generate_pictures(output / "world", settings, profile.pictures)
-    return DemoData(found["train"], found["test"], True, found["zero_shot"], pictures=found["pictures"])
+    return DemoData(found["train"], found["test"], True, found["zero_shot"])
 
 
 def _own(output: Path, path: Path, columns: Columns) -> DemoData:

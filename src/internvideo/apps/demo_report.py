@@ -69,7 +69,6 @@ class DemoData:
         world: whether it is the sample world, whose classes have known reverses.
         zero_shot: manifest of classes absent from training, None if there are none.
         unlabelled: manifest of all videos without labels, for masked pretraining; None for that of `train`.
-        pictures: manifest of captioned pictures for image-text pretraining; None for frames of the videos.
         facts: facts of the user's videos.
         short: trained with the short profile, which is too brief to judge a claim of the paper.
     """
@@ -79,7 +78,6 @@ class DemoData:
     world: bool
     zero_shot: Path | None = None
     unlabelled: Path | None = None
-    pictures: Path | None = None
     facts: SetFacts | None = None
     short: bool = False
 

@@ -121,8 +121,6 @@ class FrameStem(Module):
         patches = F.linear(self._extract_patches(video, self.conv.kernel_size[0]), self.conv.weight.flatten(1))
         if self.motion is not None:
             patches = patches + F.linear(self._extract_patches(minus_mean_frame(video), 3), self.motion.flatten(1))
-        if self.convolutions is not None:
-            patches = patches + self.convolutions(video)
         return patches
 
     def _extract_patches(self, video: Tensor, num_frames: int) -> Tensor:
@@ -143,7 +141,8 @@ class FrameStem(Module):
         """(B, 3, T, S, S) normalized -> tokens of every frame (B * T', 1 + HW, D)."""
         x = self.embed_patches(video).flatten(0, 1)
         cls = self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
-        return self.norm(torch.cat([cls, x], dim=1) + self.positional_embedding)
+        x = torch.cat([cls, x], dim=1) + self.positional_embedding
+        return self.norm(x if self.convolutions is None else x + self.convolutions(video))
 
 
 @dataclass(frozen=True)

@@ -57,10 +57,11 @@ def minus_mean_frame(video: Tensor) -> Tensor:
 
 
 class ConvolutionStem(Module):
-    """Six convolutions of 3 x 3 on every frame and a seventh, zero at the start, that makes patch tokens of them.
+    """Six convolutions of 3 x 3 on every frame, added to its patch tokens and, of their maximum, to its class token.
 
     Patches of 8 px cut small objects apart: a transformer that learns from scratch needs many times more pictures to
-    tell their shapes from such pieces than overlapping convolutions do.
+    tell their shapes from such pieces than overlapping convolutions do. The maximum over places tells what there is
+    wherever it is; without it a shape is hardly learned beside color and place. Both outputs start at zero.
 
     Args:
         channels: of the first two, at half of the frame's side; then twice and, at a quarter, four times as many.
@@ -77,13 +78,16 @@ class ConvolutionStem(Module):
             layers += [nn.Conv2d(inner, outer, 3, stride, 1, bias=False), nn.BatchNorm2d(outer), nn.ReLU()]
         self.layers = Sequential(*layers)
         self.out = Conv2d(widths[-1], width, 3, patch_size // 4, 1)
+        self.summary = Linear(widths[-1], width, bias=False)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]  # the convolution has a bias
+        nn.init.zeros_(self.summary.weight)
 
     def forward(self, video: Tensor) -> Tensor:
-        """(B, 3, T, S, S) normalized -> (B, T, HW, D)."""
-        tokens = self.out(self.layers(video.transpose(1, 2).flatten(0, 1)))
-        return tokens.flatten(2).transpose(1, 2).reshape(video.shape[0], video.shape[2], -1, tokens.shape[1])
+        """(B, 3, T, S, S) normalized -> tokens of every frame (B * T, 1 + HW, D), the class token first."""
+        found = self.layers(video.transpose(1, 2).flatten(0, 1))
+        patches = self.out(found).flatten(2).transpose(1, 2)
+        return torch.cat([self.summary(found.amax(dim=(2, 3)))[:, None], patches], dim=1)
 
 
 class TubeletEmbedding(Module):

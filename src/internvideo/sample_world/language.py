@@ -163,13 +163,15 @@ def partial_captions(facts: Facts, rng: np.random.Generator) -> tuple[str, str, 
     return prompt, f"something {verb}{speed}", f"a video of {thing}" if rng.random() < 0.5 else f"we see {thing}"
 
 
-def picture_captions(facts: Facts) -> tuple[str, str, str]:
-    """List three captions of a picture, which name the shape alone.
+def picture_captions(facts: Facts, rng: np.random.Generator) -> tuple[str, str, str]:
+    """Generate three captions of a picture: the shape alone, object and place, the object in detail.
 
-    Color and place are learned from a few hundred clips; where captions name them too, the shape pays hardly anything.
+    Where every caption names color and place too, the shape pays hardly anything and is not learned.
     """
-    thing = _article(facts.shape)
-    return thing, f"we see {thing}", f"a video of {thing}"
+    short, texture = f"{facts.colour} {facts.shape}", f"{facts.texture} {facts.colour} {facts.shape}"
+    detailed = texture if rng.random() < 0.5 else f"{facts.size} {texture}"
+    where = PLACE_PHRASES[facts.place]
+    return _article(facts.shape), f"{_article(short)} {where}", f"we see {_article(detailed)}"
 
 
 def questions(facts: Facts) -> tuple[tuple[str, str, str], ...]:

@@ -2,7 +2,7 @@
 
 A picture is one frame of a clip that is planned but never written whole, of trained classes and combinations only.
 `FOLDER/pictures/*.mp4` hold 5,000 pictures each, one a second; a row of `pictures.jsonl` is the span of one of them.
-Captions name the shape alone: what a small encoder does not learn beside color and place (`picture_captions`).
+The first caption names the shape alone, what a small encoder does not learn beside color and place; two name these too.
 Attributes are shape, colour, texture, size and place.
 """
 
@@ -105,12 +105,12 @@ def draw(settings: WorldSettings, number: int) -> tuple[Facts, Frames]:
 
 
 def _row(settings: WorldSettings, number: int, first: int, count: int) -> Sample:
-    facts, _ = _facts_and_scene(settings, number)
+    facts, scene = _facts_and_scene(settings, number)
     second = float(number - first)
     return Sample(
         id=f"picture_{number:06d}",
         path=_path(first, count),
         span=(second, second + 0.5),
-        captions=picture_captions(facts),
+        captions=picture_captions(facts, np.random.default_rng((*scene.seed, 2000))),
         attributes={name: value for name, value in asdict(facts).items() if name not in ("action", "speed")},
     )
