@@ -19,7 +19,7 @@ import torch
 from internvideo import untrusted
 from internvideo.apps.mix import mix
 from internvideo.data.manifest import read_manifest
-from internvideo.data.shard_files import read_shard, shard_addresses
+from internvideo.data.shard_files import list_shards, read_shard
 from internvideo.data.shards import read_shards
 from internvideo.errors import InternVideoError, ManifestError, RecipeError, WeightsError, shown
 from internvideo.model_table import create_model
@@ -347,7 +347,7 @@ def test_an_index_of_a_shard_that_lies_is_made_again(tmp_path: Path) -> None:
 def test_shards_without_end() -> None:
     for pattern in ("a_{0..999999999999}.tar", "a_{0..%s}.tar" % ("9" * 5000)):
         with pytest.raises(ManifestError, match="shard"):
-            shard_addresses(pattern)
+            list_shards(pattern)
 
 
 # --- what is told ----------------------------------------------------------------------------------------------------

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import torch
 
-from internvideo.apps.demo import PROFILES, Columns, _by_group, _own, run_demo, step_recipe
-from internvideo.apps.demo_budget import SHARES, Budget, SetFacts
-from internvideo.apps.demo_clock import Clock
+from internvideo.apps.demo import PROFILES, Columns, _hold_out_groups, _prepare_videos, run_demo, step_recipe
+from internvideo.apps.demo_budget import TIME_FRACTIONS, Budget, VideoSetStatistics
+from internvideo.apps.demo_clock import DemoClock
 from internvideo.apps.demo_report import DemoData
-from internvideo.apps.demo_steps import STEPS, Step, run_one_by_one, run_side_by_side
+from internvideo.apps.demo_steps import STEPS, Step, run_in_parallel, run_sequentially
 from internvideo.data.manifest import read_manifest
 from internvideo.data.sample import Sample
 from internvideo.errors import InternVideoError, ManifestError, RecipeError, RunError
@@ -63,7 +63,7 @@ def test_recipe_of_a_step_is_filled_in(step, tmp_path: Path) -> None:
 
 
 def test_a_folder_of_folders_is_split_without_overlap(tmp_path: Path) -> None:
-    data = _own(tmp_path / "out", videos(tmp_path / "in", {"wave": 6, "nod": 6}), Columns())
+    data = _prepare_videos(tmp_path / "out", videos(tmp_path / "in", {"wave": 6, "nod": 6}), Columns())
     train, test = read_manifest(data.train), read_manifest(data.test)
     assert train.classes == test.classes == ("nod", "wave")
     assert len(train.rows) + len(test.rows) == 12
@@ -95,7 +95,7 @@ WHOLE = {
 @pytest.mark.parametrize("case", WHOLE)
 def test_every_class_of_two_groups_is_on_both_sides(case: str) -> None:
     rows = clips(WHOLE[case])
-    train, test = _by_group(rows)
+    train, test = _hold_out_groups(rows)
     assert sorted(row.id for row in (*train, *test)) == sorted(row.id for row in rows)
     sides = [{row.group or row.id for row in side} for side in (train, test)]
     assert not sides[0] & sides[1], "a group was divided"
@@ -103,15 +103,17 @@ def test_every_class_of_two_groups_is_on_both_sides(case: str) -> None:
         of_class = {row.group or row.id for row in rows if row.label == label}
         assert of_class & sides[0], f"class {label} is not trained on"
         assert bool(of_class & sides[1]) == (len(of_class) > 1), f"class {label} in the test videos"
-    again = _by_group(rows)
+    again = _hold_out_groups(rows)
     assert again == (train, test)
-    assert {row.id for row in _by_group(rows[::-1])[1]} == {row.id for row in test}, "depends on the order of rows"
+    assert {row.id for row in _hold_out_groups(rows[::-1])[1]} == {row.id for row in test}, (
+        "depends on the order of rows"
+    )
 
 
 @pytest.mark.parametrize(("classes", "each"), [(10, 20), (3, 50)])
 def test_about_one_group_in_five_of_every_class_is_held_out(classes: int, each: int) -> None:
     rows = clips({f"{label}-{n}": [label] * 2 for label in range(classes) for n in range(each)})
-    held = np.bincount([row.label or 0 for row in _by_group(rows)[1]]) / 2 / each
+    held = np.bincount([row.label or 0 for row in _hold_out_groups(rows)[1]]) / 2 / each
     assert held.min() > 0.1
     assert held.max() < 0.3
     assert held.mean() == pytest.approx(0.2, abs=0.03)
@@ -119,7 +121,7 @@ def test_about_one_group_in_five_of_every_class_is_held_out(classes: int, each: 
 
 def test_a_class_cannot_be_divided_that_has_one_group_only() -> None:
     with pytest.raises(ManifestError, match="each class of one group"):
-        _by_group(clips({"a": [0] * 5, "b": [1] * 5}))
+        _hold_out_groups(clips({"a": [0] * 5, "b": [1] * 5}))
 
 
 def test_the_split_column_is_used(tmp_path: Path) -> None:
@@ -130,17 +132,17 @@ def test_the_split_column_is_used(tmp_path: Path) -> None:
             f"{name}/{i}.mp4,{name},{'Test' if i == 3 else 'train'},{'val' if i < 2 else 'train'}" for i in range(7)
         ]
     (folder / "index.csv").write_text("\n".join(lines) + "\n")
-    assert len(read_manifest(_own(tmp_path / "a", folder, Columns()).test).rows) == 2
-    assert len(read_manifest(_own(tmp_path / "b", folder, Columns(split="fold")).test).rows) == 4
+    assert len(read_manifest(_prepare_videos(tmp_path / "a", folder, Columns()).test).rows) == 2
+    assert len(read_manifest(_prepare_videos(tmp_path / "b", folder, Columns(split="fold")).test).rows) == 4
     with pytest.raises(ManifestError, match=r"no column 'fald'.*fold"):
-        _own(tmp_path / "c", folder, Columns(split="fald"))
+        _prepare_videos(tmp_path / "c", folder, Columns(split="fald"))
     with pytest.raises(RunError, match="other videos, labels or splits"):
-        _own(tmp_path / "a", folder, Columns(split="fold"))
+        _prepare_videos(tmp_path / "a", folder, Columns(split="fold"))
 
 
 def test_one_class_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match="at least 2"):
-        _own(tmp_path / "out", videos(tmp_path / "in", {"wave": 3}), Columns())
+        _prepare_videos(tmp_path / "out", videos(tmp_path / "in", {"wave": 3}), Columns())
 
 
 def test_unknown_profile_is_refused(tmp_path: Path) -> None:
@@ -150,14 +152,14 @@ def test_unknown_profile_is_refused(tmp_path: Path) -> None:
 
 def test_clock_adds_up_over_sessions(tmp_path: Path) -> None:
     (tmp_path / "seconds.json").write_text(json.dumps({"seconds": {"masked": 5.0}, "peak_memory_mb": 1e6}))
-    clock = Clock(tmp_path / "seconds.json")
+    clock = DemoClock(tmp_path / "seconds.json")
     with pytest.raises(KeyboardInterrupt), clock.timed("masked"):
         raise KeyboardInterrupt
     stored = json.loads((tmp_path / "seconds.json").read_text())
     assert stored["seconds"]["masked"] > 5.0
     assert stored["peak_memory_mb"] == 1e6
-    again = Clock(tmp_path / "seconds.json")
-    with again.timed("masked", again=True):
+    again = DemoClock(tmp_path / "seconds.json")
+    with again.timed("masked", already_done=True):
         pass
     assert again.seconds == stored["seconds"]
 
@@ -177,7 +179,9 @@ def test_the_whole_demo_runs_and_resumes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
 def test_few_videos_of_ones_own_fit_into_batches(step, tmp_path: Path) -> None:
-    data = DemoData(tmp_path / "train.jsonl", tmp_path / "test.jsonl", False, facts=SetFacts(10, 2, 3.0, 144, True))
+    data = DemoData(
+        tmp_path / "train.jsonl", tmp_path / "test.jsonl", False, facts=VideoSetStatistics(10, 2, 3.0, 144, True)
+    )
     own = step_recipe(step, tmp_path, data, PROFILES["full"], seed=0)
     world = step_recipe(step, tmp_path, DemoData(data.train, data.test, True), PROFILES["full"], seed=0)
     assert own.data.loader.batch_size == 2
@@ -191,8 +195,8 @@ def test_few_videos_of_ones_own_fit_into_batches(step, tmp_path: Path) -> None:
 
 
 def test_a_set_is_looked_at_before_recipes_are_fitted_to_it(tmp_path: Path) -> None:
-    data = _own(tmp_path / "out", videos(tmp_path / "in", {"turn left": 6, "nod": 6}), Columns())
-    assert data.facts == SetFacts(len(read_manifest(data.train)), 2, 1.0, 32, False)
+    data = _prepare_videos(tmp_path / "out", videos(tmp_path / "in", {"turn left": 6, "nod": 6}), Columns())
+    assert data.facts == VideoSetStatistics(len(read_manifest(data.train)), 2, 1.0, 32, False)
     assert data.unlabelled is not None
     every = read_manifest(data.unlabelled)
     assert len(every) == 12
@@ -209,22 +213,24 @@ def test_a_set_is_looked_at_before_recipes_are_fitted_to_it(tmp_path: Path) -> N
 def test_steps_follow_the_time_that_is_given_and_stay_what_they_were(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = DemoData(tmp_path / "train.jsonl", tmp_path / "test.jsonl", False, facts=SetFacts(83, 6, 3.0, 144, True))
+    data = DemoData(
+        tmp_path / "train.jsonl", tmp_path / "test.jsonl", False, facts=VideoSetStatistics(83, 6, 3.0, 144, True)
+    )
     assert data.facts is not None
     asked = []
     monkeypatch.setattr("internvideo.apps.demo_budget.seconds_per_step", lambda recipe, device: asked.append(1) or 0.25)
     budget = Budget(tmp_path / "plan.json", 10, "cpu")
     recipes = {
-        step.name: budget.paced(step.name, step_recipe(step, tmp_path, data, PROFILES["full"], 0), data.facts)
+        step.name: budget.set_num_steps(step.name, step_recipe(step, tmp_path, data, PROFILES["full"], 0), data.facts)
         for step in STEPS
     }
     steps = {name: recipe.schedule.total_steps(1.0) for name, recipe in recipes.items()}
-    assert steps["masked"] == round(600 * SHARES["masked"] / 0.25)
+    assert steps["masked"] == round(600 * TIME_FRACTIONS["masked"] / 0.25)
     assert steps["supervised_scratch"] == steps["supervised_masked"]
-    assert sum(SHARES.values()) < 1
+    assert sum(TIME_FRACTIONS.values()) < 1
     again = Budget(tmp_path / "plan.json", 10, "cpu")
     count = len(asked)
-    repeated = again.paced("masked", step_recipe(STEPS[0], tmp_path, data, PROFILES["full"], 0), data.facts)
+    repeated = again.set_num_steps("masked", step_recipe(STEPS[0], tmp_path, data, PROFILES["full"], 0), data.facts)
     assert repeated.schedule == recipes["masked"].schedule
     assert len(asked) == count
 
@@ -245,13 +251,13 @@ def test_a_ridge_on_pixels_knows_where_something_is(tmp_path: Path) -> None:
 
 
 def test_clock_adds_what_overlaps(tmp_path: Path) -> None:
-    clock = Clock(tmp_path / "seconds.json")
-    stop_first, stop_second = clock.started("first"), clock.started("second")
+    clock = DemoClock(tmp_path / "seconds.json")
+    stop_first, stop_second = clock.start("first"), clock.start("second")
     stop_second()
     assert set(clock.seconds) == {"second"}
-    assert set(clock.so_far()) == {"first", "second"}
+    assert set(clock.seconds_so_far()) == {"first", "second"}
     stop_first()
-    assert set(Clock(tmp_path / "seconds.json").seconds) == {"first", "second"}
+    assert set(DemoClock(tmp_path / "seconds.json").seconds) == {"first", "second"}
 
 
 @pytest.mark.slow
@@ -260,15 +266,15 @@ def test_steps_side_by_side_learn_the_same_and_name_what_fails(tmp_path: Path) -
     data = DemoData(world["train"], world["test"], True, world["zero_shot"])
     profile = replace(PROFILES["short"], epochs=0.01)
     for name in ("a", "b"):
-        clock, folder = Clock(tmp_path / name / "seconds.json"), tmp_path / name
+        clock, folder = DemoClock(tmp_path / name / "seconds.json"), tmp_path / name
 
         def recipe_of(step: Step, folder: Path = folder) -> Recipe:
             return step_recipe(step, folder, data, profile, seed=0)
 
         if name == "a":
-            run_one_by_one(recipe_of, folder, clock, "cpu")
+            run_sequentially(recipe_of, folder, clock, "cpu")
         else:
-            run_side_by_side(recipe_of, folder, clock)
+            run_in_parallel(recipe_of, folder, clock)
         assert set(clock.seconds) == {step.name for step in STEPS}
     for step in STEPS:
         first, second = (read_safetensors(tmp_path / name / step.name / "model.safetensors")[0] for name in ("a", "b"))
@@ -280,7 +286,7 @@ def test_steps_side_by_side_learn_the_same_and_name_what_fails(tmp_path: Path) -
         return step_recipe(step, tmp_path / "b", replace(data, train=tmp_path / "absent.jsonl"), profile, seed=0)
 
     with pytest.raises(InternVideoError, match=r"absent\.jsonl"):
-        run_side_by_side(absent, tmp_path / "b", Clock(tmp_path / "b" / "seconds.json"))
+        run_in_parallel(absent, tmp_path / "b", DemoClock(tmp_path / "b" / "seconds.json"))
 
 
 INTERRUPTED = """
@@ -290,7 +296,7 @@ from pathlib import Path
 from internvideo.apps.demo import PROFILES, step_recipe
 from internvideo.apps.demo_clock import Clock
 from internvideo.apps.demo_report import DemoData
-from internvideo.apps.demo_steps import run_side_by_side
+from internvideo.apps.demo_steps import run_in_parallel
 from internvideo.sample_world.generate import WorldSettings, generate
 
 if __name__ == "__main__":
@@ -298,7 +304,7 @@ if __name__ == "__main__":
     world = generate(folder / "world", WorldSettings(clips=112, size=32, seed=1, zero_shot_clips=8, long_videos=0))
     data, profile = DemoData(world["train"], world["test"], True, world["zero_shot"]), PROFILES["full"]
     recipe_of = lambda step: step_recipe(step, folder, data, profile, seed=0)
-    run_side_by_side(recipe_of, folder, Clock(folder / "seconds.json"))
+    run_in_parallel(recipe_of, folder, Clock(folder / "seconds.json"))
 """
 
 

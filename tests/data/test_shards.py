@@ -20,7 +20,7 @@ from torch import Tensor
 from internvideo.data.batch import Batch
 from internvideo.data.loader import LoaderSettings
 from internvideo.data.sampling import Sparse
-from internvideo.data.shard_files import read_shard, shard_addresses
+from internvideo.data.shard_files import list_shards, read_shard
 from internvideo.data.shards import ShardLoader, read_shards
 from internvideo.errors import ManifestError, RecipeError, VideoError
 from internvideo.pipeline import prepare
@@ -207,10 +207,10 @@ def test_the_fingerprint_changes_with_the_shards(folder: Path, tmp_path: Path) -
 
 def test_shards_are_named_by_folder_glob_or_range(folder: Path) -> None:
     names = tuple(str(folder / f"{number:05d}.tar") for number in range(3))
-    assert shard_addresses(str(folder)) == names
-    assert shard_addresses(f"{folder}/*.tar") == names
-    assert shard_addresses(f"{folder}/{{00000..00002}}.tar") == names
-    assert shard_addresses("s3://mine/{008..011}.tar")[2] == "s3://mine/010.tar"
+    assert list_shards(str(folder)) == names
+    assert list_shards(f"{folder}/*.tar") == names
+    assert list_shards(f"{folder}/{{00000..00002}}.tar") == names
+    assert list_shards("s3://mine/{008..011}.tar")[2] == "s3://mine/010.tar"
 
 
 def test_through_fsspec_the_same_batches_come(folder: Path) -> None:

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from internvideo.apps.demo_budget import Budget, SetFacts
-from internvideo.apps.demo_clock import Clock
+from internvideo.apps.demo_budget import Budget, VideoSetStatistics
+from internvideo.apps.demo_clock import DemoClock
 from internvideo.apps.demo_report import DemoData, write_demo_report
-from internvideo.apps.demo_steps import Step, run_one_by_one, run_side_by_side
+from internvideo.apps.demo_steps import Step, run_in_parallel, run_sequentially
 from internvideo.data.manifest import Manifest, Sample, read_manifest, write_manifest
 from internvideo.distributed import choose_device
 from internvideo.errors import ManifestError, RecipeError, RunError
@@ -70,7 +70,7 @@ def run_demo(
     Args:
         output: folder of this demo. data: labeled videos of the user; None for the sample world.
         profile: a key of `PROFILES`. columns: of a csv manifest. seed: for world, models and batches.
-        device: auto, cpu, cuda. minutes: time budget on own data, which determines the number of steps.
+        device: auto, cpu, cuda. minutes: time budget with `data`, which determines the numbers of training steps.
 
     Returns:
         output/report.html.
@@ -88,29 +88,29 @@ def run_demo(
         return _steps(output, data, PROFILES[profile], columns or Columns(), seed, budget)
 
 
-def _steps(output: Path, data: Path | None, chosen: Profile, columns: Columns, seed: int, budget: Budget) -> Path:
+def _steps(output: Path, data: Path | None, profile: Profile, columns: Columns, seed: int, budget: Budget) -> Path:
     """Run all unfinished steps; returns the report."""
     device = budget.device
-    clock = Clock(output / "seconds.json")
-    with clock.timed("data", again=(output / "world" / "train.jsonl").is_file()):
-        clips = _world(output, chosen, seed) if data is None else _own(output, data, columns)
+    clock = DemoClock(output / "seconds.json")
+    with clock.timed("data", already_done=(output / "world" / "train.jsonl").is_file()):
+        clips = _generate_world(output, profile, seed) if data is None else _prepare_videos(output, data, columns)
 
     def recipe_of(step: Step) -> Recipe:
-        recipe = step_recipe(step, output, clips, chosen, seed)
-        return recipe if clips.facts is None else budget.paced(step.name, recipe, clips.facts)
+        recipe = step_recipe(step, output, clips, profile, seed)
+        return recipe if clips.facts is None else budget.set_num_steps(step.name, recipe, clips.facts)
 
     if clips.facts is None and choose_device(device).type == "cpu" and cores() > 1:  # a budget counts on whole machines
-        run_side_by_side(recipe_of, output, clock)
+        run_in_parallel(recipe_of, output, clock)
     else:
-        run_one_by_one(recipe_of, output, clock, device)
+        run_sequentially(recipe_of, output, clock, device)
     LOGGER.info("[report] measuring on the held-out clips")
-    with clock.timed("report", again=(output / "report.json").is_file()):
-        short = chosen == PROFILES["short"]
+    with clock.timed("report", already_done=(output / "report.json").is_file()):
+        short = profile == PROFILES["short"]
         report = write_demo_report(output, replace(clips, short=short), device, clock)
     LOGGER.info("[search] indexing the held-out clips")
-    with clock.timed("search", again=(output / "collection").is_dir()):
+    with clock.timed("search", already_done=(output / "collection").is_dir()):
         _index(output, clips, device)
-    say(_next(output, clips))
+    say(_next_commands(output, clips))
     return report
 
 
@@ -125,67 +125,68 @@ def step_recipe(step: Step, output: Path, data: DemoData, profile: Profile, seed
     """Build a step's recipe: the shipped one with paths, seed and length filled in."""
     recipe = training_recipe(read_recipe(f"sample/{step.recipe}"))
     if data.facts is not None:  # user videos: possibly few, possibly some unreadable (listed in skipped.jsonl)
-        recipe = data.facts.fitted(recipe)
+        recipe = data.facts.fit_recipe(recipe)
     epochs = max(1.0, (recipe.schedule.epochs or 1.0) * profile.epochs)
     schedule = recipe.schedule.model_copy(update={"epochs": epochs, "warmup": min(recipe.schedule.warmup, epochs / 4)})
     loader = replace(recipe.data.loader, seed=seed)
     # Masked pretraining needs no labels: it uses every video.
     train = data.unlabelled if step.recipe == "masked" and data.unlabelled is not None else data.train
-    parts: dict[str, Any] = {"train": train, "loader": loader}
-    changed = {
+    data_changes: dict[str, Any] = {"train": train, "loader": loader}
+    recipe_changes = {
         "schedule": schedule,
         "loop": recipe.loop.model_copy(update={"seed": seed}),
-        "data": recipe.data.model_copy(update=parts),
+        "data": recipe.data.model_copy(update=data_changes),
         "init": {part: output / name / "model.safetensors" for part, name in step.init.items()},
     }
-    return recipe.model_copy(update=changed)
+    return recipe.model_copy(update=recipe_changes)
 
 
-def _world(output: Path, profile: Profile, seed: int) -> DemoData:
+def _generate_world(output: Path, profile: Profile, seed: int) -> DemoData:
     LOGGER.info("[data] the sample world")
     settings = WorldSettings(clips=profile.clips, size=64, seed=WORLD_SEED + seed, difficulty=0.15, long_videos=0)
     found = generate(output / "world", settings)
     return DemoData(found["train"], found["test"], True, found["zero_shot"])
 
 
-def _own(output: Path, path: Path, columns: Columns) -> DemoData:
+def _prepare_videos(output: Path, path: Path, columns: Columns) -> DemoData:
     """Split the user's labeled videos into train and test and caption each."""
-    whole = read_manifest(path, path_column=columns.video, label_column=columns.label)
-    rows = [_captioned(row, whole) for row in whole.rows if row.label is not None]
-    if len(whole.classes) < 2:
-        raise ManifestError(path, f"{len(whole.classes)} classes", "at least 2", "give every video a label")
-    train, test, how = _divide(path, rows, columns)
+    manifest = read_manifest(path, path_column=columns.video, label_column=columns.label)
+    rows = [_with_captions(row, manifest) for row in manifest.rows if row.label is not None]
+    if len(manifest.classes) < 2:
+        raise ManifestError(path, f"{len(manifest.classes)} classes", "at least 2", "give every video a label")
+    train, test, split_method = _split_rows(path, rows, columns)
     if len(train) < 8:
         raise ManifestError(path, f"{len(train)} training videos", "at least 8", "add videos")
     claim = {
         "source": str(path.resolve()),
-        "classes": whole.classes,
-        "train": Manifest(tuple(train), whole.classes, whole.root, path).fingerprint,
-        "test": Manifest(tuple(test), whole.classes, whole.root, path).fingerprint,
+        "classes": manifest.classes,
+        "train": Manifest(tuple(train), manifest.classes, manifest.root, path).fingerprint,
+        "test": Manifest(tuple(test), manifest.classes, manifest.root, path).fingerprint,
     }
-    _claim(output / "data" / "source.json", claim)
-    made = {}
-    for name, part in (("train", train), ("test", test)):
-        made[name] = output / "data" / f"{name}.jsonl"
-        write_manifest(made[name], part, whole.classes)
-    every = [row.model_copy(update={"path": str(whole.video_path(row).resolve()), "label": None}) for row in whole.rows]
-    made["unlabelled"] = output / "data" / "unlabelled.jsonl"
-    write_manifest(made["unlabelled"], every, ())
-    left = len(whole.rows) - len(train) - len(test)
-    for note in (*whole.notes, f"{left} rows without a label or of another split left out"):
+    _bind_to_data(output / "data" / "source.json", claim)
+    paths = {}
+    for name, split in (("train", train), ("test", test)):
+        paths[name] = output / "data" / f"{name}.jsonl"
+        write_manifest(paths[name], split, manifest.classes)
+    unlabelled = [row.model_copy(update={"path": str(manifest.video_path(row).resolve()), "label": None})
+                  for row in manifest.rows]  # fmt: skip
+    paths["unlabelled"] = output / "data" / "unlabelled.jsonl"
+    write_manifest(paths["unlabelled"], unlabelled, ())
+    num_left_out = len(manifest.rows) - len(train) - len(test)
+    for note in (*manifest.notes, f"{num_left_out} rows without a label or of another split left out"):
         LOGGER.info(f"[data] {note}")
     LOGGER.info(
-        f"[data] {len(train)} training and {len(test)} test videos ({how}), {len(whole.classes)} classes, "
+        f"[data] {len(train)} training and {len(test)} test videos ({split_method}), {len(manifest.classes)} classes, "
         f"{len({row.label for row in test})} of them in the test videos"
     )
-    facts = SetFacts.of(read_manifest(made["train"]))
-    looks = f"{facts.seconds:.1f} s and {facts.side} px in the middle"
-    LOGGER.info(f"[data] {looks}; masked pretraining sees all {len(every)} videos, without labels")
-    return DemoData(made["train"], made["test"], False, unlabelled=made["unlabelled"], facts=facts)
+    facts = VideoSetStatistics.measure(read_manifest(paths["train"]))
+    summary = f"{facts.seconds:.1f} s and {facts.side} px in the middle"
+    LOGGER.info(f"[data] {summary}; masked pretraining sees all {len(unlabelled)} videos, without labels")
+    return DemoData(paths["train"], paths["test"], False, unlabelled=paths["unlabelled"], facts=facts)
 
 
-def _claim(file: Path, claim: dict[str, Any]) -> None:
-    """Bind the folder to this data, or check that it is. Raises RunError for a folder of other videos or labels."""
+def _bind_to_data(file: Path, claim: dict[str, Any]) -> None:
+    """Save the identity of the data in a new folder. Raises RunError: the folder holds a demo on other data."""
     text = json.dumps(claim, indent=1)
     if file.is_file() and file.read_text(encoding="utf-8") != text:
         found = "holds a demo on other videos, labels or splits"
@@ -193,7 +194,7 @@ def _claim(file: Path, claim: dict[str, Any]) -> None:
     write_text(file, text)
 
 
-def _divide(path: Path, rows: list[Sample], columns: Columns) -> tuple[list[Sample], list[Sample], str]:
+def _split_rows(path: Path, rows: list[Sample], columns: Columns) -> tuple[list[Sample], list[Sample], str]:
     """Split rows into (training, test, method): by the split column, else one group in five of each class."""
     named = [row.split if columns.split == "split" else row.attributes.get(columns.split) for row in rows]
     names = [(name or "").lower() for name in named]
@@ -201,24 +202,24 @@ def _divide(path: Path, rows: list[Sample], columns: Columns) -> tuple[list[Samp
         if columns.split != "split":
             known = sorted({name for row in rows for name in row.attributes})
             raise ManifestError(path, f"no column '{columns.split}'", ", ".join(["split", *known]))
-        train, test = _by_group(rows)
+        train, test = _hold_out_groups(rows)
         return train, test, "one group in five of every class held out"
-    held = next((name for name in ("test", "validation", "val", "valid") if name in names), None)
+    held_out = next((name for name in ("test", "validation", "val", "valid") if name in names), None)
     fit = next((name for name in ("train", "training") if name in names), None)
-    if held is None or fit is None:
+    if held_out is None or fit is None:
         found = ", ".join(sorted(set(names) - {""}))
         raise ManifestError(path, f"column '{columns.split}' has {found}", "train, and test or validation")
-    train, test = ([row for row, name in zip(rows, names, strict=True) if name == part] for part in (fit, held))
-    return train, test, f"column {columns.split}: {fit}, {held}"
+    train, test = ([row for row, name in zip(rows, names, strict=True) if name == part] for part in (fit, held_out))
+    return train, test, f"column {columns.split}: {fit}, {held_out}"
 
 
-def _captioned(row: Sample, whole: Manifest) -> Sample:
-    label = whole.classes[row.label or 0].replace("_", " ")
+def _with_captions(row: Sample, manifest: Manifest) -> Sample:
+    label = manifest.classes[row.label or 0].replace("_", " ")
     captions = row.captions or (f"a video of {label}", label, f"this is {label}")
-    return row.model_copy(update={"path": str(whole.video_path(row).resolve()), "captions": captions})
+    return row.model_copy(update={"path": str(manifest.video_path(row).resolve()), "captions": captions})
 
 
-def _by_group(rows: list[Sample]) -> tuple[list[Sample], list[Sample]]:
+def _hold_out_groups(rows: list[Sample]) -> tuple[list[Sample], list[Sample]]:
     """Hold out about one group in five (without groups: one video in five) of every class for testing.
 
     Every class keeps training videos. Every class of two or more groups also has test videos, unless each of its groups
@@ -229,31 +230,32 @@ def _by_group(rows: list[Sample]) -> tuple[list[Sample], list[Sample]]:
     labels = np.array([row.label for row in rows])
     groups = np.unique([row.group or row.id for row in rows], return_inverse=True)[1]
     size = np.bincount(groups)
-    shows = np.zeros((labels.max() + 1, len(size)), dtype=bool)  # class, group
-    shows[labels, groups] = True
-    if shows.sum(axis=1).max() < 2:
+    class_has_group = np.zeros((labels.max() + 1, len(size)), dtype=bool)  # class, group
+    class_has_group[labels, groups] = True
+    if class_has_group.sum(axis=1).max() < 2:
         raise ManifestError("--data", f"{len(rows)} videos, those of each class of one group", "2 groups", "add videos")
-    parts = int(min(5, len(size), np.bincount(labels).max()))
+    num_folds = int(min(5, len(size), np.bincount(labels).max()))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # classes with too few videos are handled below
-        divided = StratifiedGroupKFold(parts, shuffle=True, random_state=0).split(labels, labels, groups)
+        divided = StratifiedGroupKFold(num_folds, shuffle=True, random_state=0).split(labels, labels, groups)
         _, test = next(divided)
-    held = np.zeros(len(size), dtype=bool)
-    held[groups[test]] = True
-    for groups_of in shows:
-        if groups_of.any() and held[groups_of].all():
-            held[min(np.flatnonzero(groups_of), key=size.__getitem__)] = False
-    for groups_of in shows:
-        if groups_of.sum() > 1 and not held[groups_of].any():
-            trained = (shows & ~held).sum(axis=1)
-            spare = [group for group in np.flatnonzero(groups_of) if trained[shows[:, group]].min() > 1]
+    held_out = np.zeros(len(size), dtype=bool)
+    held_out[groups[test]] = True
+    for groups_of in class_has_group:
+        if groups_of.any() and held_out[groups_of].all():
+            held_out[min(np.flatnonzero(groups_of), key=size.__getitem__)] = False
+    for groups_of in class_has_group:
+        if groups_of.sum() > 1 and not held_out[groups_of].any():
+            trained = (class_has_group & ~held_out).sum(axis=1)
+            spare = [group for group in np.flatnonzero(groups_of) if trained[class_has_group[:, group]].min() > 1]
             if spare:
-                held[min(spare, key=size.__getitem__)] = True
-    train, tested = ([row for row, group in zip(rows, groups, strict=True) if held[group] == part] for part in (0, 1))
+                held_out[min(spare, key=size.__getitem__)] = True
+    tests_row = held_out[groups]
+    train, tested = ([row for row, held in zip(rows, tests_row, strict=True) if held == part] for part in (0, 1))
     return train, tested
 
 
-def _next(output: Path, data: DemoData) -> str:
+def _next_commands(output: Path, data: DemoData) -> str:
     return f"""
 What to try next:
   open {output / "report.html"}

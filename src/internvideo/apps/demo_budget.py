@@ -20,7 +20,7 @@ from internvideo.recipe import Recipe
 from internvideo.storage import write_text
 from internvideo.video.reader import read_video_info
 
-SHARES: Mapping[str, float] = {
+TIME_FRACTIONS: Mapping[str, float] = {
     "masked": 0.36,
     "image_text": 0.02,
     "multimodal_pretrained": 0.10,
@@ -30,16 +30,17 @@ SHARES: Mapping[str, float] = {
     "single_frame": 0.02,
     "interaction": 0.06,
 }
-"""Part of the demo -> its fraction of the time; the rest is for reading videos and measuring."""
-LOOKED_AT = 64
-LONG_SECONDS = 4.0
-SMALL_SIDE = 56
-FEWEST_STEPS = 20
+"""Step of the demo -> fraction of the time budget; what remains is for reading the videos and for the evaluation."""
+MAX_MEASURED_VIDEOS = 64
+LONG_VIDEO_SECONDS = 4.0
+SMALL_VIDEO_PIXELS = 56
+MIN_STEPS = 20
 
 
 @dataclass(frozen=True)
-class SetFacts:
-    """Facts of a training set: numbers of videos and classes, median duration (s) and shorter side (px), flips."""
+class VideoSetStatistics:
+    """Numbers of videos and classes of a training set, median duration (s) and shorter side (px), and whether flipped
+    videos keep their class."""
 
     videos: int
     classes: int
@@ -48,55 +49,62 @@ class SetFacts:
     flip: bool
 
     @classmethod
-    def of(cls, rows: Manifest) -> SetFacts:
-        """Measure up to 64 videos of the training rows; unreadable ones are skipped."""
-        lengths, sides = [], []
-        for row in rows.rows[:: max(1, len(rows) // LOOKED_AT)]:
+    def measure(cls, manifest: Manifest) -> VideoSetStatistics:
+        """Measure about 64 videos, evenly spaced over the rows of the manifest; unreadable ones are skipped."""
+        durations, sides = [], []
+        for row in manifest.rows[:: max(1, len(manifest) // MAX_MEASURED_VIDEOS)]:
             try:
-                info = read_video_info(rows.video_path(row))
+                info = read_video_info(manifest.video_path(row))
             except VideoError:
                 continue
-            lengths.append(info.duration if row.span is None else row.span[1] - row.span[0])
+            durations.append(info.duration if row.span is None else row.span[1] - row.span[0])
             sides.append(min(info.width, info.height))
-        seconds, side = (float(np.median(values)) if values else 0.0 for values in (lengths, sides))
-        return cls(len(rows), len(rows.classes), round(seconds, 3), round(side), not direction_classes(rows.classes))
+        seconds, side = (float(np.median(values)) if values else 0.0 for values in (durations, sides))
+        may_flip = not direction_classes(manifest.classes)
+        return cls(len(manifest), len(manifest.classes), round(seconds, 3), round(side), may_flip)
 
-    def fitted(self, recipe: Recipe) -> Recipe:
+    def fit_recipe(self, recipe: Recipe) -> Recipe:
         """Return the recipe with size, frames, batch size and flips that fit these videos.
 
         Videos with a shorter side above 56 px get twice the pixels per side and the same number of tokens; long ones
         get twice the frames, except in stages on single frames.
         """
         data = recipe.data_as(ClipData)
-        finer = 2 if self.side > SMALL_SIDE else 1
-        more = 2 if self.seconds > LONG_SECONDS and data.sampling.frames > 1 else 1
-        size = max(2, min(data.loader.batch_size, self.videos // 4))
-        side = finer * data.augment.size
+        size_factor = 2 if self.side > SMALL_VIDEO_PIXELS else 1
+        frame_factor = 2 if self.seconds > LONG_VIDEO_SECONDS and data.sampling.frames > 1 else 1
+        batch_size = max(2, min(data.loader.batch_size, self.videos // 4))
+        side = size_factor * data.augment.size
         flip = self.flip and recipe.stage in ("masked", "supervised", "interaction")
-        parts = {
-            "loader": replace(data.loader, batch_size=size, max_unreadable=0.1, short_side=side, alike=0, alike_by=()),
+        loader = replace(
+            data.loader, batch_size=batch_size, max_unreadable=0.1, short_side=side, alike=0, alike_by=()
+        )  # fmt: skip
+        data_changes = {
+            "loader": loader,
             "augment": data.augment.model_copy(update={"size": side, "flip": flip}),
-            "sampling": data.sampling.model_copy(update={"frames": more * data.sampling.frames}),
+            "sampling": data.sampling.model_copy(update={"frames": frame_factor * data.sampling.frames}),
         }
-        overrides = _scaled(recipe.model.overrides, {"image_size": finer, "patch_size": finer, "frames": more})
+        factors = {"image_size": size_factor, "patch_size": size_factor, "frames": frame_factor}
+        overrides = _scale_settings(recipe.model.overrides, factors)
         model = recipe.model.model_copy(update={"overrides": overrides})
-        return recipe.model_copy(update={"data": data.model_copy(update=parts), "model": model})
+        return recipe.model_copy(update={"data": data.model_copy(update=data_changes), "model": model})
 
 
-def _scaled(overrides: Mapping[str, Any], factors: Mapping[str, int]) -> dict[str, Any]:
-    """Multiply some settings of a model and of its nested parts."""
+def _scale_settings(overrides: Mapping[str, Any], factors: Mapping[str, int]) -> dict[str, Any]:
+    """Multiply the integer settings of a model, and of nested mappings, that have a factor under their name."""
     return {
-        name: _scaled(value, factors) if isinstance(value, Mapping) else value * factors.get(name, 1)
+        name: _scale_settings(value, factors) if isinstance(value, Mapping) else value * factors.get(name, 1)
         if isinstance(value, int) and not isinstance(value, bool) else value
         for name, value in overrides.items()
     }  # fmt: skip
 
 
 class Budget:
-    """Choose the steps of each part of the demo for a time budget; decisions are saved, so that a resumed demo agrees.
+    """Choose the number of training steps of each step of the demo for a time budget.
+
+    The numbers are saved, so that a resumed demo trains the same number of steps.
 
     Args:
-        file: file of the decisions. minutes: time for the whole demo. device: where it runs.
+        file: JSON file of the saved numbers. minutes: time for the whole demo. device: cpu or cuda, on which it runs.
     """
 
     def __init__(self, file: Path, minutes: float, device: str) -> None:
@@ -104,18 +112,21 @@ class Budget:
         stored = untrusted.read_json(file) if file.is_file() else {}
         self.steps: dict[str, int] = stored.get("steps", {}) if isinstance(stored, dict) else {}
 
-    def paced(self, name: str, recipe: Recipe, facts: SetFacts) -> Recipe:
-        """Return the recipe with as many steps as fit its part's time; the time of a step is measured once."""
+    def set_num_steps(self, name: str, recipe: Recipe, facts: VideoSetStatistics) -> Recipe:
+        """Return the recipe of a demo step with as many training steps as fit into the fraction of the time for it.
+
+        The time of a training step is measured when the number of steps is chosen.
+        """
         if name not in self.steps:
             # Training with and without pretraining gets the same number of steps.
-            twin = {"supervised_scratch": "supervised_masked"}.get(name)
-            count = self.steps.get(twin or "")
-            if count is None:
-                each = seconds_per_step(recipe, device=self.device)
-                count = max(FEWEST_STEPS, round(60 * self.minutes * SHARES[name] / each))
-            self.steps[name] = count
+            compared_with = {"supervised_scratch": "supervised_masked"}.get(name)
+            num_steps = self.steps.get(compared_with or "")
+            if num_steps is None:
+                step_seconds = seconds_per_step(recipe, device=self.device)
+                num_steps = max(MIN_STEPS, round(60 * self.minutes * TIME_FRACTIONS[name] / step_seconds))
+            self.steps[name] = num_steps
             content = {"minutes": self.minutes, "facts": asdict(facts), "steps": self.steps}
             write_text(self.file, json.dumps(content, indent=1))
-        count = self.steps[name]
-        schedule = recipe.schedule.model_copy(update={"epochs": None, "steps": count, "warmup": count / 10})
+        num_steps = self.steps[name]
+        schedule = recipe.schedule.model_copy(update={"epochs": None, "steps": num_steps, "warmup": num_steps / 10})
         return recipe.model_copy(update={"schedule": schedule})

@@ -15,8 +15,8 @@ from internvideo.storage import write_text
 from internvideo.system import peak_memory_mb
 
 
-class Clock:
-    """Sum the seconds of each step and keep the peak memory over all sessions of a demo."""
+class DemoClock:
+    """Sum the seconds of each step and keep the peak memory over all sessions (program starts) of a demo."""
 
     def __init__(self, file: Path) -> None:
         stored = untrusted.read_json(file) if file.is_file() else {}
@@ -25,36 +25,41 @@ class Clock:
         self.peak_memory_mb: float = stored.get("peak_memory_mb", 0.0)
         self._running: dict[str, float] = {}
 
-    def started(self, name: str, *, again: bool = False) -> Callable[[], None]:
-        """Return a function that adds the seconds from now on to those of `name`; not when it is done once more."""
-        if not (again and name in self.seconds):
+    def start(self, name: str, *, already_done: bool = False) -> Callable[[], None]:
+        """Start the clock of step `name`; return the function that stops it and adds the seconds to the step's sum.
+
+        With `already_done` nothing is added: a step that was finished and timed in an earlier session is only checked.
+        """
+        if not (already_done and name in self.seconds):
             self._running[name] = time.monotonic()
 
         def stop() -> None:
             if name in self._running:
-                self.seconds = {**self.seconds, name: self.so_far()[name]}
+                self.seconds = {**self.seconds, name: self.seconds_so_far()[name]}
                 del self._running[name]
-            self.peak_memory_mb = self.memory()
+            self.peak_memory_mb = self.memory_mb()
             content = {"seconds": self.seconds, "peak_memory_mb": self.peak_memory_mb}
             write_text(self.file, json.dumps(content, indent=1))
 
         return stop
 
     @contextmanager
-    def timed(self, name: str, *, again: bool = False) -> Iterator[None]:
-        """Add the seconds of the block to those of `name`, also when interrupted, but not when done once more."""
-        stop = self.started(name, again=again)
+    def timed(self, name: str, *, already_done: bool = False) -> Iterator[None]:
+        """Add the seconds of the block, also if it is interrupted, to those of step `name`; see `start`."""
+        stop = self.start(name, already_done=already_done)
         try:
             yield
         finally:
             stop()
 
-    def so_far(self) -> dict[str, float]:
+    def seconds_so_far(self) -> dict[str, float]:
         """Return the seconds by step, including the current ones."""
         now = time.monotonic()
-        return self.seconds | {name: self.seconds.get(name, 0.0) + now - began for name, began in self._running.items()}
+        return self.seconds | {
+            name: self.seconds.get(name, 0.0) + now - started_at for name, started_at in self._running.items()
+        }
 
-    def memory(self) -> float:
+    def memory_mb(self) -> float:
         """Return the largest resident memory of any process of any session so far, or of the device if larger, MiB."""
         device = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0.0
         return max(self.peak_memory_mb, peak_memory_mb(), device)

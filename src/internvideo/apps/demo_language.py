@@ -27,7 +27,7 @@ from internvideo.video.reader import Video
 
 Predict = Callable[[Trained, Manifest, ClipOptions], Predictions]
 
-ABOUT = {
+DESCRIPTIONS = {
     "zero_shot_recognition": "recognition from class names, trained classes",
     "zero_shot_unseen_classes": "recognition from class names, classes that no clip of the training shows",
     "multiple_choice": "the right one of several sentences",
@@ -37,7 +37,9 @@ ABOUT = {
 def language_tasks(
     output: Path, language: Trained, test: Manifest, unseen: Path | None, settings: ClipOptions
 ) -> tuple[dict[str, dict[str, float]], list[MetricValue]]:
-    """Evaluate zero-shot recognition and multiple choice if the data allows them; return metrics per task, and rows."""
+    """Evaluate zero-shot recognition and multiple choice if the data allows them.
+
+    Returns the metrics by task, and the rows of the report's table."""
     jobs: dict[str, tuple[Predict, Manifest]] = {"zero_shot_recognition": (predict_zero_shot, test)}
     if unseen is not None:
         jobs["zero_shot_unseen_classes"] = (predict_zero_shot, read_manifest(unseen))
@@ -52,33 +54,35 @@ def language_tasks(
         main = "accuracy" if "accuracy" in result["figures"] else "top1"
         low, high = result["intervals"][main]
         chance = float(result["protocol"][f"chance_{main}"])
-        rows.append(MetricValue(ABOUT[name], result["figures"][main], (low, high), chance))
+        rows.append(MetricValue(DESCRIPTIONS[name], result["figures"][main], (low, high), chance))
         for kind, value in result["figures"].items():
             if kind.startswith("against_"):
-                about = f"the right sentence above the one of {kind.removeprefix('against_').replace('_', ' ')}"
+                description = f"the right sentence above the one of {kind.removeprefix('against_').replace('_', ' ')}"
                 rows.append(
-                    MetricValue(about, value, (result["intervals"][kind][0], result["intervals"][kind][1]), 0.5)
+                    MetricValue(description, value, (result["intervals"][kind][0], result["intervals"][kind][1]), 0.5)
                 )
     return figures, rows
 
 
 @torch.inference_mode()
-def written_captions(trained: Trained, test: Manifest, device: str, count: int = 6) -> list[GeneratedCaption]:
+def generate_captions(trained: Trained, test: Manifest, device: str, num_clips: int = 6) -> list[GeneratedCaption]:
     """Generate captions for clips sampled from the split; a word is correct if a caption of the clip contains it."""
     model = cast(VideoLanguage, trained.model)
     if not model.can_caption:
         return []
-    rows = tuple(test.rows[index] for index in linspace_frames(len(test), min(count, len(test))).tolist())
+    rows = tuple(test.rows[index] for index in linspace_frames(len(test), min(num_clips, len(test))).tolist())
     chosen = replace(test, rows=rows)
     generator = CaptionGenerator(model, Tokenizer(context_length=model.config.text.context_length))
-    here, found = choose_device(device), []
-    of_id = {row.id: row for row in rows}
-    for batch, _ in make_clip_inputs(trained, chosen, ClipOptions(batch_size=count, device=device)).loader:
-        for name, caption in zip(batch.ids, generator(batch.to(here).video), strict=True):
-            row = of_id[name]
-            true = {word for text in row.captions for word in text.lower().replace(",", " ").replace(";", " ").split()}
-            words = tuple((word, word.strip(",;.") in true) for word in caption.split())
+    torch_device, examples = choose_device(device), []
+    row_by_id = {row.id: row for row in rows}
+    for batch, _ in make_clip_inputs(trained, chosen, ClipOptions(batch_size=num_clips, device=device)).loader:
+        for name, caption in zip(batch.ids, generator(batch.to(torch_device).video), strict=True):
+            row = row_by_id[name]
+            reference_words = {
+                word for text in row.captions for word in text.lower().replace(",", " ").replace(";", " ").split()
+            }
+            words = tuple((word, word.strip(",;.") in reference_words) for word in caption.split())
             with Video(test.video_path(row), short_side=64, fps=row.frame_rate) as video:
                 frames = video.frames(linspace_frames(video.info.frames, 6).tolist())
-            found.append(GeneratedCaption(frames, words, row.captions[0]))
-    return found
+            examples.append(GeneratedCaption(frames, words, row.captions[0]))
+    return examples

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from internvideo.apps.demo_clock import Clock
+from internvideo.apps.demo_clock import DemoClock
 from internvideo.errors import RunError
 from internvideo.pipeline import run_recipe
 from internvideo.recipe import Recipe
@@ -24,8 +24,8 @@ from internvideo.terminal import LOGGER, NO_BARS
 from internvideo.training.interruption import StopSignals
 from internvideo.training.loop import RunInterruptedError
 
-AT_ONCE = 2
-"""Steps at once: more of them would not end earlier, since the two encoders' chains are as long as they are."""
+NUM_WORKERS = 2
+"""Steps that train at the same time. A third worker would not help: the steps form two chains, one per encoder."""
 
 _BUSY = threading.Event()
 """Set in a worker while it trains."""
@@ -36,13 +36,13 @@ class Step:
     """One recipe of the demo.
 
     Attributes:
-        name: its folder. recipe: file in recipes/sample. about: progress text.
-        init: earlier steps whose weights it starts from.
+        name: name of its output folder. recipe: file in recipes/sample. title: progress text.
+        init: part of the model -> earlier step whose weights the part starts from.
     """
 
     name: str
     recipe: str
-    about: str
+    title: str
     init: dict[str, str]
 
 
@@ -60,15 +60,15 @@ STEPS = (
 )
 
 
-def run_one_by_one(recipe_of: Callable[[Step], Recipe], output: Path, clock: Clock, device: str) -> None:
+def run_sequentially(recipe_of: Callable[[Step], Recipe], output: Path, clock: DemoClock, device: str) -> None:
     """Train all steps that are not finished. Raises what `run_recipe` raises."""
     for step in STEPS:
         _announce(step)
-        with clock.timed(step.name, again=(output / step.name / "model.safetensors").is_file()):
-            run_recipe(recipe_of(step), output / step.name, device=device, title=step.about.strip())
+        with clock.timed(step.name, already_done=(output / step.name / "model.safetensors").is_file()):
+            run_recipe(recipe_of(step), output / step.name, device=device, title=step.title.strip())
 
 
-def run_side_by_side(recipe_of: Callable[[Step], Recipe], output: Path, clock: Clock) -> None:
+def run_in_parallel(recipe_of: Callable[[Step], Recipe], output: Path, clock: DemoClock) -> None:
     """Train all steps that are not finished on the CPU, each as soon as the steps it starts from are done.
 
     Raises:
@@ -76,10 +76,10 @@ def run_side_by_side(recipe_of: Callable[[Step], Recipe], output: Path, clock: C
         RunError: a process was killed. Others: see `run_recipe`.
     """
     context = multiprocessing.get_context("spawn")
-    threads = max(1, cores() // AT_ONCE)
-    with StopSignals() as stop, ProcessPoolExecutor(AT_ONCE, context, _start_worker, (threads,)) as pool:
+    threads = max(1, cores() // NUM_WORKERS)
+    with StopSignals() as stop, ProcessPoolExecutor(NUM_WORKERS, context, _start_worker, (threads,)) as pool:
         try:
-            _run(pool, recipe_of, output, clock, stop)
+            _schedule(pool, recipe_of, output, clock, stop)
         except BrokenProcessPool as error:
             hint = "free memory, then start the same command again to resume"
             raise RunError(output, "a worker process was killed", "", hint) from error
@@ -89,19 +89,19 @@ def run_side_by_side(recipe_of: Callable[[Step], Recipe], output: Path, clock: C
             raise
 
 
-def _run(
-    pool: ProcessPoolExecutor, recipe_of: Callable[[Step], Recipe], output: Path, clock: Clock, stop: StopSignals
+def _schedule(
+    pool: ProcessPoolExecutor, recipe_of: Callable[[Step], Recipe], output: Path, clock: DemoClock, stop: StopSignals
 ) -> None:
     waiting, finished = list(STEPS), set[str]()
     running: dict[Future[None], tuple[Step, Callable[[], None]]] = {}
     try:
         while (waiting or running) and not stop.requested:
-            for step in _ready(waiting, finished)[: AT_ONCE - len(running)]:
+            for step in _startable(waiting, finished)[: NUM_WORKERS - len(running)]:
                 waiting.remove(step)
                 _announce(step)
                 folder, recipe = output / step.name, recipe_of(step)
-                stop_clock = clock.started(step.name, again=(folder / "model.safetensors").is_file())
-                running[pool.submit(_train, recipe, folder, step.about.strip())] = step, stop_clock
+                stop_clock = clock.start(step.name, already_done=(folder / "model.safetensors").is_file())
+                running[pool.submit(_train, recipe, folder, step.title.strip())] = step, stop_clock
             for future in wait(running, timeout=0.5, return_when=FIRST_COMPLETED).done:
                 step, stop_clock = running.pop(future)
                 stop_clock()
@@ -118,25 +118,25 @@ def _run(
                 running.pop(future)[1]()
 
 
-def _ready(waiting: Sequence[Step], finished: set[str]) -> list[Step]:
+def _startable(waiting: Sequence[Step], finished: set[str]) -> list[Step]:
     return [step for step in waiting if finished.issuperset(step.init.values())]
 
 
 def _announce(step: Step) -> None:
-    LOGGER.info(f"[{STEPS.index(step) + 1}/{len(STEPS)}] {step.about}")
+    LOGGER.info(f"[{STEPS.index(step) + 1}/{len(STEPS)}] {step.title}")
 
 
 def _start_worker(threads: int) -> None:
     """Set up a worker: lines in place of bars, which two processes would draw over each other, and signals.
 
-    Ctrl-C reaches the parent alone. It asks with SIGTERM, again and again, as only training listens to it.
+    Ctrl-C reaches the parent alone, which then sends SIGTERM repeatedly: the worker ignores it except while it trains.
     """
     os.environ[NO_BARS] = "1"
     torch.set_num_threads(threads)
     if hasattr(os, "setpgrp"):
         os.setpgrp()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    call_when_parent_dies(_end)
+    call_when_parent_dies(_exit_after_checkpoint)
 
 
 def _train(recipe: Recipe, folder: Path, title: str) -> None:
@@ -147,8 +147,8 @@ def _train(recipe: Recipe, folder: Path, title: str) -> None:
         _BUSY.clear()
 
 
-def _end() -> None:
-    """End an orphaned worker, after a checkpoint."""
+def _exit_after_checkpoint() -> None:
+    """Exit a worker whose parent died, after the training has written a checkpoint."""
     while _BUSY.is_set():
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.5)

@@ -12,8 +12,8 @@ from internvideo.errors import ManifestError
 
 Row = dict[str, str]  # column -> its cell
 
-_ONE = ("id", "label", "split", "group")
-_MANY = ("caption", "question", "answer")
+_SINGLE_COLUMNS = ("id", "label", "split", "group")
+_REPEATED_COLUMNS = ("caption", "question", "answer")
 _BOUNDS = {
     "start": frozenset(("start", "beg", "begin", "onset")),
     "end": frozenset(("end", "stop", "finish", "offset")),
@@ -30,7 +30,7 @@ _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 FPS = "fps"
 STRIDE = "stride"
 """An attribute that changes which frames are read (`data/dataset.py`); a csv column of this name must not set it."""
-SHOWN = 8
+MAX_NAMES_SHOWN = 8
 
 
 @dataclass
@@ -38,27 +38,27 @@ class CsvColumns:
     """Columns of one file by role.
 
     Attributes:
-        names: all columns, in order. path: column of the video file.
-        known: "id", "label", "split", "group", "start", "end" -> column, for those that exist.
-        captions: columns of captions. pairs: columns of questions and of their answers.
-        attributes: columns that become attributes.
-        halves: number of questions without answer, or answers without question, so far.
+        names: names of all columns, in order. path: name of the column of video paths.
+        column_by_field: "id", "label", "split", "group", "start", "end" -> column, for those that exist.
+        captions: names of the caption columns. pairs: names of (question column, answer column).
+        attributes: names of the columns that become attributes.
+        num_incomplete_pairs: questions without an answer and answers without a question, in the rows read so far.
     """
 
     names: tuple[str, ...]
     path: str
-    known: dict[str, str]
+    column_by_field: dict[str, str]
     captions: tuple[str, ...]
     pairs: tuple[tuple[str, str], ...]
     attributes: tuple[str, ...]
-    halves: int = 0
+    num_incomplete_pairs: int = 0
 
     def fields(self, values: Row, where: str) -> dict[str, Any]:
         """Convert a row to the fields of a `Sample`.
 
         Raises ManifestError: a start without an end, or an end without a start.
         """
-        cell = {meaning: values[column] or None for meaning, column in self.known.items()}
+        cell = {field: values[column] or None for field, column in self.column_by_field.items()}
         path = values[self.path]
         fields: dict[str, Any] = {"id": cell.get("id") or path, "path": path}
         fields |= {name: cell.get(name) for name in ("label", "split", "group")}
@@ -67,11 +67,15 @@ class CsvColumns:
             fields["span"] = (start, end)
         elif start or end:
             empty, given = ("end", f"start {start}") if start else ("start", f"end {end}")
-            raise ManifestError(f"{where} {self.known[empty]}", f"empty beside {given}", "both, in s, or neither")
+            raise ManifestError(
+                f"{where} {self.column_by_field[empty]}", f"empty beside {given}", "both, in s, or neither"
+            )
         fields["captions"] = tuple(values[name] for name in self.captions if values[name])
         pairs = [(values[question], values[answer]) for question, answer in self.pairs]
-        self.halves += sum(bool(question) != bool(answer) for question, answer in pairs)
-        fields["qa"] = tuple({"question": one, "answer": other} for one, other in pairs if one and other)
+        self.num_incomplete_pairs += sum(bool(question) != bool(answer) for question, answer in pairs)
+        fields["qa"] = tuple(
+            {"question": question, "answer": answer} for question, answer in pairs if question and answer
+        )
         fields["attributes"] = {name: values[name] for name in self.attributes if values[name]}
         return fields
 
@@ -80,8 +84,8 @@ class CsvColumns:
         notes = []
         unknown = [name for name in self.attributes if name != FPS]
         if unknown:
-            more = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
-            names = ", ".join(f"'{name}'" for name in unknown[:SHOWN])
+            more = f" and {len(unknown) - MAX_NAMES_SHOWN} more" if len(unknown) > MAX_NAMES_SHOWN else ""
+            names = ", ".join(f"'{name}'" for name in unknown[:MAX_NAMES_SHOWN])
             notes.append(f"columns that a manifest does not define, kept as attributes: {names}{more}")
         if FPS in self.attributes:
             notes.append("column 'fps' is used only for folders of frames; video files have their own frame rate")
@@ -89,8 +93,10 @@ class CsvColumns:
             notes.append("column 'stride' skipped: it does not change which frames are read")
         if "" in self.names:
             notes.append("a column without a name skipped")
-        if self.halves:
-            notes.append(f"{self.halves} questions without an answer, or answers without a question, left out")
+        if self.num_incomplete_pairs:
+            notes.append(
+                f"{self.num_incomplete_pairs} questions without an answer, or answers without a question, left out"
+            )
         return notes
 
 
@@ -109,48 +115,52 @@ def read_columns(where: str, cells: Sequence[str], path_column: str, label_colum
     if label_column != "label" and label_column not in names:
         raise ManifestError(where, f"no column '{label_column}'", f"the columns {', '.join(names)}")
     free = [name for name in names if name not in (path_column, label_column)]
-    known = {"label": label_column} if label_column in names else {}
-    for meaning in _ONE:
-        alike = [name for name in free if name.casefold() == meaning]
-        if meaning not in known and alike:
-            known[meaning] = _the_one(where, alike, meaning)
-    known |= _times(where, free)
-    many = {name.casefold(): name for name in free if re.fullmatch(rf"({'|'.join(_MANY)})\d*", name.casefold())}
+    column_by_field = {"label": label_column} if label_column in names else {}
+    for meaning in _SINGLE_COLUMNS:
+        matching = [name for name in free if name.casefold() == meaning]
+        if meaning not in column_by_field and matching:
+            column_by_field[meaning] = _pick_column(where, matching, meaning)
+    column_by_field |= _time_columns(where, free)
+    many = {
+        name.casefold(): name for name in free if re.fullmatch(rf"({'|'.join(_REPEATED_COLUMNS)})\d*", name.casefold())
+    }
     captions = tuple(column for name, column in many.items() if name.startswith("caption"))
     questions = [(name, name.replace("question", "answer")) for name in many if name.startswith("question")]
     pairs = tuple((many[question], many[answer]) for question, answer in questions if answer in many)
-    used = {path_column, STRIDE, "", *known.values(), *captions, *(name for pair in pairs for name in pair)}
-    return CsvColumns(names, path_column, known, captions, pairs, tuple(name for name in names if name not in used))
+    used = {path_column, STRIDE, "", *column_by_field.values(), *captions, *(name for pair in pairs for name in pair)}
+    return CsvColumns(
+        names, path_column, column_by_field, captions, pairs, tuple(name for name in names if name not in used)
+    )
 
 
-def _the_one(where: str, alike: Sequence[str], meaning: str) -> str:
-    """Return the column with the exact spelling, else the only one."""
-    if meaning in alike:
+def _pick_column(where: str, matching: Sequence[str], meaning: str) -> str:
+    """Return the column spelled exactly as the field, else the only match. Raises ManifestError: several match."""
+    if meaning in matching:
         return meaning
-    if len(alike) > 1:
-        raise ManifestError(where, f"columns '{alike[0]}' and '{alike[1]}'", f"one column '{meaning}'")
-    return alike[0]
+    if len(matching) > 1:
+        raise ManifestError(where, f"columns '{matching[0]}' and '{matching[1]}'", f"one column '{meaning}'")
+    return matching[0]
 
 
-def _times(where: str, names: Sequence[str]) -> dict[str, str]:
+def _time_columns(where: str, names: Sequence[str]) -> dict[str, str]:
     """Find the columns of start and end in seconds: start, time_start, start_time, Start, begin_sec, ..."""
     found: dict[str, list[str]] = {bound: [] for bound in _BOUNDS}
     for name in names:
         words = _words(name)
-        for bound, its_words in _BOUNDS.items():
-            rest = words - its_words - _SECONDS
-            if not words & its_words or any(not word.isdecimal() for word in rest - _OTHER_TIMES):
+        for bound, bound_words in _BOUNDS.items():
+            other_words = words - bound_words - _SECONDS
+            if not words & bound_words or any(not word.isdecimal() for word in other_words - _OTHER_TIMES):
                 continue
-            if rest:
+            if other_words:
                 expected = "times in s: 'start' and 'end'"
                 raise ManifestError(where, f"column '{name}' may be a time in another unit", expected, "rename it")
             found[bound].append(name)
-    known = {bound: _the_one(where, names, bound) for bound, names in found.items() if names}
-    if len(known) == 1:
-        ((bound, name),) = known.items()
+    column_by_field = {bound: _pick_column(where, names, bound) for bound, names in found.items() if names}
+    if len(column_by_field) == 1:
+        ((bound, name),) = column_by_field.items()
         reason = f"column '{name}' without its counterpart"
         raise ManifestError(where, reason, "both 'start' and 'end', in s, or neither")
-    return known
+    return column_by_field
 
 
 def _words(name: str) -> set[str]:

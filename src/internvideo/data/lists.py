@@ -40,25 +40,27 @@ FOLDER_MANIFESTS = ("manifest.jsonl", "index.jsonl", "manifest.csv", "index.csv"
 FILE_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".list", ".lst", "")
 SPLIT_FOLDERS = frozenset(("train", "val", "valid", "validation", "test"))
 
-LIKE_SPLITS = SPLIT_FOLDERS | frozenset(("training", "testing", "dev", "eval", "evaluation"))
+SPLIT_LIKE_NAMES = SPLIT_FOLDERS | frozenset(("training", "testing", "dev", "eval", "evaluation"))
 """Folder names that look like splits."""
 
 _EXTENSION = "|".join(sorted((extension[1:] for extension in VIDEO_EXTENSIONS), key=len, reverse=True))
-_PLAIN = re.compile(rf"^(?P<path>.+\.(?:{_EXTENSION}))$", re.IGNORECASE)
-_NUMBERED = re.compile(r"^(?P<path>.+?)(?:\s*,\s*|\s+)(?P<label>[+-]?\d+)$")
-_TIMES = re.compile(r"(?:^|[\s,])\s*\d+(?:\.\d+)?\s*[\s,]\s*\d+(?:\.\d+)?(?:[\s,].*)?$")  # two numbers after a name
-_NAMED = re.compile(rf"^(?P<path>.+?\.(?:{_EXTENSION}))(?:\s*,\s*|\s+)(?P<label>.+)$", re.IGNORECASE)
+_PATH_ONLY = re.compile(rf"^(?P<path>.+\.(?:{_EXTENSION}))$", re.IGNORECASE)
+_PATH_AND_INDEX = re.compile(r"^(?P<path>.+?)(?:\s*,\s*|\s+)(?P<label>[+-]?\d+)$")
+_TWO_NUMBERS = re.compile(
+    r"(?:^|[\s,])\s*\d+(?:\.\d+)?\s*[\s,]\s*\d+(?:\.\d+)?(?:[\s,].*)?$"
+)  # two numbers after a name
+_PATH_AND_NAME = re.compile(rf"^(?P<path>.+?\.(?:{_EXTENSION}))(?:\s*,\s*|\s+)(?P<label>.+)$", re.IGNORECASE)
 
 
-_HALF = re.compile("[\ud800-\udfff]")
-"""Surrogates, to which Python decodes bytes of a file name that are not UTF-8."""
+_SURROGATE = re.compile("[\ud800-\udfff]")
+"""Surrogates: Python decodes the bytes of a file name that are not UTF-8 to them."""
 
 
 @dataclass
 class Listing:
-    """Lazily read rows; `notes` is complete after they are consumed.
+    """Lazily read rows; `notes` is complete after all rows were read.
 
-    With `untyped` all labels are text, so that "7" may be the number 7.
+    With `untyped` all labels are text, so that "7" may be the class index 7.
     """
 
     rows: Iterable[RawRow]
@@ -67,18 +69,18 @@ class Listing:
 
 
 def read_text(path: Path) -> str:
-    """Read a UTF-8 file, with or without a byte order mark. Raises ManifestError: absent, a folder, or not a text."""
+    """Read a UTF-8 file, with or without a byte order mark. Raises ManifestError: missing, a folder, or not UTF-8."""
     with _open(path) as stream:
         try:
             return "".join(untrusted.read_lines(stream))
         except ValueError:
-            raise _not_text(path) from None
+            raise _not_text_error(path) from None
 
 
 def read_file(source: Path, *, path_column: str = "path", label_column: str = "label") -> Listing:
     """Read the rows of a manifest file of any of the three kinds.
 
-    Raises ManifestError: absent, empty, of another format, or a line that does not follow it.
+    Raises ManifestError: the file is missing, empty, of another format, or has a malformed line.
     """
     suffix = source.suffix.lower()
     if source.exists() and suffix not in FILE_SUFFIXES:
@@ -103,10 +105,7 @@ def read_file(source: Path, *, path_column: str = "path", label_column: str = "l
 
 
 def reject_columns(source: Path, path_column: str, label_column: str) -> None:
-    """Reject the choice of a column for a source without columns.
-
-    Raises ManifestError: one of the two is not the default.
-    """
+    """Raise ManifestError if the caller names columns, although the source (a folder or JSONL) has none."""
     for column, default in ((path_column, "path"), (label_column, "label")):
         if column != default:
             kind = "a folder" if source.is_dir() else "JSONL"
@@ -122,61 +121,62 @@ def read_folder(folder: Path) -> Listing:
         found = _find_videos(folder)
     except OSError as error:
         raise ManifestError(error.filename or folder, f"cannot be read: {error.strerror or error}") from None
-    odd = {video for video, _, _ in found if _HALF.search(str(video.relative_to(folder)))}
-    found = [one for one in found if one[0] not in odd]
-    if not found and not odd:
+    non_utf8 = {video for video, _, _ in found if _SURROGATE.search(str(video.relative_to(folder)))}
+    found = [entry for entry in found if entry[0] not in non_utf8]
+    if not found and not non_utf8:
         raise ManifestError(folder, "no video in this folder", "files ending in " + " ".join(sorted(VIDEO_EXTENSIONS)))
     labeled = sum(label is not None for _, _, label in found)
     if 0 < labeled < len(found):
         example = next(video for video, _, label in found if label is None)
         raise ManifestError(folder, f"{example.name} lies beside the class folders", "every video in a class folder")
     rows: list[RawRow] = []
-    for number, (video, split_name, label) in enumerate(found, start=1):
+    for row_number, (video, split_name, label) in enumerate(found, start=1):
         name = video.relative_to(folder).as_posix()
-        rows.append((number, {"id": name, "path": name, "split": split_name, "label": label}))
+        rows.append((row_number, {"id": name, "path": name, "split": split_name, "label": label}))
     listing = Listing(rows)
     listing.notes += _folder_layout_notes(folder, found)
-    if odd:
-        listing.notes.append(f"{len(odd)} videos left out, their names are not UTF-8, such as {shown(min(odd).name)}")
+    if non_utf8:
+        example_name = shown(min(non_utf8).name)
+        listing.notes.append(f"{len(non_utf8)} videos left out, their names are not UTF-8, such as {example_name}")
     if note := skipped_files_note(_other_files(folder, {os.fspath(video) for video, _, _ in found})):
         listing.notes.append(note)
     return listing
 
 
 def skipped_files_note(names: Iterable[str]) -> str:
-    """Describe the files of a folder that are no videos by their suffix, "" where there are none."""
+    """Return a message that counts, by suffix, the files of a folder that are no videos; "" where there are none."""
     others = [name for name in names if not name.startswith(".")]
-    endings = Counter(os.path.splitext(name)[1].lower() or "none" for name in others)
-    endings = Counter({ending: count for ending, count in endings.items() if ending not in VIDEO_EXTENSIONS})
-    if not endings:
+    suffixes = Counter(os.path.splitext(name)[1].lower() or "none" for name in others)
+    suffixes = Counter({suffix: count for suffix, count in suffixes.items() if suffix not in VIDEO_EXTENSIONS})
+    if not suffixes:
         return ""
-    examples = ", ".join(f"{shown(ending)} ({count})" for ending, count in endings.most_common(4))
-    more = ", ..." if len(endings) > 4 else ""
-    return f"{endings.total()} files skipped, their endings are not those of videos: {examples}{more}"
+    examples = ", ".join(f"{shown(suffix)} ({count})" for suffix, count in suffixes.most_common(4))
+    more = ", ..." if len(suffixes) > 4 else ""
+    return f"{suffixes.total()} files skipped, their endings are not those of videos: {examples}{more}"
 
 
 def _find_videos(folder: Path) -> list[tuple[Path, str | None, str | None]]:
     """Return path, split and class of every video under the folder."""
-    here, folders = _videos_and_folders(folder)
+    videos_in_root, folders = _videos_and_folders(folder)
     split_folders = [entry for entry in folders if entry.name.lower() in SPLIT_FOLDERS]
-    found: list[tuple[Path, str | None, str | None]] = [(video, None, None) for video in here]
+    videos_found: list[tuple[Path, str | None, str | None]] = [(video, None, None) for video in videos_in_root]
     if folders and len(split_folders) == len(folders):
         for split in folders:
             videos, classes = _videos_and_folders(split)
-            found += [(video, split.name, None) for video in videos]
+            videos_found += [(video, split.name, None) for video in videos]
             for entry in classes:
-                found += [(video, split.name, entry.name) for video in _videos_under(entry)]
+                videos_found += [(video, split.name, entry.name) for video in _videos_under(entry)]
     else:
         for entry in folders:
-            found += [(video, None, entry.name) for video in _videos_under(entry)]
-    return found
+            videos_found += [(video, None, entry.name) for video in _videos_under(entry)]
+    return videos_found
 
 
 def _folder_layout_notes(folder: Path, found: Sequence[tuple[Path, str | None, str | None]]) -> Iterator[str]:
     """Warn of ambiguous folder layouts: splits taken for classes, classes without a video."""
     classes = {label for _, _, label in found if label is not None}
     divided = any(split is not None for _, split, _ in found)
-    splits = [] if divided else sorted(name for name in classes if name.lower() in LIKE_SPLITS)
+    splits = [] if divided else sorted(name for name in classes if name.lower() in SPLIT_LIKE_NAMES)
     if splits:
         listed = ", ".join(f"'{shown(name)}'" for name in splits)
         yield f"folders named like splits are classes here: {listed}; splits are {', '.join(sorted(SPLIT_FOLDERS))}"
@@ -196,8 +196,8 @@ def _folder_layout_notes(folder: Path, found: Sequence[tuple[Path, str | None, s
 
 def holds_frames(folder: str, names: Sequence[str]) -> bool:
     """Return whether a folder with files of these names is a video: numbered images without a video file."""
-    endings = {os.path.splitext(name)[1].lower() for name in names}
-    return not endings & VIDEO_EXTENSIONS and is_frame_folder(folder, names)
+    suffixes = {os.path.splitext(name)[1].lower() for name in names}
+    return not suffixes & VIDEO_EXTENSIONS and is_frame_folder(folder, names)
 
 
 def non_frame_names(folder: str, names: Sequence[str]) -> list[str]:
@@ -246,7 +246,7 @@ def _open(path: Path) -> TextIO:
         raise ManifestError(path, reason, "an existing file or folder") from None
 
 
-def _not_text(path: Path) -> ManifestError:
+def _not_text_error(path: Path) -> ManifestError:
     return ManifestError(path, "not a UTF-8 text", "jsonl, csv or a list, in UTF-8", "save it again as UTF-8")
 
 
@@ -258,7 +258,7 @@ def _lines(source: Path) -> Iterator[tuple[int, str]]:
                 if text := line.strip():
                     yield number, text
         except ValueError:
-            raise _not_text(source) from None
+            raise _not_text_error(source) from None
 
 
 def _first_line(source: Path) -> str:
@@ -276,33 +276,35 @@ def _json_rows(source: Path) -> Iterator[RawRow]:
 
 
 def _list_rows(source: Path, notes: list[str]) -> Iterator[RawRow]:
-    differing: list[str] = []
+    mismatches: list[str] = []
     label: str | None
     for number, line in _lines(source):
-        if folder := _frames_line(source, line):
+        if folder := _parse_frames_line(source, line):
             path, label, declared = folder
-            count = _count(source.parent / path)
-            if count not in (int(declared), None):
-                differing.append(f"{path} ({count}, not {declared})")
+            num_frames = _count_frames(source.parent / path)
+            if num_frames not in (int(declared), None):
+                mismatches.append(f"{path} ({num_frames}, not {declared})")
         else:
-            path, label = _split_list_line(source, number, line)
+            path, label = _parse_list_line(source, number, line)
         yield number, {"id": path, "path": path, "label": label}
-    if differing:
-        notes.append(f"{len(differing)} folders have another number of frames than in the list, such as {differing[0]}")
+    if mismatches:
+        notes.append(
+            f"{len(mismatches)} folders have another number of frames than in the list, such as {mismatches[0]}"
+        )
 
 
-def _frames_line(source: Path, line: str) -> tuple[str, str, str] | None:
+def _parse_frames_line(source: Path, line: str) -> tuple[str, str, str] | None:
     """Parse a line `folder frames label` to path, label and number of frames; None unless the folder exists."""
-    last = _NUMBERED.match(line)
-    inner = _NUMBERED.match(last["path"]) if last else None
-    if last is None or inner is None or _PLAIN.match(inner["path"]) or not inner["label"].isdecimal():
+    last = _PATH_AND_INDEX.match(line)
+    inner = _PATH_AND_INDEX.match(last["path"]) if last else None
+    if last is None or inner is None or _PATH_ONLY.match(inner["path"]) or not inner["label"].isdecimal():
         return None
-    path, label = _unquoted(inner["path"]), last["label"].removeprefix("+")
+    path, label = _strip_quotes(inner["path"]), last["label"].removeprefix("+")
     pretraining = label == "-1" and inner["label"] == "0"
     return None if pretraining or not (source.parent / path).is_dir() else (path, label, inner["label"])
 
 
-def _count(folder: Path) -> int | None:
+def _count_frames(folder: Path) -> int | None:
     """Count the frames of a folder; None if it is no valid video, which is reported when it is opened."""
     try:
         return len(frame_names(os.fspath(folder), os.listdir(folder))[0])
@@ -310,31 +312,31 @@ def _count(folder: Path) -> int | None:
         return None
 
 
-def _split_list_line(source: Path, number: int, line: str) -> tuple[str, str | None]:
+def _parse_list_line(source: Path, number: int, line: str) -> tuple[str, str | None]:
     where = f"{source}:{number}"
-    if match := _PLAIN.match(line):
-        return _unquoted(match["path"]), None
-    if match := _NUMBERED.match(line):
+    if match := _PATH_ONLY.match(line):
+        return _strip_quotes(match["path"]), None
+    if match := _PATH_AND_INDEX.match(line):
         path, label = match["path"], match["label"]
-        inner = _NUMBERED.match(path)
-        if inner and not _PLAIN.match(path):
+        inner = _PATH_AND_INDEX.match(path)
+        if inner and not _PATH_ONLY.match(path):
             if label == "-1" and inner["label"] == "0":  # VideoMAE pre-training list: start 0, all frames
-                return _unquoted(inner["path"]), None
-            if _PLAIN.match(inner["path"]):
+                return _strip_quotes(inner["path"]), None
+            if _PATH_ONLY.match(inner["path"]):
                 raise ManifestError(where, f"two numbers after {inner['path']}", "'path label', or 'path 0 -1'")
-        if _PLAIN.match(path) or not _NAMED.match(path):  # else a name that ends in a number
-            return _unquoted(path), label.removeprefix("+")
-    if match := _NAMED.match(line):
-        if _TIMES.search(match["label"]) and match["label"][0] not in "\"'":
+        if _PATH_ONLY.match(path) or not _PATH_AND_NAME.match(path):  # else a name that ends in a number
+            return _strip_quotes(path), label.removeprefix("+")
+    if match := _PATH_AND_NAME.match(line):
+        if _TWO_NUMBERS.search(match["label"]) and match["label"][0] not in "\"'":
             found = f"'{match['label']}' after {match['path']}"
             raise ManifestError(where, found, "only a label", "give times in a csv file: path,label,start,end")
-        return _unquoted(match["path"]), _unquoted(match["label"])
+        return _strip_quotes(match["path"]), _strip_quotes(match["label"])
     shown = line if len(line) <= 80 else line[:77] + "..."
     expected = "'path label' with a space or a comma, or a csv header with a column 'path' in line 1"
     raise ManifestError(where, f"'{shown}'", expected)
 
 
-def _unquoted(text: str) -> str:
+def _strip_quotes(text: str) -> str:
     return text[1:-1] if len(text) >= 2 and text[0] == text[-1] and text[0] in "\"'" else text
 
 
@@ -377,7 +379,7 @@ def _csv_rows(source: Path, delimiter: str, path_column: str, label_column: str,
                 else:
                     without_path += 1
         except ValueError:
-            raise _not_text(source) from None
+            raise _not_text_error(source) from None
     if without_path:
         notes.append(f"{without_path} rows without {path_column} left out")
     notes += columns.notes() if columns else []

@@ -28,14 +28,14 @@ from internvideo.data.epoch_plan import ORDER, EpochPlan, Indices, random_stream
 from internvideo.data.loader import LoaderSettings, ResumableLoader
 from internvideo.data.sample import Sample
 from internvideo.data.sampling import FrameSampler
-from internvideo.data.shard_files import Shard, ShardContents, as_video_file, read_shard, shard_addresses
+from internvideo.data.shard_files import Shard, ShardContents, as_video_file, list_shards, read_shard
 from internvideo.data.transforms import ClipTransform
 from internvideo.errors import ManifestError, RecipeError, VideoError, shown
 from internvideo.video.reader import Video
 
-GROUP = 8
+SHARDS_PER_GROUP = 8
 """Number of shards whose samples are shuffled together."""
-_FAULT = "fault"
+CAPTION_ERROR = "fault"
 
 
 class ShardRows(Sequence[Sample]):
@@ -56,46 +56,46 @@ class ShardRows(Sequence[Sample]):
     def __getitem__(self, index: int | slice) -> Sample | Sequence[Sample]:
         """Return a sample; if its caption cannot be read, it has none, and the attribute "fault" is the reason."""
         if isinstance(index, slice):
-            return [self[number] for number in range(*index.indices(len(self)))]
-        number, shard, entry = self._place(index)
-        address = shard.address
-        entry_info = shard.entries[entry]
-        attributes = {"shard": str(number), "entry": str(entry)}
+            return [self[position] for position in range(*index.indices(len(self)))]
+        shard_index, entry_index = self._locate(index)
+        shard = self.shards[shard_index]
+        entry = shard.entries[entry_index]
+        attributes = {"shard": str(shard_index), "entry": str(entry_index)}
         try:
-            if entry_info.caption[2] > untrusted.MAX_SETTINGS_BYTES:
-                raise ValueError(f"a caption of {entry_info.caption[2]:,} bytes")
-            caption = _caption(self._contents.read(address, entry_info.caption), entry_info.caption[0])
+            if entry.caption[2] > untrusted.MAX_SETTINGS_BYTES:
+                raise ValueError(f"a caption of {entry.caption[2]:,} bytes")
+            caption = _parse_caption(self._contents.read(shard.url, entry.caption), entry.caption[0])
         except (ManifestError, ValueError) as error:
-            attributes[_FAULT] = getattr(error, "found", "") or str(error)
+            attributes[CAPTION_ERROR] = getattr(error, "found", "") or str(error)
             caption = ""
-        key = shown(entry_info.key)  # escapes control characters and surrogates
-        name = f"{Path(address).stem}/{key}"
-        return Sample(id=name, path=f"{address}#{key}.{entry_info.medium[0]}", captions=(caption,) if caption else (),
-                      attributes=attributes)  # fmt: skip
+        key = shown(entry.key)  # escapes control characters and surrogates
+        sample_id, path = f"{Path(shard.url).stem}/{key}", f"{shard.url}#{key}.{entry.medium[0]}"
+        return Sample(id=sample_id, path=path, captions=(caption,) if caption else (), attributes=attributes)
 
-    def first(self, shard: int) -> int:
+    def first_sample(self, shard_index: int) -> int:
         """Return the index of the first sample of a shard."""
-        return int(self._ends[shard - 1]) if shard else 0
+        return int(self._ends[shard_index - 1]) if shard_index else 0
 
-    def medium(self, sample: Sample) -> tuple[bytes, str]:
+    def read_medium(self, sample: Sample) -> tuple[bytes, str]:
         """Read the bytes and suffix of a sample's image or video. Raises ManifestError."""
         shard = self.shards[int(sample.attributes["shard"])]
         location = shard.entries[int(sample.attributes["entry"])].medium
-        return self._contents.read(shard.address, location), location[0]
+        return self._contents.read(shard.url, location), location[0]
 
-    def _place(self, index: int) -> tuple[int, Shard, int]:
+    def _locate(self, index: int) -> tuple[int, int]:
+        """Return the index of a sample's shard, and the sample's index in that shard. Raises IndexError."""
         if not 0 <= index < len(self):
             raise IndexError(index)
-        number = bisect_right(self._ends, index)
-        return number, self.shards[number], index - self.first(number)
+        shard_index = bisect_right(self._ends, index)
+        return shard_index, index - self.first_sample(shard_index)
 
 
-def _caption(content: bytes, ending: str) -> str:
-    """Parse the caption of a text or JSON file. Raises ValueError: none."""
+def _parse_caption(content: bytes, suffix: str) -> str:
+    """Parse the caption of a text or JSON file. Raises ValueError: the caption is blank, or the file is malformed."""
     text = content.decode("utf-8-sig")
-    if ending == "json":
-        content_object = untrusted.parse_json(text)
-        text = str(content_object.get("caption") or "") if isinstance(content_object, dict) else ""
+    if suffix == "json":
+        parsed = untrusted.parse_json(text)
+        text = str(parsed.get("caption") or "") if isinstance(parsed, dict) else ""
     text = " ".join(text.split())
     if not text:
         raise ValueError("has a blank caption")
@@ -107,7 +107,7 @@ class Shards:
     """All samples of a set of shards, with the interface of a manifest.
 
     Attributes:
-        rows: the samples. source: the pattern of the shards. notes: number of samples that were left out.
+        rows: the samples. source: the pattern of the shards. notes: messages about samples that were left out.
     """
 
     rows: ShardRows
@@ -120,7 +120,7 @@ class Shards:
     @cached_property
     def fingerprint(self) -> str:
         """Hash the names, sizes and sample counts of the shards: 16 hex digits."""
-        entries = [[Path(shard.address).name, shard.size, len(shard.entries)] for shard in self.rows.shards]
+        entries = [[Path(shard.url).name, shard.num_bytes, len(shard.entries)] for shard in self.rows.shards]
         return hashlib.sha256(json.dumps(entries).encode()).hexdigest()[:16]
 
 
@@ -128,28 +128,28 @@ def read_shards(pattern: str, index: Path | None = None) -> Shards:
     """Index shards of samples with an image or video and a caption.
 
     Args:
-        pattern: a folder, a glob, or a name or address with a range: s3://mine/laion/{00000..00099}.tar.
+        pattern: a folder, a glob, or a path or URL with a range: s3://mine/laion/{00000..00099}.tar.
         index: folder in which the indexed headers are cached; without it they are read at every start.
 
     Raises ManifestError: no shard, an unreadable shard, or no sample.
     """
-    shards = [read_shard(address, index) for address in shard_addresses(pattern)]
+    shards = [read_shard(url, index) for url in list_shards(pattern)]
     if not any(shard.entries for shard in shards):
         expected = "KEY.jpg or KEY.mp4, with KEY.txt or KEY.json"
         raise ManifestError(pattern, "no sample with a medium and a caption", expected)
-    incomplete = sum(shard.incomplete for shard in shards)
-    notes = (f"{incomplete:,} samples lack an image, a video or a caption",) if incomplete else ()
+    num_incomplete = sum(shard.num_incomplete for shard in shards)
+    notes = (f"{num_incomplete:,} samples lack an image, a video or a caption",) if num_incomplete else ()
     return Shards(ShardRows(shards), pattern, notes)
 
 
-class _Order(Sequence[int]):
-    """Order of the samples of an epoch, computed per position."""
+class _ShuffledOrder(Sequence[int]):
+    """Map from position in the epoch to sample index; each group of shards is shuffled when it is first needed."""
 
     def __init__(self, rows: ShardRows, seed: int, epoch: int) -> None:
         self._rows = rows
         shards = random_stream(ORDER, seed, epoch).permutation(len(rows.shards)).tolist()
-        self._groups = [shards[first : first + GROUP] for first in range(0, len(shards), GROUP)]
-        sizes = [sum(len(rows.shards[number].entries) for number in group) for group in self._groups]
+        self._groups = [shards[first : first + SHARDS_PER_GROUP] for first in range(0, len(shards), SHARDS_PER_GROUP)]
+        sizes = [sum(len(rows.shards[shard].entries) for shard in group) for group in self._groups]
         self._ends = np.cumsum(sizes).tolist()
         self._seed, self._epoch = seed, epoch
         self._shuffled: dict[int, NDArray[np.int64]] = {}
@@ -162,10 +162,10 @@ class _Order(Sequence[int]):
         if group not in self._shuffled:
             if len(self._shuffled) >= 2:  # two, because fallback samples may be in the next group
                 self._shuffled.pop(next(iter(self._shuffled)))
-            numbers = [np.arange(len(self._rows.shards[shard].entries)) + self._rows.first(shard)
+            samples = [np.arange(len(self._rows.shards[shard].entries)) + self._rows.first_sample(shard)
                        for shard in self._groups[group]]  # fmt: skip
             rng = random_stream(ORDER, self._seed, self._epoch, group + 1)
-            self._shuffled[group] = rng.permutation(np.concatenate(numbers))
+            self._shuffled[group] = rng.permutation(np.concatenate(samples))
         start = self._ends[group - 1] if group else 0
         return int(self._shuffled[group][position - start])
 
@@ -178,11 +178,11 @@ class ShardPlan(EpochPlan):
 
     def order(self, epoch: int) -> Sequence[int]:
         """Return the map from position in the epoch to sample index."""
-        return _Order(self.rows, self.seed, epoch) if self.shuffle else range(len(self.rows))
+        return _ShuffledOrder(self.rows, self.seed, epoch) if self.shuffle else range(len(self.rows))
 
 
 class ShardClipDecoder:
-    """Decode images and videos of shards through a temporary file.
+    """Decode images and videos of shards, each copied to a temporary file, which the decoder opens.
 
     Args:
         shards: the samples. short_side: as for `ClipDecoder`.
@@ -197,24 +197,24 @@ class ShardClipDecoder:
         """Return (): samples of shards have no span."""
         return ()
 
-    def clips(self, sample: Sample, sample_fn: Callable[[NDArray[np.float64]], Sequence[Indices]]) -> list[Tensor]:
-        """Decode the frames that `sample_fn` selects, as `ClipDecoder.clips`; an image is a video of one frame.
+    def clips(self, row: Sample, select_frames: Callable[[NDArray[np.float64]], Sequence[Indices]]) -> list[Tensor]:
+        """Decode the frames that `select_frames` selects, as `ClipDecoder.clips`; an image is a video of one frame.
 
         Raises VideoError: image, video or caption cannot be read.
         """
-        if _FAULT in sample.attributes:
-            raise VideoError(sample.path, sample.attributes[_FAULT])
+        if CAPTION_ERROR in row.attributes:
+            raise VideoError(row.path, row.attributes[CAPTION_ERROR])
         try:
-            content, ending = self.manifest.rows.medium(sample)
+            content, suffix = self.manifest.rows.read_medium(row)
         except ManifestError as error:
-            raise VideoError(sample.path, error.found, error.expected, error.hint) from error
+            raise VideoError(row.path, error.found, error.expected, error.hint) from error
         with (
-            as_video_file(content, ending, sample.path) as name,
-            Video(name, short_side=self.short_side) as video,
+            as_video_file(content, suffix, row.path) as path,
+            Video(path, short_side=self.short_side) as video,
         ):
             times = video.info.times
-            parts = video.sample(np.arange(len(times)), lambda left: sample_fn(times[left]))
-        return [torch.from_numpy(part) for part in parts]
+            clips = video.sample(np.arange(len(times)), lambda decodable: select_frames(times[decodable]))
+        return [torch.from_numpy(clip) for clip in clips]
 
 
 class ShardLoader(ResumableLoader):
