@@ -14,7 +14,6 @@ import typer
 
 from internvideo.cli import options
 from internvideo.errors import VideoError
-from internvideo.storage import write_text
 from internvideo.terminal import tell
 
 if TYPE_CHECKING:
@@ -119,6 +118,7 @@ def _classify_all(
     import torch
 
     from internvideo.apps.classify import encode_videos
+    from internvideo.storage import write_text
 
     make_encode, result, meaning = classification
     lines = []
