@@ -23,13 +23,12 @@ from internvideo.features.feature_folder import find_items
 from internvideo.features.window_sampling import WindowRule
 from internvideo.inference.loading import load
 from internvideo.inference.trained_model import open_trained
+from internvideo.models.factory import present_settings
 from internvideo.pipeline import prepare, run_recipe
 from internvideo.probing.fit import FitSettings, fit
 from internvideo.recipe import build_recipe, read_recipe
 from internvideo.storage import read_safetensors, write_safetensors
 from internvideo.tasks import CATALOG
-from internvideo.training.earlier_recipes import upgrade
-from internvideo.training.model_setup import build_model
 from internvideo.training.recipe import VERSION
 from internvideo.weights.convert import convert
 from internvideo.weights.initialize import initialize, native_clip
@@ -184,15 +183,14 @@ def test_weights_with_the_earlier_name_of_num_classes_open(places: dict[str, Pat
     assert native_clip(earlier, 2) == native_clip(file, 2)
 
 
-def test_nested_settings_of_version_3_are_read_and_a_typed_one_is_answered() -> None:
+def test_nested_settings_of_version_3_are_read_and_a_typed_one_is_accepted() -> None:
     overrides = {"masked": {"classes": 4, "width": 8}, "multimodal": {"classes": 4}}
-    tree = {"version": 3, "stage": "interaction", "model": {"name": "x", "overrides": overrides}}
-    assert upgrade(tree, CATALOG)["model"]["overrides"] == {
+    assert present_settings(CATALOG.models["interaction-b"].config, overrides) == {
         "masked": {"num_classes": 4, "width": 8},
         "multimodal": {"num_classes": 4},
     }
-    with pytest.raises(InternVideoError, match="did you mean 'num_classes'"):
-        build_model(read_recipe("sample/supervised_masked", ["model.overrides.classes=2"]), 2)
+    recipe = read_recipe("sample/supervised_masked", ["model.overrides.classes=2"])
+    assert recipe.model.overrides["num_classes"] == 2
 
 
 @pytest.mark.parametrize("kind", ["run", "saved folder"])

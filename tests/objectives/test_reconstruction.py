@@ -29,13 +29,13 @@ def slow_targets(video: Tensor, hidden: Tensor, config: VideoMAEConfig, normaliz
             if normalize:
                 cube = (cube - cube.mean(0)) / (cube.var(0, unbiased=True).sqrt() + 1e-6)
             found.append(cube.reshape(-1))
-    return torch.stack(found).view(len(video), -1, config.pixels)
+    return torch.stack(found).view(len(video), -1, config.values_per_token)
 
 
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("ratio", [0.75, 0.0])
 def test_targets_in_closed_form(normalize: bool, ratio: float) -> None:
-    hidden = mask(ratio=ratio) if ratio else torch.ones(2, TINY.tokens, dtype=torch.bool)
+    hidden = mask(ratio=ratio) if ratio else torch.ones(2, TINY.num_tokens, dtype=torch.bool)
     video = torch.rand_like(clip()).double()
     target = pixel_targets(video, hidden, 2, 4, normalize)
     torch.testing.assert_close(target, slow_targets(video, hidden, TINY, normalize), rtol=0, atol=1e-10)

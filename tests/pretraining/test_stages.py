@@ -50,7 +50,7 @@ def refiner() -> TCANet:
 
 def grounder() -> Grounder:
     torch.manual_seed(0)
-    return Grounder(GrounderConfig(6, 9, 8, 2, kernel=3, max_length=16, words=8, dropout=0.0))
+    return Grounder(GrounderConfig(6, 9, 8, 2, kernel=3, max_length=16, max_words=8, dropout=0.0))
 
 
 def region_detector() -> ActionDetector:
@@ -232,13 +232,13 @@ def test_the_masked_count_is_known_without_looking(kind: MaskKind) -> None:
     stage = MaskedStage(model, MaskedSettings(mask=kind, ratio=0.7))
     mask = stage.sample_mask(5, generator())
     assert mask.shape == (5, model.config.num_tokens)
-    assert mask.sum(1).tolist() == [stage.masked] * 5
+    assert mask.sum(1).tolist() == [stage.num_masked] * 5
     video = torch.randint(0, 256, (5, 3, 8, 32, 32), generator=generator(), dtype=torch.uint8)
     targets = stage.targets(video, mask)
-    assert targets.shape == (5, stage.masked, model.config.pixels)
+    assert targets.shape == (5, stage.num_masked, model.config.values_per_token)
     assert targets.dtype == torch.float32
     torch.testing.assert_close(
-        targets.unflatten(2, (-1, 3)).mean(2), torch.zeros(5, stage.masked, 3), atol=1e-4, rtol=0
+        targets.unflatten(2, (-1, 3)).mean(2), torch.zeros(5, stage.num_masked, 3), atol=1e-4, rtol=0
     )
 
 

@@ -223,7 +223,7 @@ PUBLISHED: dict[str, tuple[Callable[[], keys.Keys], int | None, str, dict[str, o
     ),
     "MM L/14 answers": (lambda: answering("l14", "vqa_classifier", 1501), None, "internvideo-mm-l14-vqa", {}),
     "MM B/16 answers": (
-        lambda: answering("b16", "vqa_classifier", 1541), None, "internvideo-mm-b16-vqa", {"answers": 1541},
+        lambda: answering("b16", "vqa_classifier", 1541), None, "internvideo-mm-b16-vqa", {"num_answers": 1541},
     ),
     "MM L/14 chooses": (lambda: answering("l14", "rank_output", 1), None, "internvideo-mm-l14-choice", {}),
     "MM B/16 chooses": (lambda: answering("b16", "rank_output", 1), None, "internvideo-mm-b16-choice", {}),

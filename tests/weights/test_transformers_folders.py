@@ -318,7 +318,7 @@ def test_other_models_are_refused_by_name_with_and_without_their_config(kind: st
 def test_an_adapter_is_no_model(tmp_path: Path) -> None:
     state = {f"base_model.model.blocks.0.attn.qkv.lora_{side}.weight": torch.zeros(2, 2) for side in "AB"}
     write_safetensors(tmp_path / "adapter_model.safetensors", state)
-    assert "a LoRA adapter alone" in refused(tmp_path)
+    assert "only a LoRA adapter" in refused(tmp_path)
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "MCG-NJU/videomae-base", "r": 2}')
     assert "a LoRA adapter of 'MCG-NJU/videomae-base'" in refused(tmp_path)
     (tmp_path / "adapter_config.json").unlink()

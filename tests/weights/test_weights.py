@@ -107,7 +107,7 @@ def test_a_classifier_from_pretraining_weights() -> None:
     assert all(torch.equal(own[name], value) for name, value in fresh.items())
     load_pretrained(model, pretrain.state_dict())
     video = torch.randn(1, 3, 4, 16, 16)
-    nothing = torch.zeros(1, TINY.tokens, dtype=torch.bool)
+    nothing = torch.zeros(1, TINY.num_tokens, dtype=torch.bool)
     tokens = model.embed(video)
     for block in model.blocks:
         tokens = block(tokens)
