@@ -28,7 +28,7 @@ from internvideo.errors import InternVideoError, ManifestError, RecipeError, Run
 from internvideo.inference.video_model import VideoModel
 from internvideo.probing import cached_features as caching
 from internvideo.probing.cached_features import FeatureCache, cache_key, read_features
-from internvideo.probing.fit import CLASSIFIER, FitResult, FitSettings, fit
+from internvideo.probing.fit import CLASSIFIER_FILE, FitResult, FitSettings, fit
 from internvideo.probing.probe import UNKNOWN, Probe
 
 
@@ -93,7 +93,7 @@ def test_a_folder_of_folders_becomes_a_classifier(tmp_path: Path) -> None:
     assert "counts as a group of its own" not in told
     assert re.search(r"features of 36 videos: [\d.]+ s, [\d.]+ s each", told)
     assert re.search(r"features [\d.]+ s \(36 of 36 videos computed\), fit [\d.]+ s", told)
-    probe = Probe.load(tmp_path / "fit" / CLASSIFIER)
+    probe = Probe.load(tmp_path / "fit" / CLASSIFIER_FILE)
     assert probe.classes == tuple(colour_clips.COLOURS)
     assert probe.metadata["figures"]["top1"] == figures["top1"]
     videos = [clips() / name / "clip_03_part0.mp4" for name in colour_clips.COLOURS]
@@ -182,7 +182,7 @@ def test_an_attentive_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(probe_fit, "EPOCHS", 10)
     _, report, _ = run(clips(), tmp_path / "fit", head="attentive")
     assert report["figures"]["top1"] > 0.9
-    probe = Probe.load(tmp_path / "fit" / CLASSIFIER)
+    probe = Probe.load(tmp_path / "fit" / CLASSIFIER_FILE)
     assert probe.head.kind == "tokens"
     (answer,) = probe.classify(colour_clips.encoder(), clips() / "red/clip_03_part1.mp4")
     assert next(iter(answer)) == "red"
@@ -201,7 +201,7 @@ def test_features_are_those_of_the_model(tmp_path: Path) -> None:
     found = read_features(model, manifest, tmp_path, batch_size=2)
     plain = model.encode_video([manifest.video_path(row) for row in manifest.rows], normalize=False)
     torch.testing.assert_close(found.values, plain)
-    assert found.read.tolist() == [0, 1, 2, 3, 4]
+    assert found.row_index.tolist() == [0, 1, 2, 3, 4]
     workers = read_features(model, manifest, tmp_path / "workers", batch_size=3, workers=1)
     torch.testing.assert_close(workers.values, found.values)
 
@@ -221,21 +221,21 @@ def test_only_what_changed_is_computed_again(tmp_path: Path) -> None:
     shutil.copytree(clips() / "red", source)
     model, manifest = colour_clips.encoder(), read_manifest(source)
     first = read_features(model, manifest, tmp_path / "cache")
-    assert first.computed == 12
+    assert first.num_computed == 12
     relabelled = replace(manifest, rows=tuple(row.model_copy(update={"group": "g"}) for row in manifest.rows))
-    assert read_features(model, relabelled, tmp_path / "cache").computed == 0
+    assert read_features(model, relabelled, tmp_path / "cache").num_computed == 0
     changed = source / "clip_02_part0.mp4"
     shutil.copy(clips() / "blue/clip_02_part0.mp4", changed)
     os.utime(changed, ns=(1, 1))
     again = read_features(model, manifest, tmp_path / "cache")
-    assert again.computed == 1
+    assert again.num_computed == 1
     assert (again.values != first.values).any(dim=1).sum() == 1
     other = small_apps.random_model("supervised_multimodal")
-    assert read_features(other, manifest, tmp_path / "cache").computed == 12
+    assert read_features(other, manifest, tmp_path / "cache").num_computed == 12
     assert cache_key(model, "video") != cache_key(model, "tokens") != cache_key(other, "tokens")
     for file in (tmp_path / "cache").iterdir():
         file.write_bytes(b"damaged")
-    assert read_features(model, manifest, tmp_path / "cache").computed == 12
+    assert read_features(model, manifest, tmp_path / "cache").num_computed == 12
 
 
 def test_two_rows_of_one_file_are_encoded_once_a_piece(tmp_path: Path) -> None:
@@ -243,7 +243,7 @@ def test_two_rows_of_one_file_are_encoded_once_a_piece(tmp_path: Path) -> None:
     spans = {"a": None, "b": None, "c": (0.0, 0.4)}
     rows = [row.model_copy(update={"id": name, "span": span}) for name, span in spans.items()]
     found = read_features(colour_clips.encoder(), replace(some(1), rows=tuple(rows)), tmp_path)
-    assert found.computed == 2
+    assert found.num_computed == 2
     assert torch.equal(found.values[0], found.values[1])
     assert not torch.equal(found.values[0], found.values[2])
 
@@ -258,10 +258,10 @@ def test_parts_are_numbered_on(tmp_path: Path) -> None:
     store = FeatureCache(tmp_path, "video-x")
     store.add({"a": torch.ones(2)})
     store.add({"b": torch.zeros(2)})
-    assert [path.name[:18] for path in store.parts()] == ["video-x.part-00000", "video-x.part-00001"]
+    assert [path.name[:18] for path in store.part_files()] == ["video-x.part-00000", "video-x.part-00001"]
     other = FeatureCache(tmp_path, "video-x")
-    other.read()
-    other.join()
+    other.load()
+    other.merge_parts()
     assert sorted(other.rows) == ["a", "b"]
     assert [path.name for path in tmp_path.iterdir()] == ["video-x.safetensors"]
 
@@ -274,14 +274,14 @@ def test_two_fits_on_one_folder_lose_nothing(tmp_path: Path, monkeypatch: pytest
         patch.setattr("os.getpid", lambda: 1)
         other.add({"b": torch.zeros(2)})
     monkeypatch.undo()
-    assert len(one.parts()) == 2
-    seen = one.parts()
-    other.join()
+    assert len(one.part_files()) == 2
+    seen = one.part_files()
+    other.merge_parts()
     monkeypatch.setattr(FeatureCache, "parts", lambda cache: seen)  # listed before the other one joined them
-    one.join()
+    one.merge_parts()
     whole = FeatureCache(tmp_path, "video-x")
     monkeypatch.undo()
-    whole.read()
+    whole.load()
     assert sorted(whole.rows) == ["a", "b"]
     assert [path.name for path in tmp_path.iterdir()] == ["video-x.safetensors"]
 
@@ -331,11 +331,11 @@ def test_two_videos_a_class_are_enough(tmp_path: Path) -> None:
 
 def test_the_folder_of_another_fit(tmp_path: Path) -> None:
     run(clips(), tmp_path / "fit")
-    before = (tmp_path / "fit" / CLASSIFIER).read_bytes()
+    before = (tmp_path / "fit" / CLASSIFIER_FILE).read_bytes()
     with pytest.raises(RunError) as told:
         run(clips(), tmp_path / "fit", folds=3)
     assert "folds" in one_line(told.value)
-    assert (tmp_path / "fit" / CLASSIFIER).read_bytes() == before
+    assert (tmp_path / "fit" / CLASSIFIER_FILE).read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -361,9 +361,9 @@ def test_the_command(tmp_path: Path) -> None:
     words = ("-e", model, "-o", output, "--folds", 2, "--workers", 0, "--device", "cpu")
     told = in_process.command("fit", clips(), *words)
     assert told.code == 0, told.err
-    assert f"classifier: {output / CLASSIFIER}" in told.out
-    assert f"internvideo classify FILE --encoder {model} --model {output / CLASSIFIER}" in told.out
-    assert Probe.load(output / CLASSIFIER).encoder.source
+    assert f"classifier: {output / CLASSIFIER_FILE}" in told.out
+    assert f"internvideo classify FILE --encoder {model} --model {output / CLASSIFIER_FILE}" in told.out
+    assert Probe.load(output / CLASSIFIER_FILE).encoder.source
     wrong = in_process.command("fit", clips() / "red", *words)
     assert wrong.out == ""
     assert "have no label" in wrong.mistake()

@@ -15,7 +15,7 @@ from internvideo.metrics.classification import softmax
 from internvideo.probing import fit_learn
 from internvideo.probing.fit_learn import FitConfig, LabeledFeatures
 from internvideo.probing.fit_report import add_fold_metrics, add_metrics, most_confident_mistakes
-from internvideo.probing.fit_split import assign_groups, check_classes, folds, near_duplicates
+from internvideo.probing.fit_split import assign_folds, assign_groups, check_classes, near_duplicates
 from internvideo.probing.probe_fit import standardize
 from internvideo.tasks.table import MetricValues
 
@@ -72,18 +72,18 @@ def test_the_temperature_is_found(true: float) -> None:
 def test_a_source_is_never_divided() -> None:
     labels = np.arange(120) % 3
     groups = np.arange(120) // 8
-    place = folds(labels, groups, 5, seed=1)
+    place = assign_folds(labels, groups, 5, seed=1)
     assert set(place) == set(range(5))
     assert all(len(np.unique(place[groups == group])) == 1 for group in np.unique(groups))
     counts = np.asarray([np.bincount(labels[place == fold], minlength=3) for fold in range(5)])
     assert counts.min() >= 5
-    assert (folds(labels, groups, 5, seed=1) == place).all()
-    assert (folds(labels, groups, 5, seed=2) != place).any()
+    assert (assign_folds(labels, groups, 5, seed=1) == place).all()
+    assert (assign_folds(labels, groups, 5, seed=2) != place).any()
 
 
 def test_few_sources_give_few_folds() -> None:
     labels = np.array([0] * 10 + [1] * 3)
-    place = folds(labels, np.arange(13), 5, seed=0)
+    place = assign_folds(labels, np.arange(13), 5, seed=0)
     assert len(np.unique(place)) == 3
     for fold in range(3):
         assert set(labels[place != fold]) == {0, 1}
@@ -101,7 +101,7 @@ def manifest(paths: list[str], labels: list[int], groups: list[str | None] | Non
 def test_sources_from_the_column_the_pattern_or_the_file() -> None:
     paths = ["a/clip_01_part1.mp4", "a/clip_01_part2.mp4", "b/clip_02_part1.mp4", "b/clip_02_part1.mp4"]
     plain = assign_groups(manifest(paths, [0, 0, 1, 1]))
-    assert plain.count == 3, "pieces of one file are one source"
+    assert plain.num_groups == 3, "pieces of one file are one source"
     assert any("every video counts as a group of its own" in note for note in plain.notes)
     by_name = assign_groups(manifest(paths, [0, 0, 1, 1]), r"(clip_\d+)_part")
     assert by_name.ids.tolist() == [0, 0, 1, 1]
@@ -110,7 +110,7 @@ def test_sources_from_the_column_the_pattern_or_the_file() -> None:
     assert column.ids[0] == column.ids[3] != column.ids[2]
     assert any("each of 1 videos without a group" in note for note in column.notes)
     some = assign_groups(manifest([*paths, "c/other.mp4"], [0, 0, 1, 1, 1]), r"clip_\d+")
-    assert some.count == 3
+    assert some.num_groups == 3
     assert any("does not match 1 paths, such as 'c/other.mp4'" in note for note in some.notes)
 
 
@@ -202,7 +202,7 @@ def test_pieces_of_one_recording_do_not_flatter() -> None:
 def test_a_class_never_shown_is_strange() -> None:
     case = data(apart=9.0)
     learned = fit_learn.fit_probe(case, CONFIG)
-    check = fit_learn.leave_one_class_out(case, learned, folds(case.labels, case.groups, 5, 0), CONFIG)
+    check = fit_learn.leave_one_class_out(case, learned, assign_folds(case.labels, case.groups, 5, 0), CONFIG)
     assert check is not None
     assert set(check.per_class) == {0, 1, 2, 3}
     assert check.auroc > 0.8
@@ -213,7 +213,7 @@ def test_a_class_never_shown_is_strange() -> None:
 
 def test_the_threshold_accepts_the_share_that_was_asked_for() -> None:
     familiarity = np.linspace(-0.3, 1.0, 200)
-    threshold = fit_learn.threshold_for(familiarity, 0.95)
+    threshold = fit_learn.accepting_threshold(familiarity, 0.95)
     assert (familiarity >= threshold).mean() == pytest.approx(0.95, abs=0.01)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from internvideo.errors import WeightsError
 from internvideo.models.attention import CrossAttention
 from internvideo.probing import probe_fit
-from internvideo.probing.probe import KEY, UNKNOWN, EncoderReference, Probe, ProbeHead
+from internvideo.probing.probe import METADATA_KEY, UNKNOWN, EncoderReference, Probe, ProbeHead
 from internvideo.storage import read_safetensors, write_safetensors
 
 WIDTH, CLASSES = 12, 3
@@ -210,7 +210,7 @@ def test_a_damaged_probe_is_refused(tmp_path: Path, change: dict[str, object], s
     path = tmp_path / "mine.safetensors"
     a_probe().save(path)
     tensors, metadata = read_safetensors(path)
-    write_safetensors(path, tensors, {KEY: json.dumps({**json.loads(metadata[KEY]), **change})})
+    write_safetensors(path, tensors, {METADATA_KEY: json.dumps({**json.loads(metadata[METADATA_KEY]), **change})})
     with pytest.raises(WeightsError) as told:
         Probe.load(path)
     assert said in str(told.value)
@@ -222,7 +222,9 @@ def test_other_files_are_no_probe(tmp_path: Path) -> None:
     write_safetensors(tmp_path / "other.safetensors", tensors)
     with pytest.raises(WeightsError, match="holds no classifier"):
         Probe.load(tmp_path / "other.safetensors")
-    write_safetensors(tmp_path / "other.safetensors", {**tensors, "extra": torch.zeros(1)}, {KEY: '{"format": 1}'})
+    write_safetensors(
+        tmp_path / "other.safetensors", {**tensors, "extra": torch.zeros(1)}, {METADATA_KEY: '{"format": 1}'}
+    )
     with pytest.raises(WeightsError, match="truncated or corrupt"):
         Probe.load(tmp_path / "other.safetensors")
     with pytest.raises(WeightsError, match="no such file"):
@@ -234,7 +236,7 @@ def test_another_encoder_is_refused() -> None:
     head = ProbeHead(
         torch.zeros(48), torch.ones(48), torch.zeros(2, 48), torch.zeros(2), torch.zeros(48), torch.ones(2, 48)
     )
-    probe = Probe(head, ("a", "b"), 1.0, -1.0, EncoderReference.of(model))
+    probe = Probe(head, ("a", "b"), 1.0, -1.0, EncoderReference.from_model(model))
     probe.check(model)
     with pytest.raises(WeightsError, match="fitted on features of videomae-s-classifier"):
         probe.check(small_apps.random_model("supervised_multimodal"))

@@ -164,7 +164,7 @@ def _predict_ridge(data: DemoData, test: Manifest, like: Predictions) -> Predict
     ridge = pixel_ridge(read_manifest(data.train), test)
     scores = np.zeros((len(like["ids"]), len(test.classes)))
     index_by_id = {str(name): index for index, name in enumerate(like["ids"])}
-    for row, row_scores in zip(ridge.rows, ridge.scores, strict=True):
+    for row, row_scores in zip(ridge.row_index, ridge.scores, strict=True):
         if test.rows[row].id in index_by_id:
             scores[index_by_id[test.rows[row].id]] = row_scores
     arrays = {name: values for name, values in like.arrays.items() if not name.startswith("logits:")}

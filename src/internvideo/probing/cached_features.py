@@ -1,8 +1,8 @@
 """Compute the features of a manifest's videos once and cache them on disk.
 
-The cache key is the model (hash of its weights), the preprocessing and the kind of features; within a file, a row's key
-is the video file (path, span, size and time of change). An interrupted run resumes, new labels need no computation, a
-new video only its own, and another model or a changed file has other keys.
+A cache file belongs to a model (hash of its weights), its preprocessing and a kind of features. The key of a row in it
+is a hash of the video file's path, span, size and modification time. So an interrupted run resumes, changed labels need
+no computation, and only new or changed videos are encoded.
 
 Shapes: n videos, B batch, T frames, S side, N tokens, D dimension of a token, E dimension of the features.
 """
@@ -39,26 +39,26 @@ Kind = Literal["video", "tokens"]
 """One vector per video (`VideoModel.encode_clips`), or its tokens (`VideoModel.tokens`, at most MAX_TOKENS)."""
 
 MAX_TOKENS = 98
-"""More tokens than this are average-pooled over neighbors, which cuts the cost of probe and cache to a tenth."""
+"""More tokens than this are average-pooled over neighbors, which makes probe and cache up to ten times cheaper."""
 SAVE_INTERVAL_S = 20.0
 MAX_FLOAT16 = 65504.0
 
 
 @dataclass(frozen=True)
 class Features:
-    """The features of a manifest's videos.
+    """Features of the n readable videos of a manifest.
 
     Attributes:
-        values: (n, E) float32, or (n, N, D) float16 tokens; of the readable videos.
-        read: (n,) their indices in the manifest, ascending.
-        coverage: {"asked", "read", "unreadable": [{"id", "path", "reason"}]}.
-        computed: number of videos that were not in the cache. seconds: their time, decoding included.
+        values: (n, E) float32, or (n, N, D) float16 tokens.
+        row_index: (n,) row of the manifest of each video, ascending.
+        coverage: {"asked": number of rows, "read": n, "unreadable": [{"id", "path", "reason"}]}.
+        num_computed: number of videos that were not in the cache. seconds: time to decode and encode these.
     """
 
     values: Tensor
-    read: NDArray[np.int64]
+    row_index: NDArray[np.int64]
     coverage: dict[str, Any]
-    computed: int
+    num_computed: int
     seconds: float
 
 
@@ -73,7 +73,7 @@ def encode(model: VideoModel, clips: Tensor, kind: Kind) -> Tensor:
 
 
 def cache_key(model: VideoModel, kind: Kind) -> str:
-    """Hash everything that determines the features: 16 hex digits."""
+    """Hash the model and settings that determine the features: 16 hexadecimal digits."""
     content = {
         "weights": model_hash(model),
         "preprocessing": model.preprocessing.to_json(),
@@ -86,7 +86,7 @@ def cache_key(model: VideoModel, kind: Kind) -> str:
 
 
 def row_key(manifest: Manifest, row: Sample) -> str:
-    """Hash a video file or a piece of it, with its size and time: 24 hex digits."""
+    """Hash path, span, size and modification time of a row's video file: 24 hexadecimal digits."""
     path = manifest.video_path(row).absolute()
     state = ""
     with suppress(VideoError):  # a missing file is reported as unreadable by the engine
@@ -96,7 +96,11 @@ def row_key(manifest: Manifest, row: Sample) -> str:
 
 @dataclass
 class FeatureCache:
-    """Cached rows of one model and one kind: the file FOLDER/NAME.safetensors, and parts beside it during a run."""
+    """Cached features by row key, of one model and one kind.
+
+    They are in FOLDER/NAME.safetensors. During a run, new rows are in additional files NAME.part-*.safetensors, which
+    `merge_parts` merges at the end.
+    """
 
     folder: Path
     name: str
@@ -107,37 +111,37 @@ class FeatureCache:
         """Path of the merged file."""
         return self.folder / f"{self.name}.safetensors"
 
-    def parts(self) -> list[Path]:
-        """List the files of an interrupted run, in order."""
+    def part_files(self) -> list[Path]:
+        """List the part files of this run or of interrupted ones, oldest first."""
         return sorted(self.folder.glob(f"{self.name}.part-*.safetensors"))
 
-    def read(self) -> None:
-        """Load all cached rows; a corrupt file counts as absent."""
-        for path in [self.file, *self.parts()]:
+    def load(self) -> None:
+        """Load all rows from disk; corrupt files are skipped."""
+        for path in [self.file, *self.part_files()]:
             with suppress(WeightsError, KeyError, ValueError):
                 tensors, metadata = read_safetensors(path)
                 keys = untrusted.parse_json(metadata["rows"])
                 self.rows.update(zip(keys, tensors["features"], strict=True))
 
     def add(self, rows: Mapping[str, Tensor]) -> None:
-        """Write rows to a new part. Raises RunError (a full disk)."""
+        """Write rows to a new part file. Raises RunError (a full disk)."""
         if rows:
-            numbers = [int(path.name.split(".part-")[1][:5]) for path in self.parts()]
-            number = max(numbers, default=-1) + 1  # the process id keeps two fits on one folder apart
-            _write(self.folder / f"{self.name}.part-{number:05d}-{os.getpid()}.safetensors", rows)
+            indices = [int(path.name.split(".part-")[1][:5]) for path in self.part_files()]
+            index = max(indices, default=-1) + 1  # the process id distinguishes parallel fits on one folder
+            _write_rows(self.folder / f"{self.name}.part-{index:05d}-{os.getpid()}.safetensors", rows)
             self.rows.update(rows)
 
-    def join(self) -> None:
+    def merge_parts(self) -> None:
         """Merge all rows into one file and delete the parts. Raises RunError."""
-        parts = self.parts()
-        if parts:
-            self.read()  # also rows that another fit on this folder has written meanwhile
-            _write(self.file, self.rows)
-            for path in parts:
+        part_files = self.part_files()
+        if part_files:
+            self.load()  # another fit on this folder may have written rows meanwhile
+            _write_rows(self.file, self.rows)
+            for path in part_files:
                 path.unlink(missing_ok=True)
 
 
-def _write(path: Path, rows: Mapping[str, Tensor]) -> None:
+def _write_rows(path: Path, rows: Mapping[str, Tensor]) -> None:
     write_safetensors(path, {"features": torch.stack(list(rows.values()))}, {"rows": json.dumps(list(rows))})
 
 
@@ -146,13 +150,13 @@ def read_features(
 ) -> Features:
     """Return the features of all readable videos of a manifest, from the cache in `folder` or computed.
 
-    Shows a progress bar. Computed features are saved every SAVE_INTERVAL_S and on interruption.
+    Shows a progress bar. Computed features are saved every SAVE_INTERVAL_S seconds and on interruption.
 
     Raises:
-        RunError: no video can be read, a feature that is not finite, or a folder that cannot be written.
+        RunError: no video can be read, a feature is not finite, or the folder cannot be written.
     """
     cache = FeatureCache(folder, f"{kind}-{model.name}-{cache_key(model, kind)}")
-    cache.read()
+    cache.load()
     keys = [row_key(manifest, row) for row in manifest.rows]
     uncached = {key: row for key, row in zip(keys, manifest.rows, strict=True) if key not in cache.rows}
     start = time.perf_counter()
@@ -163,44 +167,44 @@ def read_features(
         encode_kind = partial(encode, model, kind=kind)
         run_engine(writer, windows, encode_kind, model, batch_size=batch_size, workers=workers, in_order=True)
         failures = writer.failures
-        cache.join()
-    read = np.asarray([index for index, key in enumerate(keys) if key in cache.rows], dtype=np.int64)
+        cache.merge_parts()
+    row_index = np.asarray([index for index, key in enumerate(keys) if key in cache.rows], dtype=np.int64)
     unreadable = [
         {"id": row.id, "path": row.path, "reason": failures.get(key, "cannot be read")}
         for row, key in zip(manifest.rows, keys, strict=True)
         if key not in cache.rows
     ]
-    if not len(read):
+    if not len(row_index):
         found = f"none of {len(keys)} videos can be read ({unreadable[0]['reason']})"
         raise RunError(manifest.source, found, "", "check the files")
-    values = torch.stack([cache.rows[keys[index]] for index in read])
-    coverage = {"asked": len(keys), "read": len(read), "unreadable": unreadable}
-    return Features(values, read, coverage, len(uncached) - len(failures), time.perf_counter() - start)
+    values = torch.stack([cache.rows[keys[index]] for index in row_index])
+    coverage = {"asked": len(keys), "read": len(row_index), "unreadable": unreadable}
+    return Features(values, row_index, coverage, len(uncached) - len(failures), time.perf_counter() - start)
 
 
 class CacheWriter(VectorWriter):
-    """Add the one vector (or the tokens) of each video to a cache, a part every SAVE_INTERVAL_S.
+    """Write one vector (or the tokens) per video to a cache, with a new part file every SAVE_INTERVAL_S seconds.
 
     Attributes:
-        failures: key -> why the video has no vector.
+        failures: row key -> reason why the video has no features.
     """
 
     def __init__(self, videos: Sequence[VideoFile], keys: Sequence[str], cache: FeatureCache) -> None:
         super().__init__(videos)
         self.keys, self.cache, self.failures = keys, cache, dict[str, str]()
         self._new_rows: dict[str, Tensor] = {}
-        self._saved = time.perf_counter()
+        self._save_time = time.perf_counter()
 
     def pending(self) -> Sequence[int]:
-        """Return all videos."""
+        """Return the indices of all videos: none is done, because cached ones are not passed to the writer."""
         return range(len(self.videos))
 
     def write(self, index: int, windows: Sequence[Window], values: Tensor) -> None:
-        """Take the vector of a video."""
+        """Store the features of the video of an index, which has a single window, until the next save."""
         self._new_rows[self.keys[index]] = values[0]
 
     def finish(self, index: int, end: VideoEnd, num_vectors: int) -> None:
-        """Note a video without a vector, and log one that was not read to its end."""
+        """Record why a video has no features, and log a warning for one that was not read to its end."""
         path = self.videos[index].path
         if not num_vectors:
             self.failures[self.keys[index]] = f"{path}: {end.reason}"
@@ -208,11 +212,11 @@ class CacheWriter(VectorWriter):
             LOGGER.warning("%s: %s", shown(path), shown(end.reason))
 
     def after_batch(self, unfinished: Collection[int]) -> None:
-        """Save new rows every SAVE_INTERVAL_S."""
-        if time.perf_counter() - self._saved > SAVE_INTERVAL_S:
+        """Save new rows every SAVE_INTERVAL_S seconds."""
+        if time.perf_counter() - self._save_time > SAVE_INTERVAL_S:
             self.close()
 
     def close(self) -> None:
         """Save new rows."""
         self.cache.add(self._new_rows)
-        self._new_rows, self._saved = {}, time.perf_counter()
+        self._new_rows, self._save_time = {}, time.perf_counter()

@@ -31,7 +31,7 @@ from internvideo.probing.fit_report import (
     add_fold_metrics,
     add_metrics,
     add_unknown,
-    confusion,
+    count_confusion,
     most_confident_mistakes,
     write_fit_report,
 )
@@ -45,10 +45,10 @@ from internvideo.terminal import Screen
 from internvideo.training.checkpoint import init_run_dir
 
 HeadName = Literal["linear", "attentive"]
-KINDS: dict[HeadName, Kind] = {"linear": "video", "attentive": "tokens"}
+FEATURE_KINDS: dict[HeadName, Kind] = {"linear": "video", "attentive": "tokens"}
 TEST_SPLIT = "test"
 TRAIN_SPLITS = ("train", "val", "valid", "validation", None)
-CLASSIFIER = "classifier.safetensors"
+CLASSIFIER_FILE = "classifier.safetensors"
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,13 @@ class FitSettings:
     """Settings of `fit`.
 
     Attributes:
-        head: "linear" on one vector per video, "attentive" on its tokens.
-        folds: of the cross-validation, fewer where a class has fewer groups.
-        group_pattern: finds the group in a path (`fit_split.assign_groups`).
-        accept_known: fraction of videos of known classes that must not be rejected as unknown.
-        use_splits: train on "train" and "validation" rows and evaluate on "test" rows if a manifest has both.
+        head: "linear" on one vector per video, "attentive" on the tokens of each video.
+        folds: number of folds of the cross-validation; fewer if a class has fewer groups.
+        group_pattern: regular expression for the group in a path (`fit_split.assign_groups`).
+        accept_known: fraction of the held-out videos of known classes that the threshold accepts.
+        use_splits: if a manifest has "test" rows and others, evaluate on the former and train on the latter.
         seed: of the splits and of the attentive head.
-        batch_size: clips per batch. workers: decoding processes; None for one per two cores, at most 4.
+        batch_size: clips per batch. workers: number of decoding processes; None for one per two cores, at most 4.
 
     Raises:
         RecipeError: a setting out of range.
@@ -78,22 +78,22 @@ class FitSettings:
     workers: int | None = None
 
     def __post_init__(self) -> None:
-        if self.head not in KINDS:
-            raise RecipeError("--head", f"found '{self.head}'", ", ".join(KINDS))
-        for name, fits, expected in (
+        if self.head not in FEATURE_KINDS:
+            raise RecipeError("--head", f"found '{self.head}'", ", ".join(FEATURE_KINDS))
+        for name, is_valid, expected in (
             ("folds", 2 <= self.folds <= 100, "2 to 100"),
             ("accept-known", 0.5 <= self.accept_known < 1, "0.5 or more, below 1"),
             ("seed", 0 <= self.seed < 2**31, "0 or more"),
             ("batch-size", self.batch_size >= 1, "1 or more"),
             ("workers", self.workers is None or self.workers >= 0, "0 or more"),
         ):
-            if not fits:
+            if not is_valid:
                 raise RecipeError(f"--{name}", f"found {getattr(self, name.replace('-', '_'))}", expected)
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """The probe, its file, its metrics, and the seconds that each part took."""
+    """The probe, its file, its metrics, and the seconds of "features" and of "fit"."""
 
     probe: Probe
     file: Path
@@ -103,11 +103,11 @@ class FitResult:
 
 @dataclass(frozen=True)
 class _Dataset:
-    """The readable videos, with a mask of those that are only for evaluation."""
+    """The n readable videos; `is_test` (n,) marks those that are only for evaluation."""
 
     manifest: Manifest
     data: LabeledFeatures
-    test: NDArray[np.bool_]
+    is_test: NDArray[np.bool_]
 
     def ids(self, mask: NDArray[np.bool_]) -> list[str]:
         return [self.manifest.rows[index].id for index in np.flatnonzero(mask).tolist()]
@@ -127,83 +127,89 @@ def fit(
     Args:
         source: a folder with one folder per class, or a manifest.
         model: the frozen encoder.
-        output: folder of only this fit, for classifier.safetensors, report.json, confusion.svg, run.json.
-        features: cache folder of features, which fits can share; by default OUTPUT/features.
+        output: folder of this fit for classifier.safetensors, report.json, confusion.svg and run.json.
+        features: cache folder of features, which several fits can share; by default OUTPUT/features.
         console: prints progress and metrics.
 
     Raises:
         ManifestError: fewer than 2 classes, or a class with too few videos or groups.
-        RunError: `output` is another fit's or has another writer, or no video can be read.
+        RunError: `output` has another fit, another process writes to it, or no video can be read.
         RecipeError: a setting that is not allowed. ExtraError: scikit-learn or scipy is not installed.
     """
     settings, screen = settings or FitSettings(), console or Screen()
     require("fit", "internvideo fit")
     manifest, groups = read_labeled_manifest(source, settings)
     workers = max(0, min(4, (os.cpu_count() or 1) // 2)) if settings.workers is None else settings.workers
-    reading: dict[str, Any] = {"kind": KINDS[settings.head], "batch_size": settings.batch_size, "workers": workers}
+    options: dict[str, Any] = {
+        "kind": FEATURE_KINDS[settings.head],
+        "batch_size": settings.batch_size,
+        "workers": workers,
+    }
     with folder_lock(output):
-        init_run_dir(output, _recipe(manifest, model, settings), results=(CLASSIFIER,))
+        init_run_dir(output, _run_settings(manifest, model, settings), results=(CLASSIFIER_FILE,))
         for note in (*manifest.notes, *groups.notes):
             screen.print(note, highlight=False, markup=False)
-        found = read_features(model, manifest, features or output / "features", **reading)
-        _print_feature_report(screen, found)
-        began = time.perf_counter()
-        dataset = _readable_dataset(manifest, groups, found, settings)
+        video_features = read_features(model, manifest, features or output / "features", **options)
+        _print_feature_report(screen, video_features)
+        start_time = time.perf_counter()
+        dataset = _readable_dataset(manifest, groups, video_features, settings)
         config = FitConfig(len(manifest.classes), settings.accept_known, settings.seed)
-        return _evaluate_and_save(dataset, config, found, model, output, settings, screen, began)
+        return _evaluate_and_save(dataset, config, video_features, model, output, settings, screen, start_time)
 
 
 def _evaluate_and_save(
     dataset: _Dataset,
     config: FitConfig,
-    found: Features,
+    features: Features,
     model: VideoModel,
     output: Path,
     settings: FitSettings,
     screen: Screen,
-    began: float,
+    start_time: float,
 ) -> FitResult:
-    classes, train = dataset.manifest.classes, dataset.data.subset(~dataset.test)
+    classes, train = dataset.manifest.classes, dataset.data.subset(~dataset.is_test)
     out_of_fold = cross_validate(train, config, settings.folds, lambda line: screen.print(line, highlight=False))
     fitted = fit_probe(train, config)
     metrics = MetricValues()
     add_metrics(metrics, "", out_of_fold, train)
     fold_accuracies = add_fold_metrics(metrics, out_of_fold, train)
     unknown = add_unknown(metrics, leave_one_class_out(train, fitted, out_of_fold.fold, config), classes)
-    predictions, data, mask = out_of_fold, train, ~dataset.test
-    if dataset.test.any():
-        data, mask = dataset.data.subset(dataset.test), dataset.test
+    predictions, data, mask = out_of_fold, train, ~dataset.is_test
+    if dataset.is_test.any():
+        data, mask = dataset.data.subset(dataset.is_test), dataset.is_test
         predictions = predict_held_out(fitted, train, data, config)
         add_metrics(metrics, "test_", predictions, data)
     duplicates = _report_duplicates(dataset, screen)
-    seconds = {"features": found.seconds, "fit": time.perf_counter() - began}
+    seconds = {"features": features.seconds, "fit": time.perf_counter() - start_time}
     result: Result = {
         "task": NAME,
         "figures": metrics.values,
         "intervals": metrics.intervals,
-        "protocol": _protocol(dataset, model, fitted, settings, out_of_fold),
-        "coverage": found.coverage,
+        "protocol": _make_protocol(dataset, model, fitted, settings, out_of_fold),
+        "coverage": features.coverage,
     }
-    more = {
+    details = {
         "folds": fold_accuracies,
-        "confusion": confusion(predictions, data, config.num_classes).tolist(),
+        "confusion": count_confusion(predictions, data, config.num_classes).tolist(),
         "classes": list(classes),
         "unknown_classes": unknown,
         "surest_mistakes": most_confident_mistakes(predictions, data, dataset.ids(mask), classes),
         "near_duplicates": duplicates,
         "seconds": seconds,
     }
-    facts = {"figures": result["figures"], "intervals": result["intervals"], "protocol": result["protocol"]}
-    probe = Probe(fitted.head, classes, fitted.temperature, fitted.threshold, EncoderReference.of(model), facts)
-    probe.save(output / CLASSIFIER)
-    write_fit_report(output, result, more, classes)
+    metadata = {"figures": result["figures"], "intervals": result["intervals"], "protocol": result["protocol"]}
+    probe = Probe(
+        fitted.head, classes, fitted.temperature, fitted.threshold, EncoderReference.from_model(model), metadata
+    )
+    probe.save(output / CLASSIFIER_FILE)
+    write_fit_report(output, result, details, classes)
     print_result(result, screen)
     screen.print(
-        f"features {seconds['features']:.1f} s ({found.computed} of {found.coverage['read']} videos computed), "
-        f"fit {seconds['fit']:.1f} s",
+        f"features {seconds['features']:.1f} s ({features.num_computed} of {features.coverage['read']} videos "
+        f"computed), fit {seconds['fit']:.1f} s",
         highlight=False,
     )
-    return FitResult(probe, output / CLASSIFIER, result, seconds)
+    return FitResult(probe, output / CLASSIFIER_FILE, result, seconds)
 
 
 # ---------------------------------------------------------------------------------------------------------- the data
@@ -233,46 +239,48 @@ def _drop_unused_classes(manifest: Manifest) -> Manifest:
 
 
 def _is_test(manifest: Manifest, settings: FitSettings) -> NDArray[np.bool_]:
-    """Return a mask (n,) of the rows that are only for evaluation: split "test", if there are other rows."""
-    test = np.asarray([row.split == TEST_SPLIT for row in manifest.rows])
-    return test if settings.use_splits and not test.all() else np.zeros(len(test), dtype=bool)
+    """Return a mask (n,) of the rows that are only for evaluation: those of split "test"; none if all rows are."""
+    is_test = np.asarray([row.split == TEST_SPLIT for row in manifest.rows])
+    return is_test if settings.use_splits and not is_test.all() else np.zeros(len(is_test), dtype=bool)
 
 
 def _check_splits(manifest: Manifest, groups: VideoGroups, settings: FitSettings) -> None:
-    test = _is_test(manifest, settings)
-    if not test.any():
+    is_test = _is_test(manifest, settings)
+    if not is_test.any():
         return
     known = (*TRAIN_SPLITS, TEST_SPLIT)
     if unknown := sorted({str(row.split) for row in manifest.rows if row.split not in known}):
         found, expected = f"split '{unknown[0]}'", "train, validation, test"
         raise ManifestError(manifest.source, found, expected, "or give --no-splits")
-    shared = np.intersect1d(groups.ids[test], groups.ids[~test])
+    shared = np.intersect1d(groups.ids[is_test], groups.ids[~is_test])
     if len(shared):
         row = next(row for row, group in zip(manifest.rows, groups.ids, strict=True) if group == shared[0])
         found = f"{len(shared)} groups have videos in both train and test, such as that of '{row.id}'"
-        hint = "move them to one split, or give --no-splits to have them split anew"
+        hint = "move them to one split, or give --no-splits, which ignores the splits"
         raise ManifestError(manifest.source, found, "each group in one split", hint)
 
 
-def _readable_dataset(manifest: Manifest, groups: VideoGroups, found: Features, settings: FitSettings) -> _Dataset:
-    """Select the readable rows with their features, and check again that they can be trained on."""
-    test = _is_test(manifest, settings)[found.read]
-    readable = replace(manifest, rows=tuple(manifest.rows[index] for index in found.read))
-    data = LabeledFeatures(found.values, check_labels(readable), groups.ids[found.read])
-    train = data.subset(~test)
-    check_classes(readable, train.labels, train.groups, len(found.coverage["unreadable"]))
-    return _Dataset(readable, data, test)
+def _readable_dataset(manifest: Manifest, groups: VideoGroups, features: Features, settings: FitSettings) -> _Dataset:
+    """Select the readable rows with their features; check again that the classes have enough videos."""
+    is_test = _is_test(manifest, settings)[features.row_index]
+    readable = replace(manifest, rows=tuple(manifest.rows[index] for index in features.row_index))
+    data = LabeledFeatures(features.values, check_labels(readable), groups.ids[features.row_index])
+    train = data.subset(~is_test)
+    check_classes(readable, train.labels, train.groups, len(features.coverage["unreadable"]))
+    return _Dataset(readable, data, is_test)
 
 
 def _report_duplicates(dataset: _Dataset, screen: Screen) -> list[dict[str, Any]]:
-    """Warn of videos of different groups, which may be in different folds, with nearly equal features."""
-    plain = dataset.data.features.float().reshape(len(dataset.data), -1, dataset.data.features.shape[-1]).mean(dim=1)
-    pairs = near_duplicates(standardize(plain).numpy(), dataset.data.groups)
+    """Warn of pairs of videos with nearly equal features in different groups: they may be in different folds."""
+    mean_features = (
+        dataset.data.features.float().reshape(len(dataset.data), -1, dataset.data.features.shape[-1]).mean(dim=1)
+    )
+    pairs = near_duplicates(standardize(mean_features).numpy(), dataset.data.groups)
     if pairs:
         first, second = (dataset.manifest.rows[index].id for index in pairs[0][:2])
         screen.print(
             f"warning: {len(pairs)} pairs of videos of different groups have nearly equal features, such as "
-            f"'{first}' and '{second}': if they come from one recording, give them one group",
+            f"'{first}' and '{second}': if a pair comes from one recording, put it in one group",
             highlight=False,
             markup=False,
         )
@@ -283,30 +291,30 @@ def _report_duplicates(dataset: _Dataset, screen: Screen) -> list[dict[str, Any]
 # -------------------------------------------------------------------------------------------------------- the record
 
 
-def _recipe(manifest: Manifest, model: VideoModel, settings: FitSettings) -> dict[str, Any]:
-    """Return the settings that identify a fit; batch size and workers do not."""
+def _run_settings(manifest: Manifest, model: VideoModel, settings: FitSettings) -> dict[str, Any]:
+    """Return the settings that identify a fit in run.json; batch size and workers do not change the result."""
     identity = {key: value for key, value in asdict(settings).items() if key not in ("batch_size", "workers")}
     identity["known"] = identity.pop("accept_known")  # as in the run.json of earlier fits
-    features = cache_key(model, KINDS[settings.head])
+    features = cache_key(model, FEATURE_KINDS[settings.head])
     return {"fit": identity, "manifest": manifest.fingerprint, "model": model.name, "features": features}
 
 
-def _protocol(
+def _make_protocol(
     dataset: _Dataset,
     model: VideoModel,
     fitted: FittedProbe,
     settings: FitSettings,
     out_of_fold: OutOfFoldPredictions,
 ) -> dict[str, Any]:
-    encoder, rule = EncoderReference.of(model), model.preprocessing
+    encoder, preprocessing = EncoderReference.from_model(model), model.preprocessing
     return {
         "model": encoder.name,
         "weights_sha256": encoder.weights_sha256,
         "weights": encoder.source,
         "split_sha256": dataset.manifest.fingerprint,
         "source": str(dataset.manifest.source),
-        "videos": int((~dataset.test).sum()),
-        "test_videos": int(dataset.test.sum()),
+        "videos": int((~dataset.is_test).sum()),
+        "test_videos": int(dataset.is_test.sum()),
         "classes": len(dataset.manifest.classes),
         "sources": len(np.unique(dataset.data.groups)),
         "folds": len(np.unique(out_of_fold.fold)),
@@ -316,22 +324,23 @@ def _protocol(
         "threshold": round(fitted.threshold, 6),
         "known": settings.accept_known,
         "seed": settings.seed,
-        "frames": rule.frames,
-        "size": rule.size,
-        "sampling": rule.sampler,
-        "preprocessing": rule.to_json(),
+        "frames": preprocessing.frames,
+        "size": preprocessing.size,
+        "sampling": preprocessing.sampler,
+        "preprocessing": preprocessing.to_json(),
         "precision": model.precision,
         "bootstrap": {**BOOTSTRAP, "method": "percentile, whole sources"},
     }
 
 
-def _print_feature_report(screen: Screen, found: Features) -> None:
-    if found.computed:
+def _print_feature_report(screen: Screen, features: Features) -> None:
+    if features.num_computed:
         screen.print(
-            f"features of {found.computed} videos: {found.seconds:.1f} s, {found.seconds / found.computed:.2f} s each",
+            f"features of {features.num_computed} videos: {features.seconds:.1f} s, "
+            f"{features.seconds / features.num_computed:.2f} s each",
             highlight=False,
         )
-    if failed := found.coverage["unreadable"]:
+    if failed := features.coverage["unreadable"]:
         screen.print(
             f"{len(failed)} videos cannot be read and are left out, such as '{failed[0]['id']}'", highlight=False
         )

@@ -19,22 +19,23 @@ from internvideo.storage import write_text
 from internvideo.tasks.table import MetricValues, Result
 
 MAX_MISTAKES = 20
-"""Number of most confident mistakes that are listed: often the label is wrong."""
+"""Largest number of most confident mistakes in the report; often their label is wrong."""
 
 NAME = "fit"
+"""Name of the task in results."""
 
 
 def add_metrics(metrics: MetricValues, prefix: str, predictions: OutOfFoldPredictions, data: LabeledFeatures) -> None:
-    """Add accuracies of the probe and of the baselines, calibration and acceptance, under names with a prefix.
+    """Add accuracies of the probe and the baselines, calibration errors and acceptance, with prefixed names.
 
-    Confidence intervals resample whole groups.
+    Confidence intervals resample groups, not videos.
     """
     labels, probabilities = data.labels, predictions.probabilities
     predicted = probabilities.argmax(axis=1)
     correct = predicted == labels
     metrics.add_mean(f"{prefix}top1", correct, data.groups)
-    spread = bootstrap.interval(bootstrap.class_mean(correct, labels), len(labels), groups=data.groups)
-    metrics.add(f"{prefix}mean_class", mean_class_accuracy(predicted, labels), spread)
+    interval = bootstrap.interval(bootstrap.class_mean(correct, labels), len(labels), groups=data.groups)
+    metrics.add(f"{prefix}mean_class", mean_class_accuracy(predicted, labels), interval)
     nearest, majority = predictions.nearest == labels, predictions.majority == labels
     metrics.add_mean(f"{prefix}nearest_mean", nearest, data.groups)
     metrics.add_mean(f"{prefix}majority", majority, data.groups)
@@ -49,7 +50,7 @@ def add_metrics(metrics: MetricValues, prefix: str, predictions: OutOfFoldPredic
 
 
 def add_fold_metrics(metrics: MetricValues, predictions: OutOfFoldPredictions, data: LabeledFeatures) -> list[float]:
-    """Add mean and standard deviation of the folds' accuracies; return the accuracy of each fold."""
+    """Add mean and standard deviation of the accuracies of the folds; return the accuracies."""
     correct = predictions.logits.argmax(axis=1) == data.labels
     fold_accuracies = [float(correct[predictions.fold == fold].mean()) for fold in np.unique(predictions.fold)]
     metrics.add("folds_mean", float(np.mean(fold_accuracies)))
@@ -72,10 +73,10 @@ def add_unknown(metrics: MetricValues, check: UnknownCheck | None, classes: Sequ
 def most_confident_mistakes(
     predictions: OutOfFoldPredictions, data: LabeledFeatures, ids: Sequence[str], classes: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Return the mistakes with the largest probability, in descending order; `ids` are those of the videos."""
+    """Return the mistakes with the largest probabilities, in descending order; `ids` are the n video ids."""
     probabilities = predictions.probabilities
     predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
-    wrong = np.flatnonzero(predicted != data.labels)
+    mistakes = np.flatnonzero(predicted != data.labels)
     return [
         {
             "id": ids[index],
@@ -83,23 +84,23 @@ def most_confident_mistakes(
             "said": classes[predicted[index]],
             "probability": round(float(confidence[index]), 4),
         }
-        for index in wrong[np.argsort(-confidence[wrong], kind="stable")][:MAX_MISTAKES]
+        for index in mistakes[np.argsort(-confidence[mistakes], kind="stable")][:MAX_MISTAKES]
     ]
 
 
-def confusion(predictions: OutOfFoldPredictions, data: LabeledFeatures, classes: int) -> NDArray[np.int64]:
-    """Count predictions (C, C), row = true class."""
-    return confusion_matrix(predictions.logits.argmax(axis=1).astype(np.int64), data.labels, classes)
+def count_confusion(predictions: OutOfFoldPredictions, data: LabeledFeatures, num_classes: int) -> NDArray[np.int64]:
+    """Count predictions: (C, C), true class by predicted class."""
+    return confusion_matrix(predictions.logits.argmax(axis=1).astype(np.int64), data.labels, num_classes)
 
 
-def write_fit_report(folder: Path, result: Result, more: Mapping[str, Any], classes: Sequence[str]) -> None:
+def write_fit_report(folder: Path, result: Result, details: Mapping[str, Any], classes: Sequence[str]) -> None:
     """Write report.json and confusion.svg (from more["confusion"]), each atomically. Raises RunError."""
     from internvideo.plots import charts
 
     def plot() -> str:
-        matrix = charts.confusion_matrix(np.asarray(more["confusion"]), classes)
+        matrix = charts.confusion_matrix(np.asarray(details["confusion"]), classes)
         return f'<?xml version="1.0" encoding="UTF-8"?>\n{matrix}'
 
     write_plot(folder / "confusion.svg", plot)
-    text = json.dumps({**result, **more}, indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps({**result, **details}, indent=2, ensure_ascii=False, allow_nan=False)
     write_text(folder / "report.json", text + "\n")

@@ -23,10 +23,10 @@ Floats = NDArray[np.floating]
 
 @dataclass(frozen=True)
 class PixelRidge:
-    """Scores (n, C) on the readable test videos, their row indices, and the selected regularization."""
+    """Scores (n, C) of the readable test videos, their rows in the manifest, and the selected regularization."""
 
     scores: Floats
-    rows: list[int]
+    row_index: list[int]
     regularization: float
 
 
@@ -34,50 +34,50 @@ def tiny_pixels(manifest: Manifest, row: Sample) -> Floats:
     """Read evenly spaced frames as gray values 0..1, averaged to S x S, (T * S * S,). Raises VideoError."""
     with Video(manifest.video_path(row), short_side=2 * SIDE, fps=row.frame_rate) as video:
         info = video.info
-        inside = np.arange(info.frames) if row.span is None else info.within(*row.span)
-        if not len(inside):
+        frame_index = np.arange(info.frames) if row.span is None else info.within(*row.span)
+        if not len(frame_index):
             raise VideoError(info.path, f"no frame inside the span of '{row.id}'")
-        frames = video.frames(inside[linspace_frames(len(inside), FRAMES)].tolist()).mean(axis=-1)
-    parts = [np.array_split(np.arange(length), SIDE) for length in frames.shape[1:]]
-    rows = np.stack([frames[:, part].mean(axis=1) for part in parts[0]], axis=1)
-    return np.stack([rows[:, :, part].mean(axis=2) for part in parts[1]], axis=2).reshape(-1) / 255
+        frames = video.frames(frame_index[linspace_frames(len(frame_index), FRAMES)].tolist()).mean(axis=-1)
+    bins = [np.array_split(np.arange(length), SIDE) for length in frames.shape[1:]]
+    row_means = np.stack([frames[:, bin_index].mean(axis=1) for bin_index in bins[0]], axis=1)
+    return np.stack([row_means[:, :, bin_index].mean(axis=2) for bin_index in bins[1]], axis=2).reshape(-1) / 255
 
 
 def pixel_ridge(train: Manifest, test: Manifest) -> PixelRidge:
-    """Fit on the labeled videos of `train`, with the best regularization of leave-one-out, and score those of `test`.
+    """Fit on the videos of `train`, select the regularization by leave-one-out, and score the videos of `test`.
 
-    Unreadable videos are left out. Raises VideoError when no training video can be read.
+    Unreadable videos are skipped. Raises VideoError if no training video can be read.
     """
-    x, known = _read(train)
-    test_x, read = _read(test)
-    if not known:
+    train_x, train_rows = _read_pixels(train)
+    test_x, test_rows = _read_pixels(test)
+    if not train_rows:
         raise VideoError(train.source, "no video can be read")
-    targets = np.eye(len(train.classes))[[train.rows[index].label or 0 for index in known]]
-    mean, scale = x.mean(axis=0), x.std(axis=0) + 1e-3
-    x, test_x = (x - mean) / scale, (test_x - mean) / scale
+    targets = np.eye(len(train.classes))[[train.rows[index].label or 0 for index in train_rows]]
+    mean, scale = train_x.mean(axis=0), train_x.std(axis=0) + 1e-3
+    train_x, test_x = (train_x - mean) / scale, (test_x - mean) / scale
     offset = targets.mean(axis=0)
-    kernel = x @ x.T / x.shape[1]
-    values, vectors = np.linalg.eigh(kernel)
-    rotated = vectors.T @ (targets - offset)
+    kernel = train_x @ train_x.T / train_x.shape[1]
+    eigenvalues, eigenvectors = np.linalg.eigh(kernel)
+    rotated = eigenvectors.T @ (targets - offset)
     best: tuple[float, float, Floats] | None = None
     for penalty in REGULARIZATION:
-        inverse = vectors / (values.clip(0) + penalty / len(x))
+        inverse = eigenvectors / (eigenvalues.clip(0) + penalty / len(train_x))
         weights = inverse @ rotated
         # Leave-one-out residuals of kernel ridge: dual weights over the diagonal of the inverse.
-        residual = weights / (inverse * vectors).sum(axis=1)[:, None]
+        residual = weights / (inverse * eigenvectors).sum(axis=1)[:, None]
         error = float((residual**2).mean())
         if best is None or error < best[0]:
             best = error, penalty, weights
     assert best is not None
-    return PixelRidge(test_x @ x.T / x.shape[1] @ best[2] + offset, read, best[1])
+    return PixelRidge(test_x @ train_x.T / train_x.shape[1] @ best[2] + offset, test_rows, best[1])
 
 
-def _read(manifest: Manifest) -> tuple[Floats, list[int]]:
-    found, rows = [], []
+def _read_pixels(manifest: Manifest) -> tuple[Floats, list[int]]:
+    pixels, row_index = [], []
     for index, row in enumerate(manifest.rows):
         try:
-            found.append(tiny_pixels(manifest, row))
+            pixels.append(tiny_pixels(manifest, row))
         except VideoError:
             continue
-        rows.append(index)
-    return np.asarray(found).reshape(len(rows), FRAMES * SIDE * SIDE), rows
+        row_index.append(index)
+    return np.asarray(pixels).reshape(len(row_index), FRAMES * SIDE * SIDE), row_index

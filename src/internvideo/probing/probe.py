@@ -33,13 +33,14 @@ from internvideo.models.attention import attend
 from internvideo.probing.cached_features import Kind, encode
 from internvideo.storage import read_safetensors, write_safetensors
 
-KEY = "internvideo_classifier"
+METADATA_KEY = "internvideo_classifier"
 """Key of the metadata in the safetensors file."""
 FORMAT_VERSION = 1
-KEYS = {"feature_mean": "centre", "class_prototypes": "directions"}
-"""Field of `ProbeHead` -> its key in the file, where they differ."""
+TENSOR_KEYS = {"feature_mean": "centre", "class_prototypes": "directions"}
+"""Field of `ProbeHead` -> key in the file, where these differ."""
 UNKNOWN = "unknown"
-CHUNK_SIZE = 256
+"""Class name of rejected videos."""
+POOL_CHUNK_SIZE = 256
 
 Floats = NDArray[np.floating[Any]]
 
@@ -75,7 +76,7 @@ class ProbeHead:
         if features.ndim != ndim or features.shape[-1] != len(self.mean):
             raise ValueError(f"features {tuple(features.shape)}: {ndim} dimensions, the last of {len(self.mean)}")
         with torch.no_grad():
-            chunks = torch.split(features, CHUNK_SIZE)
+            chunks = torch.split(features, POOL_CHUNK_SIZE)
             return torch.cat([pool_features(chunk, self.mean, self.scale, self.query) for chunk in chunks])
 
     def logits_and_id_scores(self, features: Tensor) -> tuple[Floats, Floats]:
@@ -104,7 +105,7 @@ def pool_features(features: Tensor, mean: Tensor, scale: Tensor, query: Tensor |
 
 @dataclass(frozen=True)
 class EncoderReference:
-    """Identify the encoder on whose features a probe was fitted."""
+    """Encoder on whose features a probe was fitted; `source` is where its weights came from."""
 
     name: str
     weights_sha256: str
@@ -112,7 +113,7 @@ class EncoderReference:
     source: str = ""
 
     @classmethod
-    def of(cls, model: VideoModel) -> EncoderReference:
+    def from_model(cls, model: VideoModel) -> EncoderReference:
         """Return the reference of a loaded model."""
         source = model.metadata.get("source", "")
         return cls(model.name, model_hash(model), model.preprocessing.to_json(), source)
@@ -125,10 +126,10 @@ class Probe:
     Attributes:
         head: maps features to logits.
         classes: C names.
-        temperature: logits are divided by it.
+        temperature: divisor of the logits.
         threshold: a video with a smaller id_score is "unknown"; -1 accepts everything.
-        encoder: on whose features it was fitted.
-        metadata: how it was fitted, and its metrics, as JSON values.
+        encoder: encoder of the features on which the head was fitted.
+        metadata: protocol and metrics of the fit, as JSON values.
     """
 
     head: ProbeHead
@@ -144,18 +145,20 @@ class Probe:
         """Check that the model is the encoder on which the probe was fitted.
 
         Raises:
-            WeightsError: other weights, or other preprocessing: the predictions would mean nothing.
+            WeightsError: other weights or other preprocessing, with which the predictions would be meaningless.
         """
-        now = EncoderReference.of(model)
-        if now.weights_sha256 != self.encoder.weights_sha256:
+        given = EncoderReference.from_model(model)
+        if given.weights_sha256 != self.encoder.weights_sha256:
             fitted = f"{self.encoder.name} (weights {self.encoder.weights_sha256[:12]})"
-            found = f"fitted on features of {fitted}, not of {now.name} ({now.weights_sha256[:12]})"
-            hint = "give it that model, or fit it again on this one"
+            found = f"fitted on features of {fitted}, not of {given.name} ({given.weights_sha256[:12]})"
+            hint = "use that model, or fit a classifier again on this one"
             raise WeightsError("classifier", found, self.encoder.source or self.encoder.name, hint)
-        for key, was in self.encoder.preprocessing.items():
-            if was != now.preprocessing.get(key):
-                found = f"fitted on clips with {key} {was}, not {now.preprocessing.get(key)}"
-                raise WeightsError("classifier", found, "", "open the model as it was then, or fit it again")
+        for key, fitted_value in self.encoder.preprocessing.items():
+            if fitted_value != given.preprocessing.get(key):
+                found = f"fitted on clips with {key} {fitted_value}, not {given.preprocessing.get(key)}"
+                raise WeightsError(
+                    "classifier", found, "", "open the model with that setting, or fit a classifier again"
+                )
 
     def features(self, model: VideoModel, clips: Tensor) -> Tensor:
         """Encode clips (n, 3, T, S, S) to features (n, D), or (n, N, D) for an attentive head."""
@@ -168,27 +171,29 @@ class Probe:
     def predict(self, features: Tensor | NDArray[Any]) -> list[dict[str, float]]:
         """Return the probabilities of all classes and "unknown", the largest first; they sum to 1.
 
-        "unknown" is 0 for an id_score of at least `threshold`. Below it, it is above 0.5 and increases as the id_score
-        decreases, and the classes share the rest in proportion: the first entry is always the prediction. The value of
-        "unknown" is not a calibrated probability.
+        The first entry is the prediction. The value of "unknown" is 0 if the id_score is at least `threshold`. For a
+        smaller id_score the value is above 0.5 and increases as the id_score decreases, and the class probabilities
+        are scaled down so that all sum to 1. The value of "unknown" is not a calibrated probability.
         """
         logits, id_scores = self.head.logits_and_id_scores(torch.as_tensor(features))
         rows = softmax(logits / self.temperature)
-        return [self._answer(row, float(id_score)) for row, id_score in zip(rows, id_scores, strict=True)]
+        return [
+            self._to_class_probabilities(row, float(id_score)) for row, id_score in zip(rows, id_scores, strict=True)
+        ]
 
-    def _answer(self, row: Floats, id_score: float) -> dict[str, float]:
+    def _to_class_probabilities(self, row: Floats, id_score: float) -> dict[str, float]:
         is_unknown = id_score < self.threshold
         unknown = (1 + (self.threshold - id_score) / (self.threshold + 1)) / 2 if is_unknown else 0.0
-        found = {self.classes[i]: float(row[i]) * (1 - unknown) for i in np.argsort(-row, kind="stable")}
-        return {UNKNOWN: unknown, **found} if is_unknown else {**found, UNKNOWN: 0.0}
+        named = {self.classes[i]: float(row[i]) * (1 - unknown) for i in np.argsort(-row, kind="stable")}
+        return {UNKNOWN: unknown, **named} if is_unknown else {**named, UNKNOWN: 0.0}
 
     def classify(
         self, model: VideoModel, videos: VideoSource | Sequence[VideoSource], *, batch_size: int = 8
     ) -> list[dict[str, float]]:
-        """Classify videos, as `VideoModel.encode_video` takes them; results as of `predict`.
+        """Classify videos, given as for `VideoModel.encode_video`; return one result of `predict` per video.
 
         Raises:
-            WeightsError: not the encoder on which it was fitted. VideoError: a video that cannot be read.
+            WeightsError: `model` is not the encoder of the probe. VideoError: a video cannot be read.
         """
         self.check(model)
         batches = model.read(videos, batch_size=batch_size)
@@ -198,7 +203,7 @@ class Probe:
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, atomically. Raises RunError."""
-        about = {
+        metadata = {
             "format": FORMAT_VERSION,
             "classes": list(self.classes),
             "temperature": self.temperature,
@@ -206,8 +211,8 @@ class Probe:
             "encoder": asdict(self.encoder),
             "facts": dict(self.metadata),
         }
-        tensors = {KEYS.get(name, name): value for name, value in vars(self.head).items() if value is not None}
-        write_safetensors(path, tensors, {KEY: json.dumps(about, ensure_ascii=False)})
+        tensors = {TENSOR_KEYS.get(name, name): value for name, value in vars(self.head).items() if value is not None}
+        write_safetensors(path, tensors, {METADATA_KEY: json.dumps(metadata, ensure_ascii=False)})
 
     @classmethod
     def load(cls, path: str | Path) -> Probe:
@@ -218,23 +223,23 @@ class Probe:
         """
         tensors, metadata = read_safetensors(path)
         expected = "a classifier written by `internvideo fit`"
-        if KEY not in metadata:
-            raise WeightsError(path, "holds no classifier", expected)
+        if METADATA_KEY not in metadata:
+            raise WeightsError(path, "is not a classifier", expected)
         try:
-            about = untrusted.parse_json(metadata[KEY])
-            if about["format"] != FORMAT_VERSION:
-                raise WeightsError(path, f"classifier format {about['format']}", str(FORMAT_VERSION), "fit it again")
-            names_of_keys = {key: name for name, key in KEYS.items()}
-            head = ProbeHead(**{names_of_keys.get(key, key): value for key, value in tensors.items()})
-            names = tuple(about["classes"])
-            temperature, threshold = float(about["temperature"]), float(about["threshold"])
-            probe = cls(head, names, temperature, threshold, EncoderReference(**about["encoder"]), about["facts"])
+            content = untrusted.parse_json(metadata[METADATA_KEY])
+            if content["format"] != FORMAT_VERSION:
+                raise WeightsError(path, f"classifier format {content['format']}", str(FORMAT_VERSION), "fit it again")
+            field_names = {key: name for name, key in TENSOR_KEYS.items()}
+            head = ProbeHead(**{field_names.get(key, key): value for key, value in tensors.items()})
+            names = tuple(content["classes"])
+            temperature, threshold = float(content["temperature"]), float(content["threshold"])
+            probe = cls(head, names, temperature, threshold, EncoderReference(**content["encoder"]), content["facts"])
         except (ValueError, KeyError, TypeError) as error:
             raise WeightsError(path, f"truncated or corrupt ({error})", expected, "fit it again") from error
-        probe._check_parts(path)
+        probe._check_tensors(path)
         return probe
 
-    def _check_parts(self, path: str | Path) -> None:
+    def _check_tensors(self, path: str | Path) -> None:
         head, classes = self.head, len(self.classes)
         width = len(head.mean) * (1 if head.query is None else len(head.query))
         found = {name: tuple(value.shape) for name, value in vars(head).items() if value is not None}
@@ -247,4 +252,9 @@ class Probe:
                 raise WeightsError(path, f"{name} {found[name]}", str(tuple(shape)), "fit it again")
         finite = all(bool(torch.isfinite(value).all()) for value in vars(head).values() if value is not None)
         if not finite or not self.temperature > 0 or not -1 <= self.threshold <= 1:
-            raise WeightsError(path, "a number in it is out of range", "finite numbers", "fit it again")
+            raise WeightsError(
+                path,
+                "a value is not finite or out of range",
+                "finite values, temperature > 0, threshold -1 to 1",
+                "fit it again",
+            )

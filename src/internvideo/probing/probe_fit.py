@@ -32,17 +32,17 @@ C_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 WEIGHT_DECAY_GRID = (3.0, 0.3)
 """Weight decay of the attentive head: larger values regularize more."""
 REGULARIZATION_GRID: dict[Kind, tuple[float, ...]] = {"video": C_GRID, "tokens": WEIGHT_DECAY_GRID}
-"""Each from the strongest regularization to the weakest."""
+"""Grid of each kind of features, from the strongest regularization to the weakest."""
 
 DEFAULT_REGULARIZATION: dict[Kind, float] = {"video": 1e-2, "tokens": 0.3}
 """Used where there are too few videos to select a value."""
 
-ABSENT = -1e3
+ABSENT_BIAS = -1e3
 """Bias of a class without a training video, which is never predicted."""
 
 MAX_ITERATIONS = 1000
 MAX_SINGLE_THREAD = 2**21
-"""Number of elements up to which one BLAS thread is faster than several that wait for each other."""
+"""Number of feature values up to which one BLAS thread is faster than several."""
 
 NUM_QUERIES = 8
 BATCH_SIZE, EPOCHS, MAX_STEPS, PEAK_LR, WARMUP_FRACTION = 32, 100, 2000, 1e-2, 0.1
@@ -56,18 +56,18 @@ def fit_heads(
     Args:
         features: (n, D) for linear heads, (n, N, D) for attentive ones. labels: (n,), of at least two classes.
         num_classes: C; a class without a video is never predicted.
-        grid: C for linear heads, weight decay for attentive ones. seed: of the attentive heads.
+        grid: C for linear heads, weight decays for attentive ones. seed: of the attentive heads.
     """
     if features.ndim == 2:
-        from threadpoolctl import threadpool_limits  # scikit-learn's own
+        from threadpoolctl import threadpool_limits  # a dependency of scikit-learn
 
         with threadpool_limits(1 if features.numel() <= MAX_SINGLE_THREAD else None, user_api="blas"):
-            return _linear(features, labels, num_classes, grid)
-    return [_attentive(features, labels, num_classes, weight_decay, seed) for weight_decay in grid]
+            return _fit_linear_heads(features, labels, num_classes, grid)
+    return [_fit_attentive_head(features, labels, num_classes, weight_decay, seed) for weight_decay in grid]
 
 
-def statistics(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute mean and standard deviation (D,) over all but the last dimension; 1 for a constant column."""
+def mean_and_scale(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute mean and standard deviation (D,) over all but the last dimension; the latter is 1 if it is nearly 0."""
     flat = features.reshape(-1, features.shape[-1]).double()
     mean, spread = flat.mean(dim=0), flat.std(dim=0, correction=0)
     floor = 1e-6 * torch.maximum(mean.abs(), spread.max())
@@ -76,15 +76,15 @@ def statistics(features: Tensor) -> tuple[Tensor, Tensor]:
 
 def standardize(features: Tensor) -> Tensor:
     """Scale every column to mean 0 and standard deviation 1."""
-    mean, scale = statistics(features)
+    mean, scale = mean_and_scale(features)
     return (features.float() - mean) / scale
 
 
-def _linear(features: Tensor, labels: Ints, num_classes: int, grid: tuple[float, ...]) -> list[ProbeHead]:
+def _fit_linear_heads(features: Tensor, labels: Ints, num_classes: int, grid: tuple[float, ...]) -> list[ProbeHead]:
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
-    mean, scale = statistics(features)
+    mean, scale = mean_and_scale(features)
     standardized = ((features.float() - mean) / scale).double().numpy()
     basis = None
     if standardized.shape[0] < standardized.shape[1]:
@@ -96,13 +96,13 @@ def _linear(features: Tensor, labels: Ints, num_classes: int, grid: tuple[float,
     for c in grid:
         classifier.set_params(C=c)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # a weak penalty may end a little before its optimum
+            warnings.simplefilter("ignore", ConvergenceWarning)  # with a weak penalty it may stop before convergence
             classifier.fit(standardized, labels)
         slopes, offsets = classifier.coef_, classifier.intercept_
-        if len(slopes) == 1:  # of two classes only the second is scored
+        if len(slopes) == 1:  # scikit-learn has one score for two classes, that of the second
             slopes, offsets = np.concatenate([-slopes, slopes]) / 2, np.concatenate([-offsets, offsets]) / 2
         weight = torch.zeros(num_classes, features.shape[1])
-        bias = torch.full((num_classes,), ABSENT)
+        bias = torch.full((num_classes,), ABSENT_BIAS)
         present = torch.from_numpy(classifier.classes_.astype(np.int64))
         weight[present] = torch.from_numpy(slopes if basis is None else slopes @ basis).float()
         bias[present] = torch.from_numpy(offsets).float()
@@ -141,28 +141,28 @@ class AttentiveStage(nn.Module):
         return {"loss": F.cross_entropy(F.linear(pooled, self.weight, self.bias), batch.labels)}
 
 
-def _attentive(features: Tensor, labels: Ints, num_classes: int, weight_decay: float, seed: int) -> ProbeHead:
-    mean, scale = statistics(features)
+def _fit_attentive_head(features: Tensor, labels: Ints, num_classes: int, weight_decay: float, seed: int) -> ProbeHead:
+    mean, scale = mean_and_scale(features)
     stage = AttentiveStage(mean, scale, num_classes, seed)
-    n = len(labels)
-    size = min(BATCH_SIZE, n)
-    total = min(EPOCHS * -(-n // size), MAX_STEPS)
+    num_videos = len(labels)
+    batch_size = min(BATCH_SIZE, num_videos)
+    num_steps = min(EPOCHS * -(-num_videos // batch_size), MAX_STEPS)
     optimizer = OptimizerSettings(base_lr=PEAK_LR, weight_decay=weight_decay)
     loop = LoopSettings(precision="float32", seed=seed)
-    settings = TrainingSettings(optimizer=optimizer, schedule=ScheduleSettings(steps=total), loop=loop)
+    settings = TrainingSettings(optimizer=optimizer, schedule=ScheduleSettings(steps=num_steps), loop=loop)
     device = torch.device("cpu")
-    train_step = TrainStep(stage, settings, total, device, torch.Generator(device))
+    train_step = TrainStep(stage, settings, num_steps, device, torch.Generator(device))
     targets = torch.from_numpy(labels)
-    order = _order(n, size, total, seed)
-    for step in range(total):
+    order = _sample_order(num_videos, batch_size, num_steps, seed)
+    for step in range(num_steps):
         indices = order[step]
         batch = Batch(features[indices], tuple(str(index) for index in indices.tolist()), targets[indices])
-        lr = cosine_with_warmup(step, total, peak=PEAK_LR, final=0.0, warmup_steps=int(WARMUP_FRACTION * total))
+        lr = cosine_with_warmup(step, num_steps, peak=PEAK_LR, final=0.0, warmup_steps=int(WARMUP_FRACTION * num_steps))
         train_step([batch], lr)
     if train_step.found_inf:
         raise RunError("attentive probe", "its loss became NaN or infinite", "", "check the model's weights")
     bias = stage.bias.detach().clone()
-    bias[torch.from_numpy(np.setdiff1d(np.arange(num_classes), labels))] = ABSENT
+    bias[torch.from_numpy(np.setdiff1d(np.arange(num_classes), labels))] = ABSENT_BIAS
     query = stage.query.detach()
     empty = torch.zeros(NUM_QUERIES * len(mean))
     head = ProbeHead(mean, scale, stage.weight.detach(), bias, empty, empty.expand(num_classes, -1), query)
@@ -170,8 +170,10 @@ def _attentive(features: Tensor, labels: Ints, num_classes: int, weight_decay: f
     return replace(head, feature_mean=feature_mean, class_prototypes=class_prototypes)
 
 
-def _order(n: int, size: int, total: int, seed: int) -> Tensor:
-    """Return the indices of the videos of each step (total, size): concatenated random permutations."""
+def _sample_order(num_videos: int, batch_size: int, num_steps: int, seed: int) -> Tensor:
+    """Return the video indices of each step (num_steps, batch_size), from concatenated random permutations."""
     generator = torch.Generator().manual_seed(seed + 1)
-    rounds = -(-total * size // n)
-    return torch.cat([torch.randperm(n, generator=generator) for _ in range(rounds)])[: total * size].reshape(-1, size)
+    num_permutations = -(-num_steps * batch_size // num_videos)
+    return torch.cat([torch.randperm(num_videos, generator=generator) for _ in range(num_permutations)])[
+        : num_steps * batch_size
+    ].reshape(-1, batch_size)
