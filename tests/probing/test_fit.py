@@ -90,7 +90,7 @@ def test_a_folder_of_folders_becomes_a_classifier(tmp_path: Path) -> None:
     assert picture.startswith("<?xml")
     assert all(name in picture for name in colour_clips.COLOURS)
     assert "36 videos of 18 groups" in told
-    assert "counts as a group of its own" not in told
+    assert "counts as a separate group" not in told
     assert re.search(r"features of 36 videos: [\d.]+ s, [\d.]+ s each", told)
     assert re.search(r"features [\d.]+ s \(36 of 36 videos computed\), fit [\d.]+ s", told)
     probe = Probe.load(tmp_path / "fit" / CLASSIFIER_FILE)
@@ -114,7 +114,7 @@ def test_the_same_command_goes_on_and_gives_the_same(tmp_path: Path, monkeypatch
     _, report, told = run(clips(), tmp_path / "fit")
     assert rest.clips == 20
     assert "features of 20 videos" in told
-    assert "every video counts as a group of its own" in told
+    assert "every video counts as a separate group" in told
     assert [path.name.count(".part-") for path in (tmp_path / "fit/features").iterdir()] == [0]
     _, again, told = run(clips(), tmp_path / "fit")
     assert rest.clips == 20
@@ -268,7 +268,7 @@ def test_parts_are_numbered_on(tmp_path: Path) -> None:
 
 def test_two_fits_on_one_folder_lose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one, other = FeatureCache(tmp_path, "video-x"), FeatureCache(tmp_path, "video-x")
-    monkeypatch.setattr(FeatureCache, "parts", lambda cache: [])  # both count before either has written
+    monkeypatch.setattr(FeatureCache, "part_files", lambda cache: [])  # both count before either has written
     one.add({"a": torch.ones(2)})
     with monkeypatch.context() as patch:
         patch.setattr("os.getpid", lambda: 1)
@@ -277,7 +277,7 @@ def test_two_fits_on_one_folder_lose_nothing(tmp_path: Path, monkeypatch: pytest
     assert len(one.part_files()) == 2
     seen = one.part_files()
     other.merge_parts()
-    monkeypatch.setattr(FeatureCache, "parts", lambda cache: seen)  # listed before the other one joined them
+    monkeypatch.setattr(FeatureCache, "part_files", lambda cache: seen)  # listed before the other one joined them
     one.merge_parts()
     whole = FeatureCache(tmp_path, "video-x")
     monkeypatch.undo()

@@ -102,7 +102,7 @@ def test_sources_from_the_column_the_pattern_or_the_file() -> None:
     paths = ["a/clip_01_part1.mp4", "a/clip_01_part2.mp4", "b/clip_02_part1.mp4", "b/clip_02_part1.mp4"]
     plain = assign_groups(manifest(paths, [0, 0, 1, 1]))
     assert plain.num_groups == 3, "pieces of one file are one source"
-    assert any("every video counts as a group of its own" in note for note in plain.notes)
+    assert any("every video counts as a separate group" in note for note in plain.notes)
     by_name = assign_groups(manifest(paths, [0, 0, 1, 1]), r"(clip_\d+)_part")
     assert by_name.ids.tolist() == [0, 0, 1, 1]
     assert by_name.notes == ("4 videos of 2 groups",)

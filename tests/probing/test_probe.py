@@ -220,7 +220,7 @@ def test_a_damaged_probe_is_refused(tmp_path: Path, change: dict[str, object], s
 def test_other_files_are_no_probe(tmp_path: Path) -> None:
     tensors = {"weight": torch.zeros(2, 2)}
     write_safetensors(tmp_path / "other.safetensors", tensors)
-    with pytest.raises(WeightsError, match="holds no classifier"):
+    with pytest.raises(WeightsError, match="is not a classifier"):
         Probe.load(tmp_path / "other.safetensors")
     write_safetensors(
         tmp_path / "other.safetensors", {**tensors, "extra": torch.zeros(1)}, {METADATA_KEY: '{"format": 1}'}
