@@ -268,6 +268,71 @@ def test_kill_9_at_any_moment_loses_nothing(tmp_path: Path, clips: Path) -> None
     assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
 
 
+@pytest.mark.slow
+def test_kill_9_at_random_moments(tmp_path: Path) -> None:
+    """Killed thirty times wherever it is; what is left is always a whole collection of the first videos."""
+    clips, encoder, draw = use_world.clips(6), use_world.language_folder(), np.random.default_rng(0)
+    words = ("index", clips, "-e", encoder, "-o")
+    assert forked.fork(in_process.command, *words, tmp_path / "whole").told().code == 0
+    began = time.monotonic()
+    assert forked.fork(in_process.command, *words, tmp_path / "again").told().code == 0
+    took = time.monotonic() - began
+    whole, stages, unopened = rows(tmp_path / "whole"), set[int](), list[str]()
+    folders = [tmp_path / f"killed{number}" for number in range(10)]
+    for folder in [folder for folder in folders for _ in range(3)]:
+        running = forked.fork(in_process.command, *words, folder)
+        time.sleep(draw.uniform(0.0, 0.8) * took)
+        running.process.kill()
+        running.process.join()
+        if (folder / "collection.sqlite").is_file():
+            try:
+                left = rows(folder)
+            except RunError as error:
+                unopened.append(str(error))
+                continue
+            stages.add(len(left))
+            assert left == {path: whole[path] for path in left}
+    assert len(stages) > 2, f"not killed at different moments: {stages}"
+    assert all("version 0" in error for error in unopened), "killed before the tables were committed"
+    for folder in folders:
+        assert in_process.command(*words, folder).code == 0
+        assert rows(folder) == whole
+        with Collection.open(folder) as one, Collection.open(tmp_path / "whole") as other:
+            for kind, null in one.null.items():
+                np.testing.assert_allclose(null.maxima, other.null[kind].maxima, atol=1e-4)
+
+
+def test_what_follows_from_the_videos_is_made_after_a_kill_too(
+    tmp_path: Path, clips: Path, model: VideoModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run ends between the commit of its videos and the calibration; the next one finds nothing new to read."""
+    (tmp_path / "captions.jsonl").write_text(
+        "".join(f'{{"id": "{n}", "path": "clips/{n}.mp4", "captions": ["a word"]}}\n' for n in range(4))
+    )
+    late = clips / "3.mp4"
+    late.rename(tmp_path / "late.mp4")
+    with Collection.create(tmp_path / "c", model) as collection, Collection.create(tmp_path / "whole", model) as whole:
+        collection.add([clips])
+        collection.annotate(tmp_path / "captions.jsonl")
+        before = collection.null["text"].maxima.tolist()
+        (tmp_path / "late.mp4").rename(late)
+
+        def killed(*given: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("internvideo.search.collection.calibrate", killed)
+        with pytest.raises(KeyboardInterrupt):
+            collection.add([clips])
+        monkeypatch.undo()
+        assert len(collection.videos) == 4
+        assert collection.add([clips]).read == 0
+        whole.add([clips])
+        assert collection.null["text"].maxima.tolist() == pytest.approx(whole.null["text"].maxima.tolist(), abs=1e-4)
+        assert collection.null["text"].maxima.tolist() != before
+        assert len(collection.store.records.annotations("caption")) == 4
+        assert collection.store.records.fact("unsettled") is False
+
+
 def test_the_command_names_what_it_did(tmp_path: Path, clips: Path) -> None:
     (clips / "4.mp4").write_bytes(b"garbage")
     words = ("index", clips, "-o", tmp_path / "c", "-e", use_world.language_folder())

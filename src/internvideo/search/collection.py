@@ -218,26 +218,27 @@ class Collection:
     ) -> IndexReport:
         """Index files, folders and manifests, then calibrate; arguments, errors as `index_videos`, `calibrate`."""
         report = index_videos(self.store, self.model, [Path(given) for given in inputs], settings)
+        records = self.store.records
         with folder_lock(self.store.folder):
-            if report.read or report.removed or null_texts is not None or not stored_null(self.store):
+            changed = records.fact("unsettled", False)  # by this run, or by one that was killed before it came here
+            if changed or null_texts is not None or not stored_null(self.store):
                 calibrate(self.store, self.model, null_texts)
             label_new(self.store, self.model)
             facts = approximate.stored_facts(self.store)
             if facts is not None and approximate.is_stale(self.store, facts):
                 approximate.build(self.store, self.model)
-            if report.read:
+            if changed:
                 self._annotate_new()
+                records.set_fact("unsettled", False)
         return report
 
     def build_index(self) -> IndexFacts:
         """Build an approximate index, in its database if it has one, and measure its recall.
 
-        Searches use it; those with a filter only the index of a database.
-
-        It is built again where later `add`s leave too little of the collection in it.
+        Searches use it; those with a filter only that of a database. Later `add`s build it again where it is stale.
 
         Raises:
-            ExtraError: faiss is not installed. RunError: the disk is full.
+            ExtraError: faiss is not installed. RunError: the disk is full, or the database cannot be used.
         """
         with folder_lock(self.store.folder):
             return approximate.build(self.store, self.model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ from internvideo.storage import folder_lock
 REVERSED_WINDOWS = 32
 """Windows that are also encoded backwards, to measure whether the model is sensitive to the order of time."""
 
+PROGRESS_SECONDS = 0.5
 REVERSED_BATCH = 8
 """Of these, encoded at a time."""
 
@@ -146,6 +148,7 @@ class CollectionWriter(VectorWriter):
         self._replaces: dict[int, list[int]] = {}
         self._open: defaultdict[int, _Read] = defaultdict(_Read)
         self._pending = self._compare(inputs)
+        self._told = -PROGRESS_SECONDS
 
     def _compare(self, inputs: Sequence[Path]) -> list[int]:
         """Remove what is gone; return the indices of the videos to read."""
@@ -169,6 +172,8 @@ class CollectionWriter(VectorWriter):
         folders = (url_or_path(given) for given in inputs if url_of(given) or os.path.isdir(given))
         roots = [os.path.join(folder, "") for folder in folders]
         gone += [record for record in known.values() if any(record.path.startswith(root) for root in roots)]
+        if waiting or gone:  # until what follows from the videos is brought up to date too (`Collection.add`)
+            self.store.records.set_fact("unsettled", True)
         self.store.remove([record.id for record in gone])
         self.report.removed = [record.path for record in gone]
         return waiting
@@ -207,8 +212,10 @@ class CollectionWriter(VectorWriter):
             report.unreadable.append(ReadFailure(path, end.reason))
             self.store.remove(self._replaces[index])
             report.removed += replaced
-        done = report.resumed + report.read + len(report.unreadable)
-        self.store.records.set_fact("progress", {"done": done, "total": len(self.videos)})
+        if time.monotonic() >= self._told + PROGRESS_SECONDS:  # each is a transaction of its own
+            done = report.resumed + report.read + len(report.unreadable)
+            self.store.records.set_fact("progress", {"done": done, "total": len(self.videos)})
+            self._told = time.monotonic()
 
     def _add(self, index: int, end: VideoEnd) -> None:
         state, video, info = self._open.pop(index), self.videos[index], end.info

@@ -12,7 +12,7 @@ import sqlite3
 import threading
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -115,7 +115,7 @@ class Records:
     """An open database; one connection for all threads of the process.
 
     Args:
-        folder: of the collection. create: make the database.
+        folder: of a collection.
 
     Attributes:
         lock: held while the connection is used.
@@ -124,9 +124,9 @@ class Records:
         RunError: no collection, one of a later version, a damaged file.
     """
 
-    def __init__(self, folder: Path, *, create: bool = False) -> None:
+    def __init__(self, folder: Path) -> None:
         self.path = folder / FILE
-        if not create and not self.path.is_file():
+        if not self.path.is_file():
             raise RunError(folder, "is not a collection", f"a folder with {FILE}", "make one: internvideo index")
         self.lock = threading.RLock()
         with self._errors():
@@ -137,13 +137,29 @@ class Records:
             self._connection.execute("PRAGMA trusted_schema = OFF")
             self._connection.execute("PRAGMA synchronous = FULL")
             (version,) = self._connection.execute("PRAGMA user_version").fetchone()
-            if create and version == 0:  # new, or its maker was killed before the tables were committed
-                self._connection.execute("PRAGMA journal_mode = WAL")
-                self._connection.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
-                version = VERSION
         if version != VERSION:
             self.close()
             raise RunError(self.path, f"version {version}", str(VERSION), "index again with this version")
+
+    @staticmethod
+    def create(folder: Path, facts: Mapping[str, Any]) -> None:
+        """Make the database of a new collection with its first facts, under another name until it is whole.
+
+        Raises RunError.
+        """
+        partial = folder / f"new-{FILE}"
+        try:
+            for left in folder.glob(f"{partial.name}*"):  # by a maker that was killed
+                left.unlink()
+            with closing(sqlite3.connect(partial, isolation_level=None)) as connection:
+                connection.execute("PRAGMA journal_mode = WAL")
+                connection.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {VERSION};")
+                values = ((key, json.dumps(value)) for key, value in facts.items())
+                connection.executemany("INSERT INTO facts VALUES (?, ?)", values)
+                connection.execute("COMMIT")
+            os.replace(partial, folder / FILE)
+        except (sqlite3.Error, OSError) as error:
+            raise RunError(folder, f"cannot be written: {error}", "", "free space, or another folder") from error
 
     def close(self) -> None:
         """Close the connection."""

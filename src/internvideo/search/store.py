@@ -16,7 +16,7 @@ from internvideo.features.embedding import EmbeddingSettings, feature_provenance
 from internvideo.inference.video_model import VideoModel
 from internvideo.search import segments
 from internvideo.search.engines.postgres import PostgresVectors, create_table
-from internvideo.search.records import Records, VideoRecord, Windows
+from internvideo.search.records import FILE, Records, VideoRecord, Windows
 from internvideo.search.segments import ROW_BITS, Floats, SegmentFiles, StorageType, VectorStorage
 
 Kept = TypeVar("Kept")
@@ -161,16 +161,11 @@ class Store:
         if not lengths or lengths != sorted(set(lengths)) or not 0 < lengths[0] <= lengths[-1] < 1e6:
             raise RecipeError("scales", str(list(scales)), "increasing numbers of seconds above 0")
         folder.mkdir(parents=True, exist_ok=True)
-        records = Records(folder, create=True)
-        if records.fact("provenance") is None:
-            with records.transaction():
-                for key, value in (("dim", model.embed_dim), ("storage", storage), ("scales", lengths)):
-                    records.set_fact(key, value)
-                records.set_fact("provenance", provenance_of(model))
-                if database is not None:
-                    table = create_table(database, model.embed_dim, storage)
-                    records.set_fact("database", {"address": database, "table": table})
-        records.close()
+        if not (folder / FILE).is_file():
+            facts = {"dim": model.embed_dim, "storage": storage, "scales": lengths, "provenance": provenance_of(model)}
+            if database is not None:
+                facts["database"] = {"address": database, "table": create_table(database, model.embed_dim, storage)}
+            Records.create(folder, facts)
         store = cls(folder)
         store.check_model(model)
         known = (store.records.fact("database") or {}).get("address")
