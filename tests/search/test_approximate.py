@@ -120,6 +120,18 @@ def test_index_builds_it_again_where_too_little_is_in_it(tmp_path: Path) -> None
     assert in_process.command("search", folder, "a dog").code == 0
 
 
+def test_a_full_disk_is_told(collection: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
+    import faiss
+
+    def full(*given: object) -> None:
+        raise RuntimeError("write error: No space left on device")
+
+    monkeypatch.setattr(faiss, "write_index", full)
+    with pytest.raises(RunError, match="free space"):
+        collection.build_index()
+    assert collection.candidates is None
+
+
 def test_without_faiss(collection: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
     collection.build_index()
     monkeypatch.setattr(extras, "find_spec", lambda name: None)

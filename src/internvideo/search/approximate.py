@@ -204,7 +204,12 @@ def _build_ivf(store: Store, model: VideoModel) -> IndexFacts:
             rows = rows[snapshot.video_index[first + rows] >= 0]
             index.add_with_ids(np.ascontiguousarray(part[rows], np.float32), rows + (segment << ROW_BITS))
     with atomic_path(store.folder / FILE) as path:
-        faiss.write_index(index, str(path))
+        try:
+            faiss.write_index(index, str(path))
+        except RuntimeError as error:  # what faiss makes of a full disk
+            raise RunError(
+                store.folder / FILE, "cannot be written", "", "free space, then --index ivf again"
+            ) from error
     covered = {str(segment): len(part) for segment, _, part in _segments(snapshot)}
 
     def search(queries: Floats, count: int, probes: int) -> NDArray[np.int64]:
