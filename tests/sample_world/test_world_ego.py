@@ -13,7 +13,7 @@ from internvideo.data.manifest import read_manifest
 from internvideo.errors import RunError
 from internvideo.sample_world.clips import WorldSettings
 from internvideo.sample_world.ego4d import generate_reaches
-from internvideo.sample_world.reaching import HANDS, NOUNS, STEPS, VERBS, plan_reach
+from internvideo.sample_world.reaching import DIRECTIONS, HANDS, NOUNS, VERBS, plan_reach
 from internvideo.sample_world.scene import actor_boxes
 from internvideo.video.reader import read_frames
 
@@ -49,10 +49,10 @@ def test_the_hand_touches_its_object_at_the_contact_and_moves_the_way_of_the_ver
         assert gap[reach.contact] == pytest.approx(gap[: reach.contact + 1].min(), abs=1e-6)
         assert gap[reach.contact] < 0.2 < gap[reach.contact - 36]
         moved = np.array([target.x[-1] - target.x[0], target.y[-1] - target.y[0]])
-        assert moved @ np.asarray(STEPS[reach.verb]) == pytest.approx(np.abs(moved).sum(), abs=1e-6)
+        assert moved @ np.asarray(DIRECTIONS[reach.verb]) == pytest.approx(np.abs(moved).sum(), abs=1e-6)
         assert np.abs(moved).sum() >= 0.05
         travelled = np.array([hand.x[reach.contact] - hand.x[0], hand.y[reach.contact] - hand.y[0]])
-        assert travelled @ np.asarray(STEPS[reach.verb]) > 0.15
+        assert travelled @ np.asarray(DIRECTIONS[reach.verb]) > 0.15
 
 
 def test_before_the_contact_nothing_of_the_object_changes() -> None:

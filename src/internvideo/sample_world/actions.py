@@ -61,7 +61,10 @@ class Track:
 
 @dataclass(frozen=True)
 class Cell:
-    """The region of an actor, in frame sides; `reach` scales its travel (1: the whole frame), `radius` is its own."""
+    """Region of an actor, in frame sides: its center (x, y), a factor `reach` of its motions (1: the whole frame).
+
+    `radius` is the radius of the actor.
+    """
 
     x: float = 0.5
     y: float = 0.5
@@ -201,7 +204,13 @@ BALL_RADIUS = 0.085
 
 @dataclass(frozen=True)
 class Action:
-    """One class. `channel` is the property that it changes: actions of different channels can run at the same time."""
+    """One class of motions.
+
+    Attributes:
+        motion: writes the fields of a track. backwards: `motion` gets 1 - u instead of u.
+        channel: property that the action changes; actions of compatible channels can run at the same time.
+        reverse: class of the clips played backwards, None without one.
+    """
 
     name: str
     motion: Motion
@@ -284,8 +293,8 @@ class Part:
 def track_of(parts: tuple[Part, ...], frames: int, cell: Cell, seed: tuple[int, ...]) -> Track:
     """Compute the track of an actor over `frames` frames from its parts (ordered, not overlapping).
 
-    Between two parts the actor rests: in the final state of the first, then, from half-way on, in the initial state of
-    the second.
+    Between two parts the actor rests. In the first half of the pause it keeps the final state of the earlier part, in
+    the second half it has the initial state of the later part.
     """
     track = Track.at_rest(frames)
     starts = [0, *((before.stop + after.start + 1) // 2 for before, after in pairwise(parts)), frames]

@@ -14,8 +14,8 @@ Rng = np.random.Generator
 
 
 def _blend(weight: Field, low: tuple[float, float, float], high: tuple[float, float, float]) -> Field:
-    share = np.clip(weight, 0, 1)[..., None]
-    return np.asarray(np.asarray(low) * (1 - share) + np.asarray(high) * share, dtype=np.float64)
+    fraction = np.clip(weight, 0, 1)[..., None]
+    return np.asarray(np.asarray(low) * (1 - fraction) + np.asarray(high) * fraction, dtype=np.float64)
 
 
 def _grain(shape: tuple[int, ...], rng: Rng, coarse: int = 1) -> Field:
@@ -44,8 +44,8 @@ def _sea(x: Field, y: Field, rng: Rng) -> Field:
 def _night(x: Field, y: Field, rng: Rng) -> Field:
     sky = _blend(y, (0.04, 0.04, 0.12), (0.12, 0.10, 0.24))
     for _ in range(28):
-        where, size = rng.uniform(0, 1, 2), rng.uniform(0.006, 0.014)
-        sky += 0.75 * np.exp(-((x - where[0]) ** 2 + (y - where[1]) ** 2) / (2 * size**2))[..., None]
+        center, size = rng.uniform(0, 1, 2), rng.uniform(0.006, 0.014)
+        sky += 0.75 * np.exp(-((x - center[0]) ** 2 + (y - center[1]) ** 2) / (2 * size**2))[..., None]
     return sky
 
 

@@ -1,6 +1,6 @@
 """Plan and write the clips of the sample world; worker processes import this module, so it does not import torch.
 
-A clip depends only on (seed of the world, split, number), not on the number of clips or workers.
+A clip depends only on (seed of the world, split, index in the split), not on the number of clips or workers.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ Result = TypeVar("Result")
 
 RADII: Mapping[str, float] = MappingProxyType({"small": 0.15, "large": 0.195})
 _SPLITS = ("train", "validation", "test", "zero_shot", "long", "far")
-_KEPT_OUT: Mapping[str, tuple[str, ...]] = MappingProxyType({"zero_shot": HELD_OUT_CLASSES, "far": FAR_CLASSES})
+_UNTRAINED_CLASSES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"zero_shot": HELD_OUT_CLASSES, "far": FAR_CLASSES}
+)
 
 
 @dataclass(frozen=True)
@@ -82,21 +84,28 @@ class WorldSettings:
     def counts(self) -> dict[str, int]:
         """Number of videos by split."""
         test, validation = round(self.clips * 0.2), round(self.clips * 0.1)
-        kept_out = self.zero_shot_clips
-        if kept_out is None:
-            kept_out = max(len(HELD_OUT_CLASSES), self.clips // 10)
-        numbers = (self.clips - test - validation, validation, test, kept_out, self.long_videos, (kept_out + 1) // 2)
-        return dict(zip(_SPLITS, numbers, strict=True))
+        num_zero_shot = self.zero_shot_clips
+        if num_zero_shot is None:
+            num_zero_shot = max(len(HELD_OUT_CLASSES), self.clips // 10)
+        num_videos = (
+            self.clips - test - validation,
+            validation,
+            test,
+            num_zero_shot,
+            self.long_videos,
+            (num_zero_shot + 1) // 2,
+        )
+        return dict(zip(_SPLITS, num_videos, strict=True))
 
 
 def held_out(shape: str, colour: str, place: str) -> bool:
-    """Return whether a combination is used for testing only: one in five, such that every pair occurs in training."""
+    """Return whether a combination is used only for testing: one of five, so that all pairs occur in training."""
     return (SHAPES.index(shape) + 2 * tuple(COLORS).index(colour) + 3 * PLACES.index(place)) % 5 == 0
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A planned clip: its name, its annotations (`facts`), the scene to draw, and the actions in it."""
+    """A planned video, short or untrimmed: its name, its annotations (`facts`), the scene to draw, and its actions."""
 
     name: str
     facts: Facts
@@ -104,20 +113,20 @@ class Clip:
     actions: tuple[str, ...] = ()
 
 
-def _pick(names: tuple[str, ...], rng: np.random.Generator) -> str:
+def _sample_name(names: tuple[str, ...], rng: np.random.Generator) -> str:
     return names[int(rng.integers(len(names)))]
 
 
-def _combination(unseen: bool, rng: np.random.Generator) -> tuple[str, str, str]:
+def _sample_combination(unseen: bool, rng: np.random.Generator) -> tuple[str, str, str]:
     while True:
-        combination = _pick(SHAPES, rng), _pick(tuple(COLORS), rng), _pick(PLACES, rng)
+        combination = _sample_name(SHAPES, rng), _sample_name(tuple(COLORS), rng), _sample_name(PLACES, rng)
         if held_out(*combination) == unseen:
             return combination
 
 
 def classes_of(settings: WorldSettings, split: str) -> tuple[str, ...]:
     """Return the classes of a split of short clips, in the order of their indices."""
-    return _KEPT_OUT.get(split, settings.actions)
+    return _UNTRAINED_CLASSES.get(split, settings.actions)
 
 
 def plan(settings: WorldSettings, split: str, number: int) -> Clip:
@@ -135,8 +144,8 @@ def _plan_short(settings: WorldSettings, split: str, number: int) -> Clip:
     action = classes[number % len(classes)]
     key = (settings.seed, _SPLITS.index(split), number)
     rng = np.random.default_rng(key)
-    shape, colour, place = _combination(split not in ("train", "validation"), rng)
-    texture, size = _pick(TEXTURES, rng), _pick(tuple(RADII), rng)
+    shape, colour, place = _sample_combination(split not in ("train", "validation"), rng)
+    texture, size = _sample_name(TEXTURES, rng), _sample_name(tuple(RADII), rng)
     slow = bool(rng.random() < 0.5)
     # The action fills most of the clip; the rest is divided at random between its start and its end.
     filled = rng.uniform(0.88, 1.0) if slow else rng.uniform(0.6, 0.75)
@@ -150,39 +159,43 @@ def _plan_short(settings: WorldSettings, split: str, number: int) -> Clip:
     return Clip(f"{split}_{number:05d}", facts, scene, (action,))
 
 
-def _simultaneous(actions: tuple[str, ...], rng: np.random.Generator) -> tuple[str, ...]:
+def _sample_simultaneous_actions(actions: tuple[str, ...], rng: np.random.Generator) -> tuple[str, ...]:
     """Sample one action, or two that change different properties of an actor."""
-    first = CATALOGUE[_pick(actions, rng)]
-    # The two must not overwrite each other, so their channels must be a pair of `_TOGETHER`.
-    rest = tuple(name for name in actions if {CATALOGUE[name].channel, first.channel} in _TOGETHER)
-    if not rest or rng.random() < 0.5:
+    first = CATALOGUE[_sample_name(actions, rng)]
+    # The two actions must not overwrite each other, so their channels must be a pair of `_COMPATIBLE_CHANNELS`.
+    others = tuple(name for name in actions if {CATALOGUE[name].channel, first.channel} in _COMPATIBLE_CHANNELS)
+    if not others or rng.random() < 0.5:
         return (first.name,)
-    second = CATALOGUE[_pick(rest, rng)]
+    second = CATALOGUE[_sample_name(others, rng)]
     # Motions of channel "place" assign positions and come first; the others add to them.
-    return tuple(one.name for one in sorted((first, second), key=lambda one: one.channel != "place"))
+    return tuple(action.name for action in sorted((first, second), key=lambda action: action.channel != "place"))
 
 
-_TOGETHER = ({"place", "size"}, {"place", "look"}, {"place", "angle"}, {"size", "angle"}, {"size", "look"})
+_COMPATIBLE_CHANNELS = ({"place", "size"}, {"place", "look"}, {"place", "angle"}, {"size", "angle"}, {"size", "look"})
 
 
 def _plan_long(settings: WorldSettings, number: int) -> Clip:
-    """Plan an untrimmed video: 10 to 30 s, two or three actors, each with several actions and rest between them."""
+    """Plan an untrimmed video of 10 to 30 s: two or three actors, each with several actions and pauses between them."""
     fps, key = settings.fps, (settings.seed, _SPLITS.index("long"), number)
     rng = np.random.default_rng(key)
     frames = int(rng.integers(10 * fps, 30 * fps + 1))
     moving = tuple(name for name in settings.actions if CATALOGUE[name].channel != "still")
-    count = int(rng.integers(2, 4))
-    place = _pick(PLACES, rng)
-    colours = [tuple(COLORS)[int(k)] for k in rng.permutation(len(COLORS))[:count]]
+    num_actors = int(rng.integers(2, 4))
+    place = _sample_name(PLACES, rng)
+    colours = [tuple(COLORS)[int(k)] for k in rng.permutation(len(COLORS))[:num_actors]]
     actors = []
-    for index in range(count):
+    for index in range(num_actors):
         radius = rng.uniform(0.09, 0.11)
-        cell = Cell((index + 0.5) / count, rng.uniform(0.4, 0.6), 0.62, radius)
+        cell = Cell((index + 0.5) / num_actors, rng.uniform(0.4, 0.6), 0.62, radius)
         parts, start = [], int(rng.uniform(0.3, 3.0) * fps)
         while (stop := start + int(rng.uniform(1.5, 3.5) * fps)) < frames - fps // 2:
-            parts.append(Part(_simultaneous(moving, rng), start, stop))
+            parts.append(Part(_sample_simultaneous_actions(moving, rng), start, stop))
             start = stop + int(rng.uniform(1.0, 4.0) * fps)
-        actors.append(Actor(Look(_pick(SHAPES, rng), colours[index], _pick(TEXTURES, rng), radius), tuple(parts), cell))
+        actors.append(
+            Actor(
+                Look(_sample_name(SHAPES, rng), colours[index], _sample_name(TEXTURES, rng), radius), tuple(parts), cell
+            )
+        )
     scene = Scene(settings.size, frames, place, settings.difficulty, tuple(actors), key)
     first = actors[0].look
     facts = Facts("standing still", first.shape, first.colour, first.texture, "small", place, "slowly")

@@ -53,7 +53,7 @@ from internvideo.sample_world.language import (
     questions,
     training_captions,
 )
-from internvideo.sample_world.queries import described_moments
+from internvideo.sample_world.queries import make_language_queries
 from internvideo.sample_world.scene import render
 from internvideo.storage import folder_lock, write_text
 from internvideo.terminal import bars_disabled
@@ -118,7 +118,7 @@ def generate(
             rows["queries"] = [
                 query
                 for number, row in enumerate(rows["long"])
-                for query in described_moments(plan(settings, "long", number), settings.fps, row.split or "")
+                for query in make_language_queries(plan(settings, "long", number), settings.fps, row.split or "")
             ]
         manifests = {split: root / f"{split}.jsonl" for split in rows}
         classes = {"zero_shot": HELD_OUT_CLASSES, "queries": ("answer",)}

@@ -81,7 +81,7 @@ VERBS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "pulsing": ("pulses", "grows and shrinks in turn", "beats like a heart"),
     }
 )  # fmt: skip
-"""Action -> three phrases in the third person, the first of them a form of the class name."""
+"""Action -> three phrases in the third person; the first is an inflected class name."""
 
 PLACE_PHRASES: Mapping[str, str] = MappingProxyType(
     {
@@ -114,7 +114,7 @@ def _article(noun: str) -> str:
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
-def _plain(facts: Facts) -> str:
+def _class_name_caption(facts: Facts) -> str:
     """Return the sentence that contains the class name verbatim, like a zero-shot prompt."""
     return f"{_article(f'{facts.colour} {facts.shape}')} {facts.action} {PLACE_PHRASES[facts.place]}"
 
@@ -130,7 +130,7 @@ def captions(facts: Facts, rng: np.random.Generator) -> tuple[str, ...]:
     where = PLACE_PHRASES[facts.place]
     speed = f" {facts.speed}" if facts.action != "standing still" else ""
     return (
-        _plain(facts),
+        _class_name_caption(facts),
         f"{_article(textured)} {verbs[0]} {where}",
         f"{where}, {_article(sized)} {verbs[1 % len(verbs)]}{speed}",
         f"a video of {_article(f'{facts.size} {textured}')} that {verbs[2 % len(verbs)]} {where}",
@@ -186,7 +186,7 @@ def questions(facts: Facts) -> tuple[tuple[str, str, str], ...]:
     )
 
 
-def _other(words: tuple[str, ...], than: tuple[str, ...], rng: np.random.Generator) -> str:
+def _sample_other(words: tuple[str, ...], than: tuple[str, ...], rng: np.random.Generator) -> str:
     candidates = [word for word in words if word not in than]
     return candidates[int(rng.integers(len(candidates)))]
 
@@ -208,18 +208,18 @@ def choices(
         facts: annotations of the clip. rng: random generator. held_out: whether (shape, color, place) is held out.
         test: whether the clip is not a training clip.
     """
-    known = HELD_OUT_CLASSES if facts.action in HELD_OUT_CLASSES else ACTIONS
-    reverse = REVERSE_OF.get(facts.action) or _other(known, (facts.action,), rng)
-    other = _other(known, (facts.action, reverse), rng)
+    classes = HELD_OUT_CLASSES if facts.action in HELD_OUT_CLASSES else ACTIONS
+    reverse = REVERSE_OF.get(facts.action) or _sample_other(classes, (facts.action,), rng)
+    other = _sample_other(classes, (facts.action, reverse), rng)
     looks = [(shape, facts.colour, facts.place) for shape in SHAPES if shape != facts.shape]
     scenes = [(facts.shape, c, p) for c in COLORS for p in PLACES if c != facts.colour and p != facts.place]
     wrong = [replace(facts, action=reverse), replace(facts, action=other)]
     # Only 6 of 8 held-out clips have another held-out shape, so one is sampled with probability 2/3, which gives 1/2.
-    for options, share in ((looks, 2 / 3), (scenes, 1 / 2)):
-        shape, colour, place = _balanced(options, share if test else 0.0, rng, held_out)
+    for options, probability in ((looks, 2 / 3), (scenes, 1 / 2)):
+        shape, colour, place = _sample_balanced(options, probability if test else 0.0, rng, held_out)
         wrong.append(replace(facts, shape=shape, colour=colour, place=place))
     order = rng.permutation(5)
-    sentences = [_plain(one) for one in (facts, *wrong)]
+    sentences = [_class_name_caption(option) for option in (facts, *wrong)]
     return (
         tuple(sentences[int(k)] for k in order),
         int(np.flatnonzero(order == 0)[0]),
@@ -227,15 +227,15 @@ def choices(
     )
 
 
-def _balanced(
+def _sample_balanced(
     options: Sequence[tuple[str, str, str]],
-    share: float,
+    probability: float,
     rng: np.random.Generator,
     held_out: Callable[[str, str, str], bool],
 ) -> tuple[str, str, str]:
-    """Sample an option; with probability `share` a held-out one, if there is any."""
-    unseen = bool(rng.random() < share)
-    candidates = [one for one in options if held_out(*one) == unseen] or list(options)
+    """Sample an option: with the given probability a held-out one, else a trained one; any if there is none."""
+    want_held_out = bool(rng.random() < probability)
+    candidates = [option for option in options if held_out(*option) == want_held_out] or list(options)
     return candidates[int(rng.integers(len(candidates)))]
 
 

@@ -14,31 +14,43 @@ from internvideo.data.sample import Sample, Segment
 from internvideo.sample_world.clips import Clip, clip_path
 from internvideo.sample_world.language import VERBS
 
-OF_ACTOR = ("when is the {actor} {action}?", "when does the {actor} start {action}?", "show the {actor} as it {verb}")
-OF_ACTION = ("when is something {action}?", "when does something start {action}?", "find where something {verb}")
-WITHOUT_ACTOR = 0.5
-"""Fraction of queries without the actor, among the actions that occur once in the video."""
+ACTOR_TEMPLATES = (
+    "when is the {actor} {action}?",
+    "when does the {actor} start {action}?",
+    "show the {actor} as it {verb}",
+)
+ACTION_TEMPLATES = ("when is something {action}?", "when does something start {action}?", "find where something {verb}")
+NO_ACTOR_PROBABILITY = 0.5
+"""Probability that a query does not name the actor, if its action occurs only once in the video."""
 
 
-def described_moments(clip: Clip, fps: int, split: str) -> tuple[Sample, ...]:
-    """Make a row for every query about an untrimmed video; its one segment is the answer.
+def make_language_queries(clip: Clip, fps: int, split: str) -> tuple[Sample, ...]:
+    """Make a row for every query about an untrimmed video; the single segment of a row is the answer.
 
     The attributes are those of Ego4D's queries; "template" is "actor" or "action", "asks" is the action.
+
+    Args:
+        clip: planned untrimmed video. fps: frame rate of the video. split: of the rows.
     """
     rng = np.random.default_rng((*clip.scene.seed, 3000))
     counts = Counter(name for actor in clip.scene.actors for part in actor.parts for name in part.actions)
     rows: list[Sample] = []
     for actor in clip.scene.actors:
         actor_counts = Counter(name for part in actor.parts for name in part.actions)
-        look = f"{actor.look.colour} {actor.look.shape}"
+        appearance = f"{actor.look.colour} {actor.look.shape}"
         for part in actor.parts:
             for name in part.actions:
-                without_actor, form = rng.random() < WITHOUT_ACTOR, int(rng.integers(len(OF_ACTOR)))
+                without_actor, template_index = (
+                    rng.random() < NO_ACTOR_PROBABILITY,
+                    int(rng.integers(len(ACTOR_TEMPLATES))),
+                )
                 if actor_counts[name] > 1:
                     continue
                 without_actor &= counts[name] == 1
                 verb = VERBS[name][int(rng.integers(len(VERBS[name])))]
-                text = (OF_ACTION if without_actor else OF_ACTOR)[form].format(actor=look, action=name, verb=verb)
+                text = (ACTION_TEMPLATES if without_actor else ACTOR_TEMPLATES)[template_index].format(
+                    actor=appearance, action=name, verb=verb
+                )
                 attributes = {"clip_uid": clip.name, "annotation_uid": clip.name, "query_idx": str(len(rows))}
                 attributes |= {"template": "action" if without_actor else "actor", "asks": name}
                 segment = Segment(start=round(part.start / fps, 4), end=round((part.stop + 1) / fps, 4), label=0)

@@ -130,7 +130,7 @@ class _Sprite:
     opacity: Image
 
 
-def _sprite(look: Look, track: Track, side: int, shift: NDArray[np.float64], half: int) -> _Sprite:
+def _draw_sprite(look: Look, track: Track, side: int, shift: NDArray[np.float64], half: int) -> _Sprite:
     """Draw an object along its track; `half` -1 or 1 draws one half of a splitting object, 0 all of it."""
     x = track.x + shift[:, 0] + 0.5 * half * track.split * np.cos(track.axis)
     y = track.y + shift[:, 1] + 0.5 * half * track.split * np.sin(track.axis)
@@ -178,10 +178,10 @@ def _sprite(look: Look, track: Track, side: int, shift: NDArray[np.float64], hal
     return _Sprite(np.stack([row, column], axis=1), colour, opacity)
 
 
-def _sprites(actor: Actor, track: Track, side: int, shift: NDArray[np.float64]) -> list[_Sprite]:
+def _draw_sprites(actor: Actor, track: Track, side: int, shift: NDArray[np.float64]) -> list[_Sprite]:
     if np.any(track.split > 0):
-        return [_sprite(actor.look, track, side, shift, half) for half in (-1, 1)]
-    return [_sprite(actor.look, track, side, shift, 0)]
+        return [_draw_sprite(actor.look, track, side, shift, half) for half in (-1, 1)]
+    return [_draw_sprite(actor.look, track, side, shift, 0)]
 
 
 def _paste(canvas: Image, sprite: _Sprite) -> None:
@@ -196,7 +196,7 @@ def _paste(canvas: Image, sprite: _Sprite) -> None:
         target += opacity * (sprite.colour[t][window] - target)
 
 
-def _boxes(sprites: list[_Sprite], side: int) -> NDArray[np.float64]:
+def _visible_boxes(sprites: list[_Sprite], side: int) -> NDArray[np.float64]:
     """Return the boxes (T, 4) x1, y1, x2, y2 in 0..1 of the visible pixels; NaN if fewer than 2 rows or columns are."""
     boxes = np.full((len(sprites[0].corner), 4), np.nan)
     for sprite in sprites:
@@ -213,16 +213,16 @@ def _boxes(sprites: list[_Sprite], side: int) -> NDArray[np.float64]:
     return boxes
 
 
-def _shake(scene: Scene, rng: np.random.Generator) -> NDArray[np.float64]:
+def _sample_camera_shake(scene: Scene, rng: np.random.Generator) -> NDArray[np.float64]:
     """Sample the camera offset (T, 2) x, y in sides: smooth noise with the same statistics in both time directions."""
-    reach = _SHAKE * scene.difficulty
+    max_offset = _SHAKE * scene.difficulty
     kernel = np.array([1.0, 2.0, 3.0, 2.0, 1.0]) / np.sqrt(19.0)
     noise = rng.standard_normal((scene.frames + 4, 2))
     smooth = np.stack([np.convolve(noise[:, axis], kernel, mode="valid") for axis in range(2)], axis=1)
-    return np.clip(smooth * 0.5 * reach, -reach, reach)
+    return np.clip(smooth * 0.5 * max_offset, -max_offset, max_offset)
 
 
-def _background(scene: Scene, shift: NDArray[np.float64], rng: np.random.Generator) -> Image:
+def _draw_background(scene: Scene, shift: NDArray[np.float64], rng: np.random.Generator) -> Image:
     """Draw the background (T, S, S, 3) shifted by the camera offset, with bilinear interpolation."""
     side, margin = scene.side, int(np.ceil(_SHAKE * scene.side)) + 2
     place = draw_background(scene.place, side, margin, scene.difficulty, rng)
@@ -239,36 +239,36 @@ def _background(scene: Scene, shift: NDArray[np.float64], rng: np.random.Generat
     return canvas
 
 
-def _distractors(scene: Scene, shift: NDArray[np.float64], rng: np.random.Generator) -> list[_Sprite]:
+def _draw_distractors(scene: Scene, shift: NDArray[np.float64], rng: np.random.Generator) -> list[_Sprite]:
     """Draw small grey objects that rest or drift in a random direction."""
     sprites = []
     for _ in range(rng.binomial(4, 0.7 * scene.difficulty)):
         shape = SHAPES[int(rng.integers(len(SHAPES)))]
         track = Track.at_rest(scene.frames)
         time = np.linspace(-0.5, 0.5, scene.frames) * min(1.0, 24 / scene.frames)
-        way, size = rng.uniform(-0.25, 0.25, 2) * rng.integers(0, 2), rng.uniform(0.035, 0.06)
-        track.x[:], track.y[:] = rng.uniform(0, 1) + way[0] * time, rng.uniform(0, 1) + way[1] * time
+        drift, size = rng.uniform(-0.25, 0.25, 2) * rng.integers(0, 2), rng.uniform(0.035, 0.06)
+        track.x[:], track.y[:] = rng.uniform(0, 1) + drift[0] * time, rng.uniform(0, 1) + drift[1] * time
         track.angle[:], track.tint[:] = rng.uniform(0, 6.28), 0.0
-        sprites.append(_sprite(Look(shape, "grey", "plain", size), track, scene.side, shift, 0))
+        sprites.append(_draw_sprite(Look(shape, "grey", "plain", size), track, scene.side, shift, 0))
     return sprites
 
 
-def _occlude(canvas: Image, scene: Scene, shift: NDArray[np.float64], rng: np.random.Generator) -> None:
+def _draw_occluder(canvas: Image, scene: Scene, shift: NDArray[np.float64], rng: np.random.Generator) -> None:
     """Draw a vertical or horizontal bar in front of everything, at a random position."""
-    upright, middle, width = rng.random() < 0.5, rng.uniform(0.15, 0.85), rng.uniform(0.04, 0.09)
+    is_vertical, center, width = rng.random() < 0.5, rng.uniform(0.15, 0.85), rng.uniform(0.04, 0.09)
     colour = rng.uniform(0.1, 0.3, 3).astype(np.float32)
     if rng.random() >= 0.6 * scene.difficulty:
         return
     steps = (np.arange(scene.side) + 0.5) / scene.side
-    far = np.abs(steps - middle - shift[:, [0 if upright else 1]])
-    weight = np.clip((width / 2 - far) * scene.side + 0.5, 0, 1).astype(np.float32)
+    distance = np.abs(steps - center - shift[:, [0 if is_vertical else 1]])
+    weight = np.clip((width / 2 - distance) * scene.side + 0.5, 0, 1).astype(np.float32)
     band = slice(*(np.flatnonzero(weight.any(axis=0))[[0, -1]] + (0, 1)))
-    target = canvas[:, :, band] if upright else canvas[:, band]
-    weight = weight[:, None, band, None] if upright else weight[:, band, None, None]
+    target = canvas[:, :, band] if is_vertical else canvas[:, band]
+    weight = weight[:, None, band, None] if is_vertical else weight[:, band, None, None]
     target += weight * (colour - target)
 
 
-def _light(scene: Scene, rng: np.random.Generator) -> Image:
+def _sample_light(scene: Scene, rng: np.random.Generator) -> Image:
     """Return slowly varying factors of brightness and tint for rows of pixels, (T, 1, 3 S)."""
     waves, phase = rng.uniform(0.3, 1.2) * max(1.0, scene.frames / 24), rng.uniform(0, 2 * np.pi)
     time = np.linspace(-0.5, 0.5, scene.frames)
@@ -277,14 +277,14 @@ def _light(scene: Scene, rng: np.random.Generator) -> Image:
     return np.tile((1 + scene.difficulty * level).astype(np.float32), scene.side)[:, None, :]
 
 
-def _grain(shape: tuple[int, ...], deviation: float, rng: np.random.Generator) -> Image:
+def _sample_noise(shape: tuple[int, ...], deviation: float, rng: np.random.Generator) -> Image:
     """Sample sensor noise as the sum of two uniform 4-bit numbers: nearly normal, and much faster to sample."""
     dots = np.frombuffer(rng.bytes(int(np.prod(shape))), dtype=np.uint8)
     values: Image = ((np.arange(256) % 16 + np.arange(256) // 16 - 15) * (deviation / np.sqrt(42.5))).astype(np.float32)
     return np.asarray(values[dots].reshape(shape))
 
 
-def _streams(scene: Scene) -> list[np.random.Generator]:
+def _random_generators(scene: Scene) -> list[np.random.Generator]:
     return [np.random.default_rng((*scene.seed, 1000 + k)) for k in range(6)]
 
 
@@ -292,19 +292,19 @@ def _actor_sprites(scene: Scene, shift: NDArray[np.float64]) -> Iterator[tuple[l
     """Yield the sprites of each actor, its ball included, and the boxes (T, 4) of the actor without the ball."""
     for index, actor in enumerate(scene.actors):
         track = actor.track or track_of(actor.parts, scene.frames, actor.cell, (*scene.seed, index))
-        sprites = _sprites(actor, track, scene.side, shift)
-        boxes = _boxes(sprites, scene.side)
+        sprites = _draw_sprites(actor, track, scene.side, shift)
+        boxes = _visible_boxes(sprites, scene.side)
         if np.any(track.ball > 0):
             ball = Track.at_rest(scene.frames)
             ball.x[:], ball.y[:], ball.alpha[:] = track.ball_x, track.ball_y, track.ball
             look = Look("circle", "white", "plain", BALL_RADIUS * actor.cell.reach)
-            sprites = [_sprite(look, ball, scene.side, shift, 0), *sprites]
+            sprites = [_draw_sprite(look, ball, scene.side, shift, 0), *sprites]
         yield sprites, boxes
 
 
 def actor_boxes(scene: Scene) -> NDArray[np.float64]:
     """Return the boxes of `render` without drawing the frames."""
-    boxes = [actor for _, actor in _actor_sprites(scene, _shake(scene, _streams(scene)[0]))]
+    boxes = [actor for _, actor in _actor_sprites(scene, _sample_camera_shake(scene, _random_generators(scene)[0]))]
     return np.stack(boxes, axis=1) if boxes else np.empty((scene.frames, 0, 4))
 
 
@@ -315,10 +315,10 @@ def render(scene: Scene) -> tuple[Frames, NDArray[np.float64]]:
         frames (T, S, S, 3) uint8 RGB, and the actors' boxes (T, A, 4) float64: x1, y1, x2, y2 in 0..1 of the drawn
         pixels (before the occluder), NaN where an actor is not visible.
     """
-    streams = _streams(scene)
-    shift = _shake(scene, streams[0])
-    canvas = _background(scene, shift, streams[1])
-    for sprite in _distractors(scene, shift, streams[2]):
+    streams = _random_generators(scene)
+    shift = _sample_camera_shake(scene, streams[0])
+    canvas = _draw_background(scene, shift, streams[1])
+    for sprite in _draw_distractors(scene, shift, streams[2]):
         _paste(canvas, sprite)
     boxes = np.full((scene.frames, len(scene.actors), 4), np.nan)
     for index, (sprites, actor_box) in enumerate(_actor_sprites(scene, shift)):
@@ -326,10 +326,10 @@ def render(scene: Scene) -> tuple[Frames, NDArray[np.float64]]:
             _paste(canvas, sprite)
         boxes[:, index] = actor_box
     if scene.difficulty > 0:
-        _occlude(canvas, scene, shift, streams[3])
+        _draw_occluder(canvas, scene, shift, streams[3])
         rows = canvas.reshape(scene.frames, scene.side, -1)  # long inner axes: several times faster than (..., 3)
-        rows *= _light(scene, streams[4])
-        rows += _grain(rows.shape, 0.03 * scene.difficulty, streams[5])
+        rows *= _sample_light(scene, streams[4])
+        rows += _sample_noise(rows.shape, 0.03 * scene.difficulty, streams[5])
     np.clip(canvas, 0, 1, out=canvas)
     canvas *= 255
     canvas += 0.5
