@@ -13,17 +13,17 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Tensors:
-    """Base of batches: tensors and tuples of tensors, which move together, and what stays where it is."""
+    """Base of batches: `to` and `pin_memory` convert the fields that are tensors or tuples of tensors."""
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Self:
-        """Return a copy in which every tensor is changed."""
+        """Return a copy in which `change` was applied to every tensor."""
 
-        def changed(value: object) -> object:
+        def convert(value: object) -> object:
             if isinstance(value, tuple):
-                return tuple(changed(part) for part in value)
+                return tuple(convert(part) for part in value)
             return change(value) if isinstance(value, Tensor) else value
 
-        return replace(self, **{field.name: changed(getattr(self, field.name)) for field in fields(self)})
+        return replace(self, **{field.name: convert(getattr(self, field.name)) for field in fields(self)})
 
     def to(self, device: torch.device) -> Self:
         """Copy the tensors to `device` (asynchronously from pinned memory)."""
@@ -130,14 +130,14 @@ class QueryBatch(FeatureBatch):
     words: Tensor
 
 
-class _Counted(Protocol):
+class _Loader(Protocol):
     def __len__(self) -> int: ...
 
     @property
     def data_time(self) -> float: ...
 
 
-L = TypeVar("L", bound=_Counted)
+L = TypeVar("L", bound=_Loader)
 
 
 class WrappedLoader(Generic[L]):

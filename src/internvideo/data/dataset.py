@@ -78,7 +78,9 @@ class ClipDecoder(Protocol):
     def labeled(self) -> bool:
         """Whether any sample has a label."""
 
-    def clips(self, sample: Sample, sample_fn: Callable[[NDArray[np.float64]], Sequence[Indices]], /) -> list[Tensor]:
+    def clips(
+        self, sample: Sample, select_frames: Callable[[NDArray[np.float64]], Sequence[Indices]], /
+    ) -> list[Tensor]:
         """Decode clips of one sample. Raises VideoError."""
 
     def take_truncated_spans(self) -> tuple[str, ...]:
@@ -111,8 +113,14 @@ class WorkerResult:
 
 @dataclass(frozen=True)
 class _Augmented:
-    """The sample at one position, a caption and an augmentation for each of its clips, and the unreadable ones that it
-    replaces; with `on_device` also its frames."""
+    """The sample decoded for one position of the epoch.
+
+    Attributes:
+        row: the sample itself, or the fallback that replaces unreadable ones.
+        captions, drawn: a caption and an augmentation for each clip of the sample (repeated augmentation).
+        unreadable: samples that were tried before `row` and could not be read.
+        frames: (T, H, W, 3) uint8 if the augmentation is applied on the device, else None.
+    """
 
     row: Sample
     captions: list[str]
@@ -158,13 +166,13 @@ class TrainingBatches(Dataset[WorkerResult]):
         positions = self.plan.positions(batch_index)
         buffer = BatchBuffer(len(positions) * self.repeated_augmentation, self.sampler)
         augmented = list(self._threads.map(partial(self._augment_sample, epoch, buffer), enumerate(positions)))
-        rows = [sample_.row for sample_ in augmented for _ in range(self.repeated_augmentation)]
-        captions = [caption for sample_ in augmented for caption in sample_.captions]
+        rows = [sample.row for sample in augmented for _ in range(self.repeated_augmentation)]
+        captions = [caption for sample in augmented for caption in sample.captions]
         ids, labels = tuple(row.id for row in rows), label_tensor(rows) if self.labeled else None
         text_ids = None if self.tokenizer is None or self.caption == "none" else self.tokenizer.encode(captions)
         batch: Batch | DecodedBatch
         if isinstance(self.transform, TrainTransform) and self.transform.on_device:
-            decoded = [(sample_.frames, tuple(sample_.drawn)) for sample_ in augmented if sample_.frames is not None]
+            decoded = [(sample.frames, tuple(sample.drawn)) for sample in augmented if sample.frames is not None]
             frames = [clip for clip, _ in decoded]
             batch = DecodedBatch(
                 pixels=concatenate_frames(frames, _new_batch((sum(clip.numel() for clip in frames),), torch.uint8)),
@@ -176,14 +184,14 @@ class TrainingBatches(Dataset[WorkerResult]):
             batch = Batch(video, ids, labels, text_ids, frame_mask)
         return WorkerResult(
             batch,
-            unreadable=tuple(clip for sample_ in augmented for clip in sample_.unreadable),
+            unreadable=tuple(clip for sample in augmented for clip in sample.unreadable),
             truncated_spans=self.decoder.take_truncated_spans(),
         )
 
-    def _augment_sample(self, epoch: int, buffer: BatchBuffer, place: tuple[int, int]) -> _Augmented:
-        """Decode a sample or its fallback and augment it, given its (place in the batch, position in the epoch)."""
-        first, unreadable = place[0] * self.repeated_augmentation, list[Unreadable]()
-        index, attempt, clip = self._decode(epoch, place[1], unreadable)
+    def _augment_sample(self, epoch: int, buffer: BatchBuffer, positions: tuple[int, int]) -> _Augmented:
+        """Decode a sample or its fallback and augment it, given its (index in the batch, position in the epoch)."""
+        first, unreadable = positions[0] * self.repeated_augmentation, list[Unreadable]()
+        index, attempt, clip = self._decode(epoch, positions[1], unreadable)
         transform = self.transform
         on_device = isinstance(transform, TrainTransform) and transform.on_device
         augmented = _Augmented(self.decoder.manifest.rows[index], [], unreadable, [], clip if on_device else None)
@@ -196,7 +204,7 @@ class TrainingBatches(Dataset[WorkerResult]):
             drawn = transform.draw(clip.shape[1], clip.shape[2], rng)
             augmented.drawn.append(drawn)
             if not on_device:
-                transform.apply(clip, drawn, buffer.place_for(first + repeat, len(clip), transform.size))
+                transform.apply(clip, drawn, buffer.slot(first + repeat, len(clip), transform.size))
         return augmented
 
     def _decode(self, epoch: int, position: int, unreadable: list[Unreadable]) -> tuple[int, int, Tensor]:
@@ -248,48 +256,48 @@ def _select_train_clip(sampler: FrameSampler, rng: np.random.RandomState, times:
 
 
 class BatchBuffer:
-    """The clips of a batch, (B, 3, T, S, S), each copied to its place as soon as it is there, by any thread.
+    """The clips of a batch, (B, 3, T, S, S); threads write each clip to its slot as soon as it is augmented.
 
     In a worker process the batch lies in shared memory, so that it is not copied again when it is sent.
     """
 
-    def __init__(self, count: int, sampler: FrameSampler) -> None:
+    def __init__(self, num_clips: int, sampler: FrameSampler) -> None:
         self._padded = padded_frames(sampler)
-        self._count, self._lock = count, threading.Lock()
-        self._lengths = [0] * count
+        self._num_clips, self._lock = num_clips, threading.Lock()
+        self._lengths = [0] * num_clips
         self._video: Tensor | None = None
 
-    def put(self, place: int, clip: Tensor) -> None:
-        """Copy a clip (3, k, S, S), k at most T, to a place of the batch."""
-        self.place_for(place, clip.shape[1], clip.shape[2], clip.dtype).copy_(clip)
+    def put(self, index: int, clip: Tensor) -> None:
+        """Copy a clip (3, k, S, S), k at most T, to position `index` of the batch."""
+        self.slot(index, clip.shape[1], clip.shape[2], clip.dtype).copy_(clip)
 
-    def place_for(self, place: int, frames: int, size: int, dtype: torch.dtype = torch.uint8) -> Tensor:
-        """Return the place of a clip of k frames in the batch, (3, k, S, S), to be filled by the caller."""
+    def slot(self, index: int, num_frames: int, size: int, dtype: torch.dtype = torch.uint8) -> Tensor:
+        """Return the view (3, k, S, S) of the batch for clip `index` of k frames, to be filled by the caller."""
         with self._lock:
             if self._video is None:
-                self._video = _new_batch((self._count, 3, self._padded or frames, size, size), dtype)
-        self._video[place, :, frames:] = 0
-        self._lengths[place] = frames
-        return self._video[place, :, :frames]
+                self._video = _new_batch((self._num_clips, 3, self._padded or num_frames, size, size), dtype)
+        self._video[index, :, num_frames:] = 0
+        self._lengths[index] = num_frames
+        return self._video[index, :, :num_frames]
 
     def batch(self) -> tuple[Tensor, Tensor | None]:
         """Return the batch, and the frame mask (B, T) if the sampler may give k < T."""
-        assert self._video is not None  # every place was filled
+        assert self._video is not None  # every clip was written
         if self._padded is None:
             return self._video, None
         return self._video, torch.arange(self._padded)[None] < torch.tensor(self._lengths)[:, None]
 
 
 def padded_frames(sampler: FrameSampler) -> int | None:
-    """Return the number of frames to which the clips of a sampler are padded; None where all have as many."""
+    """Return the number of frames to which the clips of a sampler are padded; None if all have the same number."""
     return sampler.frames if isinstance(sampler, OnePerSecond) else None
 
 
 def stack_clips(clips: Sequence[Tensor], sampler: FrameSampler) -> tuple[Tensor, Tensor | None]:
     """Stack clips (3, k, S, S) to (B, 3, T, S, S); return also the frame mask (B, T) if the sampler may give k < T."""
     buffer = BatchBuffer(len(clips), sampler)
-    for place, clip in enumerate(clips):
-        buffer.put(place, clip)
+    for index, clip in enumerate(clips):
+        buffer.put(index, clip)
     return buffer.batch()
 
 

@@ -25,9 +25,9 @@ def join_manifests(first: Manifest, name: str, other: Manifest, stride: int | No
     attribute "stride", which replaces the sampler's.
     Raises ManifestError: a duplicate id.
     """
-    classes = (*first.classes, *(one for one in other.classes if one not in first.classes))
-    index_of = {name: index for index, name in enumerate(classes)}
-    new_index = {index: index_of[one] for index, one in enumerate(other.classes)}
+    classes = (*first.classes, *(class_ for class_ in other.classes if class_ not in first.classes))
+    index_of = {class_: index for index, class_ in enumerate(classes)}
+    new_index = {index: index_of[class_] for index, class_ in enumerate(other.classes)}
     stride_attribute = {} if stride is None else {"stride": str(stride)}
     rows = [
         row.with_class_indices(new_index).model_copy(
@@ -67,17 +67,17 @@ class AlternatingLoader:
 
     def epoch(self, k: int, start: int = 0) -> Iterator[Batch]:
         """Yield batches `start`, `start + 1`, ... of epoch `k`."""
-        pair, within = divmod(start, 2)
+        pair, starts_with_image = divmod(start, 2)
         images = self._images(k * len(self.videos) + pair)
-        if within:
+        if starts_with_image:
             yield next(images)
-        for video in self.videos.epoch(k, pair + within):
+        for video in self.videos.epoch(k, pair + starts_with_image):
             yield video
             yield next(images)
 
-    def _images(self, number: int) -> Iterator[Batch]:
-        """Yield image batches without end from batch `number` on, counted over all epochs."""
-        epoch, position = divmod(number, len(self.images))
+    def _images(self, batch_index: int) -> Iterator[Batch]:
+        """Yield image batches without end, starting at `batch_index`, which counts over all epochs."""
+        epoch, position = divmod(batch_index, len(self.images))
         while True:
             yield from self.images.epoch(epoch, position)
             epoch, position = epoch + 1, 0
@@ -98,9 +98,9 @@ class MixedLoader(WrappedLoader[Loader]):
     def epoch(self, k: int, start: int = 0) -> Iterator[Batch]:
         """Yield batches `start`, `start + 1`, ... of epoch `k`; mixing depends only on (seed, rank, k, index)."""
         batches = cast(Iterator[Batch | DecodedBatch], self.loader.epoch(k, start))
-        for number, batch in enumerate(batches, start):
+        for batch_index, batch in enumerate(batches, start):
             assert batch.labels is not None  # checked at construction
-            seeds = np.random.SeedSequence([self.seed, self.rank, k, number]).generate_state(4)
+            seeds = np.random.SeedSequence([self.seed, self.rank, k, batch_index]).generate_state(4)
             mix = DrawnMix(self.mixup, tuple(seeds.tolist()))
             if isinstance(batch, DecodedBatch):  # mixed on the device, after the augmentation
                 yield cast(Batch, replace(batch, mix=mix))

@@ -22,8 +22,8 @@ def contact_losses(
     Returns:
         two scalars: means over the boxes, and over those with a contact; 0 where there are none.
     """
-    known = truth.isfinite()
-    errors = F.smooth_l1_loss(seconds, torch.where(known, truth, seconds.detach()), reduction="none")
+    has_contact = truth.isfinite()
+    errors = F.smooth_l1_loss(seconds, torch.where(has_contact, truth, seconds.detach()), reduction="none")
     entropy = F.cross_entropy(logits.float(), verbs, reduction="sum")
     boxes = torch.full((), len(verbs), device=verbs.device)
-    return entropy / divisor(boxes), errors.sum() / divisor(known.sum())
+    return entropy / divisor(boxes), errors.sum() / divisor(has_contact.sum())

@@ -25,8 +25,8 @@ def focal_loss(logits: Tensor, targets: Tensor, *, alpha: float = 0.25, gamma: f
     targets = targets.to(logits.dtype)
     probability = logits.sigmoid()
     entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    right = probability * targets + (1 - probability) * (1 - targets)
-    loss = entropy * (1 - right) ** gamma
+    target_probability = probability * targets + (1 - probability) * (1 - targets)
+    loss = entropy * (1 - target_probability) ** gamma
     return loss if alpha < 0 else (alpha * targets + (1 - alpha) * (1 - targets)) * loss
 
 
@@ -38,9 +38,9 @@ def smooth_targets(targets: Tensor, smoothing: float) -> Tensor:
 def _overlap(predicted: Tensor, truth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return IoU, union length and hull length of segments given as distances (..., 2) from a common point."""
     predicted, truth = to_float32(predicted), to_float32(truth)
-    inside = torch.minimum(predicted, truth).sum(dim=-1)
-    union = predicted.sum(dim=-1) + truth.sum(dim=-1) - inside
-    return inside / union.clamp(min=_EPS), union, torch.maximum(predicted, truth).sum(dim=-1)
+    intersection = torch.minimum(predicted, truth).sum(dim=-1)
+    union = predicted.sum(dim=-1) + truth.sum(dim=-1) - intersection
+    return intersection / union.clamp(min=_EPS), union, torch.maximum(predicted, truth).sum(dim=-1)
 
 
 def diou_loss(predicted: Tensor, truth: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ def point_targets(
 
     Args:
         points: (P, 4) time, range low and high, stride. segments: (G, 2) start and end. labels: (G,) int64.
-        classes: K. radius: of the sampled center, strides.
+        num_classes: K. radius: largest distance from the center of a segment, in strides.
 
     Returns:
         classes (P, K) 0 or 1, several where segments are equally short; distances to start and end (P, 2) in strides.
@@ -108,8 +108,8 @@ def detection_loss(
         "loss", "class_loss" and "offset_loss".
     """
     positive = (targets.sum(dim=-1) > 0) & valid
-    each = focal_loss(logits, smooth_targets(targets, smoothing)).sum(dim=-1)
-    class_loss = (each * valid).sum() / normalizer
+    point_losses = focal_loss(logits, smooth_targets(targets, smoothing)).sum(dim=-1)
+    class_loss = (point_losses * valid).sum() / normalizer
     # The distances of negative points may be negative: they are replaced before the division.
     truth = torch.where(positive[..., None], distances, torch.ones_like(distances))
     offset_loss = (diou_loss(offsets, truth) * positive).sum() / normalizer

@@ -66,14 +66,14 @@ def evidential_loss(evidence: Tensor, labels: Tensor, kind: Kind = "log") -> dic
     """
     alpha = evidence + 1.0
     total = alpha.sum(dim=-1, keepdim=True)
-    own = alpha.gather(-1, labels[:, None])
+    label_alpha = alpha.gather(-1, labels[:, None])
     if kind == "log":
-        return {"loss_cls": (total.log() - own.log()).squeeze(-1)}
+        return {"loss_cls": (total.log() - label_alpha.log()).squeeze(-1)}
     if kind == "digamma":
-        return {"loss_cls": (torch.digamma(total) - torch.digamma(own)).squeeze(-1)}
+        return {"loss_cls": (torch.digamma(total) - torch.digamma(label_alpha)).squeeze(-1)}
     variance = (alpha * (total - alpha) / (total * total * (total + 1))).sum(dim=-1)
     if kind == "cross_entropy":
-        return {"loss_cls": (total.log() - own.log()).squeeze(-1), "loss_var": variance}
+        return {"loss_cls": (total.log() - label_alpha.log()).squeeze(-1), "loss_var": variance}
     target = F.one_hot(labels, alpha.shape[-1]).to(alpha.dtype)
     return {"loss_cls": (target - alpha / total).square().sum(dim=-1), "loss_var": variance}
 
@@ -94,12 +94,14 @@ def calibration(evidence: Tensor, labels: Tensor, weight: Tensor | float, *, dis
     """
     probabilities, uncertainty = opinion(evidence)
     best, predicted = probabilities.max(dim=-1)
-    right = (predicted == labels).to(best.dtype)
+    correct = (predicted == labels).to(best.dtype)
     if disentangled:
-        sure, unsure = -torch.log(best * (1 - uncertainty) + _EPS), -torch.log((1 - best) * uncertainty + _EPS)
+        certainty_loss = -torch.log(best * (1 - uncertainty) + _EPS)
+        uncertainty_loss = -torch.log((1 - best) * uncertainty + _EPS)
     else:
-        sure, unsure = -best * torch.log(1 - uncertainty + _EPS), -(1 - best) * torch.log(uncertainty + _EPS)
-    return weight * right * sure + (1 - weight) * (1 - right) * unsure
+        certainty_loss = -best * torch.log(1 - uncertainty + _EPS)
+        uncertainty_loss = -(1 - best) * torch.log(uncertainty + _EPS)
+    return weight * correct * certainty_loss + (1 - weight) * (1 - correct) * uncertainty_loss
 
 
 def hsic(a: Tensor, b: Tensor, *, unbiased: bool = False, normalized: bool = True) -> Tensor:
@@ -124,5 +126,6 @@ def hsic(a: Tensor, b: Tensor, *, unbiased: bool = False, normalized: bool = Tru
 
 def mean_evidence(evidence: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return the mean total evidence of correctly and of wrongly classified samples, 0 without any, for monitoring."""
-    total, right = evidence.sum(dim=-1), evidence.argmax(dim=-1) == labels
-    return (total * right).sum() / right.sum().clamp(min=1), (total * ~right).sum() / (~right).sum().clamp(min=1)
+    total, correct = evidence.sum(dim=-1), evidence.argmax(dim=-1) == labels
+    mean_correct = (total * correct).sum() / correct.sum().clamp(min=1)
+    return mean_correct, (total * ~correct).sum() / (~correct).sum().clamp(min=1)

@@ -31,10 +31,10 @@ def span_loss(start: Tensor, end: Tensor, steps: Tensor, divisor: Divisor = at_l
         start, end: (B, T) logits. steps: (B, 2) first and last step, or `NO_ANSWER`.
         divisor: of the number of queries that have an answer.
     """
-    known = divisor((steps[:, 0] != NO_ANSWER).sum())
+    num_answered = divisor((steps[:, 0] != NO_ANSWER).sum())
     first = F.cross_entropy(start, steps[:, 0], ignore_index=NO_ANSWER, reduction="sum")
     last = F.cross_entropy(end, steps[:, 1], ignore_index=NO_ANSWER, reduction="sum")
-    return (first + last) / known
+    return (first + last) / num_answered
 
 
 def highlight_targets(steps: Tensor, length: int, margin: float) -> Tensor:
@@ -48,6 +48,6 @@ def highlight_targets(steps: Tensor, length: int, margin: float) -> Tensor:
 
 def highlight_loss(logits: Tensor, targets: Tensor, mask: Tensor, divisor: Divisor = at_least_one) -> Tensor:
     """Compute the mean binary cross entropy of the steps in `mask`, (B, T) each; `divisor` maps their number."""
-    each = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    weighted = each * torch.where(targets > 0, INSIDE_WEIGHT, 1.0) * mask
+    step_losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    weighted = step_losses * torch.where(targets > 0, INSIDE_WEIGHT, 1.0) * mask
     return weighted.sum() / divisor(mask.sum())

@@ -24,10 +24,10 @@ def best_truths(proposals: Tensor, truths: Tensor) -> tuple[Tensor, Tensor]:
         return proposals, proposals.new_zeros(len(proposals))
     left = torch.maximum(proposals[:, None, 0], truths[None, :, 0])
     right = torch.minimum(proposals[:, None, 1], truths[None, :, 1])
-    inside = (right - left).clamp(min=0)
-    whole = (proposals[:, 1] - proposals[:, 0])[:, None] + (truths[:, 1] - truths[:, 0])[None] - inside
-    overlap, chosen = (inside / whole.clamp(min=1e-9)).max(dim=1)
-    return truths[chosen], overlap
+    intersection = (right - left).clamp(min=0)
+    union = (proposals[:, 1] - proposals[:, 0])[:, None] + (truths[:, 1] - truths[:, 0])[None] - intersection
+    overlap, best = (intersection / union.clamp(min=1e-9)).max(dim=1)
+    return truths[best], overlap
 
 
 def balanced_sample(overlap: Tensor, generator: torch.Generator) -> Tensor:
@@ -35,10 +35,10 @@ def balanced_sample(overlap: Tensor, generator: torch.Generator) -> Tensor:
     group = (overlap >= HIGH).long() + (overlap >= LOW).long()
     members = group[None] == torch.arange(3, device=group.device)[:, None]  # (3, P)
     sizes = members.sum(dim=1)
-    least = torch.where(sizes > 0, sizes, len(overlap)).min()
+    min_size = torch.where(sizes > 0, sizes, len(overlap)).min()
     draw = torch.rand(overlap.shape, generator=generator, device=overlap.device)
     rank = torch.where(members, draw, 2.0).argsort(dim=1).argsort(dim=1)  # of a proposal among its group
-    return (members & (rank < least)).any(dim=0)
+    return (members & (rank < min_size)).any(dim=0)
 
 
 def refinement_loss(

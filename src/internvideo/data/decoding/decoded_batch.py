@@ -49,7 +49,7 @@ class DecodedBatch(Tensors):
         pixels: (N,) uint8, the frames of all decoded clips one after the other, as decoded.
         clips: C shapes and draws; the repeats of a decoded clip are successive clips of the batch.
         transform: applies the draws.
-        padded: T of the batch where clips may have fewer frames; None where all have as many.
+        padded: T of the batch if clips may have fewer frames; None if all have the same number.
         mix: mixing of the clips and labels after their augmentation, or None.
         ids, labels, text_ids: as in `Batch`.
     """
@@ -71,8 +71,8 @@ class DecodedBatch(Tensors):
         pixels = self.pixels.to(device, non_blocking=True)
         frames = torch.split(pixels, [clip.num_bytes for clip in self.clips])
         size, length = self.transform.size, self.padded or self.clips[0].shape[0]
-        video = torch.zeros if self.padded else torch.empty
-        out = video((len(self), 3, length, size, size), dtype=torch.uint8, device=device)
+        allocate = torch.zeros if self.padded else torch.empty
+        out = allocate((len(self), 3, length, size, size), dtype=torch.uint8, device=device)
         rows = iter(out)
         for clip, flat in zip(self.clips, frames, strict=True):
             for drawn in clip.repeats:
@@ -82,12 +82,13 @@ class DecodedBatch(Tensors):
             out, labels = self.mix(out, labels)
         lengths = [clip.shape[0] for clip in self.clips for _ in clip.repeats]
         mask = None if self.padded is None else torch.arange(self.padded)[None] < torch.tensor(lengths)[:, None]
-        moved = (None if one is None else one.to(device, non_blocking=True) for one in (labels, self.text_ids, mask))
+        tensors = (labels, self.text_ids, mask)
+        moved = (None if tensor is None else tensor.to(device, non_blocking=True) for tensor in tensors)
         return Batch(out, self.ids, *moved)
 
 
 def concatenate_frames(clips: Sequence[Tensor], flat: Tensor) -> Tensor:
     """Copy the frames (T, H, W, 3) uint8 of several clips into `flat` (N,) uint8 and return it."""
-    for clip, place in zip(clips, torch.split(flat, [clip.numel() for clip in clips]), strict=True):
-        place.view(clip.shape).copy_(clip)
+    for clip, destination in zip(clips, torch.split(flat, [clip.numel() for clip in clips]), strict=True):
+        destination.view(clip.shape).copy_(clip)
     return flat
