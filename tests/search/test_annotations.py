@@ -6,6 +6,7 @@ import json
 import shutil
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
@@ -123,7 +124,7 @@ def test_a_changed_video_gets_its_annotations_again(tmp_path: Path) -> None:
 
 
 def test_a_collection_of_an_earlier_version_has_none(collection: Collection) -> None:
-    with sqlite3.connect(collection.store.records.path) as connection:
+    with closing(sqlite3.connect(collection.store.records.path)) as connection, connection:
         tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
     assert "annotations" not in tables, "it is made when it is needed"
     assert collection.store.records.annotations("caption") == []
