@@ -27,7 +27,7 @@ def build(case: Case) -> ViCLIP:
             heads=text["transformer_heads"],
             layers=text["transformer_layers"],
             vocab_size=text["vocab_size"],
-            context=text["context_length"],
+            context_length=text["context_length"],
             mask_embedding=False,
         ),
     )

@@ -37,7 +37,7 @@ def model_config(config: Mapping[str, Any]) -> VideoLanguageConfig:
             heads=text["heads"],
             layers=text["layers"],
             vocab_size=text["vocab_size"],
-            context=text["context_length"],
+            context_length=text["context_length"],
         ),
         joint_width=config["embed_dim"],
     )

@@ -53,7 +53,7 @@ def build_pretrain(case: Case) -> VideoMAEPretrain:
         qkv_bias=arguments["qkv_bias"],
         layer_scale=arguments["init_values"],
     )
-    assert config.pixels == arguments["decoder_num_classes"]
+    assert config.values_per_token == arguments["decoder_num_classes"]
     model = VideoMAEPretrain(config)
     load_reference(model, case.weights, where=case.name)
     return model.eval()
