@@ -337,9 +337,9 @@ def test_files_that_are_no_trained_model_are_refused(done: Path, tmp_path: Path)
     plain = tmp_path / "plain.safetensors"
     save_file({"x": torch.zeros(1)}, plain)
     for path, told in (
-        (plain, "carries no recipe"),
+        (plain, "contains no recipe"),
         (tmp_path / "none", "no such file"),
-        (next((done / "checkpoints").iterdir()), "carries no recipe"),
+        (next((done / "checkpoints").iterdir()), "contains no recipe"),
     ):
         with pytest.raises(WeightsError, match=told):
             load_trained(path)

@@ -245,9 +245,9 @@ def test_a_ridge_on_pixels_knows_where_something_is(tmp_path: Path) -> None:
     rows = read_manifest(tmp_path)
     train, test = (rows.subset(where=lambda row, half=half: int(row.id[-5]) % 2 == half) for half in (0, 1))
     ridge = pixel_ridge(train, test)
-    assert [test.rows[index].label for index in ridge.rows] == ridge.scores.argmax(axis=1).tolist()
+    assert [test.rows[index].label for index in ridge.row_index] == ridge.scores.argmax(axis=1).tolist()
     (tmp_path / "left" / "1.mp4").write_bytes(b"no video")
-    assert len(pixel_ridge(train, test).rows) == len(test) - 1
+    assert len(pixel_ridge(train, test).row_index) == len(test) - 1
 
 
 def test_clock_adds_what_overlaps(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from internvideo.data.preprocessing import Span
 from internvideo.errors import RecipeError, VideoError
 from internvideo.inference.video_model import VideoModel
 from internvideo.video import live as live_video
-from internvideo.video.clock import DemoClock
+from internvideo.video.clock import Clock
 from internvideo.video.live import LiveFrame, LiveVideo
 
 FPS = 15
@@ -261,10 +261,10 @@ def test_damaged_packets_are_left_out_and_counted(folder: Path, video: Path) -> 
 
 
 def test_the_clock_never_falls() -> None:
-    clock = DemoClock(0.1, 0.001)
+    clock = Clock(0.1, 0.001)
     stamps = [5000, 5100, None, 5250, 5240, 100, 200, 1000]
     assert [round(clock.to_seconds(stamp), 6) for stamp in stamps] == [0, 0.1, 0.2, 0.25, 0.25, 0.35, 0.45, 1.25]
-    clock = DemoClock(0.1, 0.001)
+    clock = Clock(0.1, 0.001)
     assert [clock.to_seconds(stamp) for stamp in (None, None, 1400)] == pytest.approx([0, 0.1, 1.4])
 
 

@@ -241,9 +241,9 @@ def test_wrong_settings(run: Run, stage: str, changes: list[str], said: str, tmp
     ("text", "said"),
     [
         ("stage: masked\n", "'model' is missing; 'data.loader' is missing"),
-        ("- 1\n", "holds list, not settings"),
+        ("- 1\n", "contains a list; expected: a mapping"),
         ("a: [1\n", "cannot be read as YAML"),
-        ("", "not settings"),
+        ("", "is empty; expected: a mapping"),
     ],
 )
 def test_wrong_recipe_files(run: Run, text: str, said: str, tmp_path: Path) -> None:

@@ -171,7 +171,9 @@ def test_a_dry_run_and_a_run_tell_the_head(tmp_path: Path, capsys: pytest.Captur
 
 
 def without_weights(folder: Path) -> object:
-    assert "head      match_names (nothing yet" in describe(recipe(None, init_head="match_names"), device="cpu")
+    assert "head      match_names: training needs init.weights" in describe(
+        recipe(None, init_head="match_names"), device="cpu"
+    )
     return run_recipe(recipe(None, init_head="match_names"), folder, device="cpu")
 
 
@@ -219,8 +221,8 @@ def test_heads_that_do_not_fit_are_refused(tmp_path: Path, case: str) -> None:
 
 
 def test_numbers_fit_names_as_they_stand(tmp_path: Path) -> None:
-    assert prepare(recipe(five_classes(tmp_path, masked(2), ()))).head == ()
-    assert prepare(recipe(five_classes(tmp_path, masked(2), (FIRST, SECOND)))).head == ()
+    assert prepare(recipe(five_classes(tmp_path, masked(2), ()))).head_init_lines == ()
+    assert prepare(recipe(five_classes(tmp_path, masked(2), (FIRST, SECOND)))).head_init_lines == ()
 
 
 # Evaluation.

@@ -185,7 +185,7 @@ def test_a_part_trained_anew_is_added_to_the_rest(tmp_path: Path) -> None:
     assert torch.equal(module.pool.proj.bias, part["vision_encoder.clip_projector.cross_attn.proj.bias"])
     assert torch.equal(module.blocks[0].mlp.fc1.bias, state["vision_encoder.blocks.0.mlp.fc1.bias"])
     write_safetensors(tmp_path / "other.safetensors", {"vision_encoder.cls_token": torch.zeros(3)})
-    for other, text in (("other", "mis-shaped"), ("none", "no tensor has a name")):
+    for other, text in (("other", "mis-shaped"), ("none", "shares no tensor name")):
         write_safetensors(tmp_path / "none.safetensors", {"x": torch.zeros(3)})
         with pytest.raises(WeightsError, match=text):
             convert(tmp_path / "stage2.safetensors", tmp_path / "b.safetensors", add=tmp_path / f"{other}.safetensors")

@@ -77,7 +77,7 @@ def share(batch: Any, rank: int) -> Any:
     if isinstance(batch, RegionBatch):
         kept = batch.clip_index // 4 == rank
         return replace(
-            batch, video=batch.video[mine], ids=batch.ids[mine], clip=batch.clip_index[kept] - 4 * rank,
+            batch, video=batch.video[mine], ids=batch.ids[mine], clip_index=batch.clip_index[kept] - 4 * rank,
             boxes=batch.boxes[kept], targets=batch.targets[kept],
         )  # fmt: skip
     cut = {field.name: getattr(batch, field.name) for field in fields(batch)}

@@ -135,7 +135,7 @@ TARS = {f"{form}.tar": _tar(SAMPLES, form) for form in (tarfile.USTAR_FORMAT, ta
 def read_tar(folder: Path) -> int:
     shards = read_shards(str(folder), folder / "index")
     for row in shards.rows:
-        shards.rows.medium(row)
+        shards.rows.read_medium(row)
     return 0
 
 

@@ -151,7 +151,14 @@ def test_a_batch_depends_on_its_place_alone_and_carries_its_words(tmp_path: Path
 
 def grounder(**changes: Any) -> Grounder:
     torch.manual_seed(0)
-    sizes: dict[str, Any] = {"input_width": 4, "vocabulary": 9, "width": 8, "heads": 2, "max_length": 16, "words": 8}
+    sizes: dict[str, Any] = {
+        "input_width": 4,
+        "vocab_size": 9,
+        "width": 8,
+        "heads": 2,
+        "max_length": 16,
+        "max_words": 8,
+    }
     return Grounder(GrounderConfig(**{**sizes, "kernel": 3, **changes})).eval()
 
 
@@ -196,7 +203,7 @@ def test_context_query_attention_is_that_of_the_paper() -> None:
     torch.testing.assert_close(module(video, query, seen, read_), expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("changed", [{"heads": 3}, {"kernel": 4}, {"vocabulary": 1}, {"max_length": 0}])
+@pytest.mark.parametrize("changed", [{"heads": 3}, {"kernel": 4}, {"vocab_size": 1}, {"max_length": 0}])
 def test_sizes_that_do_not_fit_are_refused(changed: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=r"width|kernel"):
         grounder(**changed)

@@ -37,7 +37,7 @@ CPU = torch.device("cpu")
 def test_proposals_are_read_best_first_with_their_classes(tmp_path: Path) -> None:
     found = read_proposals(world(tmp_path) / "proposals.json", CLASSES)
     assert found.classes == CLASSES
-    assert found.about["detector_weights_sha256"] == "2"
+    assert found.provenance["detector_weights_sha256"] == "2"
     own = found.videos["v0"]
     assert (np.diff(own.scores) <= 0).all()
     assert set(own.labels) <= {0, 1}
@@ -89,8 +89,8 @@ def test_proposals_are_cut_to_the_video_and_those_outside_are_left_out(tmp_path:
     content = {"results": {video.id: [{"segment": row, "score": 1.0} for row in rows]}}
     (tmp_path / "p.json").write_text(json.dumps(content))
     found = read_proposals(tmp_path / "p.json", CLASSES)
-    assert found.of(video).spans.tolist() == [[0.0, 2.0], [3.0, video.duration]]
-    assert len(found.of(replace(video, id="other"))) == 0
+    assert found.for_video(video).spans.tolist() == [[0.0, 2.0], [3.0, video.duration]]
+    assert len(found.for_video(replace(video, id="other"))) == 0
 
 
 def test_files_of_other_videos_are_joined(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_places_reach_over_the_whole_video(tmp_path: Path, window: float) -> Non
     made = read_padded_sequence(video, FeatureSettings())
     middles = (np.arange(20) * 4 + window / 2) / 8
     places = made.positions(middles)
-    np.testing.assert_allclose(places, np.arange(20) + 0.5 + made.added)
+    np.testing.assert_allclose(places, np.arange(20) + 0.5 + made.pad_left)
     at = (places - 0.5).astype(int)
     assert made.values[0, at].tolist() == list(range(20))
     np.testing.assert_allclose(made.seconds(places), middles)

@@ -88,7 +88,7 @@ def test_every_proposal_comes_nearer_on_average(learned: Path) -> None:
     proposals = read_proposals(learned / "features" / "proposals.json", features.classes)
     before, after, quality = [], [], []
     for video in features.videos:
-        own = proposals.of(video)
+        own = proposals.for_video(video)
         refined = refinement.refine(trained.model, video, own, FeatureSettings(), CPU)  # type: ignore[arg-type]  # a TCANet
         same = refinement.refine(trained.model, video, own, FeatureSettings(), CPU, 0.0)  # type: ignore[arg-type]  # a Refiner
         assert (same.spans.tolist(), same.scores.tolist()) == (refined.spans.tolist(), own.scores.tolist())
@@ -143,7 +143,7 @@ def test_nameless_proposals_get_classes_from_scores(learned: Path, tmp_path: Pat
     plain = settings(learned, proposals=folder / "proposals.json")
     nameless = evaluate_task("refinement", weights, folder, tmp_path / "a", plain, split="test")
     assert nameless["protocol"]["classes"] == "none, proposals"
-    assert "best free action" in nameless["protocol"]["matching"]
+    assert "best unmatched action" in nameless["protocol"]["matching"]
     assert nameless["figures"]["gain"] > 0
     rows = {video.id: [0.9, 0.4] for video in read_feature_set(folder).videos}
     (tmp_path / "s.json").write_text(json.dumps({"results": rows}))
@@ -153,7 +153,7 @@ def test_nameless_proposals_get_classes_from_scores(learned: Path, tmp_path: Pat
     assert named["protocol"]["classes"] == "scores of whole videos"
     table = Predictions.load(tmp_path / "b" / "refinement.npz")
     assert set(table["label"]) == set(table["before_label"]) == {0, 1}
-    with pytest.raises(RecipeError, match="classes of their own"):
+    with pytest.raises(RecipeError, match="given for proposals with classes"):
         evaluate_task(
             "refinement",
             weights,

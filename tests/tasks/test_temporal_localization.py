@@ -255,7 +255,7 @@ def test_a_class_agnostic_detector_gets_classes_from_scores(tmp_path: Path) -> N
     assert load_detector(weights, CATALOG, device="cpu").model.config.num_classes == 1
     nameless = evaluate_task("temporal_localization", weights, folder, tmp_path / "a", {"device": "cpu"})
     assert nameless["protocol"]["classes"] == "none, proposals"
-    assert "best free action" in nameless["protocol"]["matching"]
+    assert "best unmatched action" in nameless["protocol"]["matching"]
     rows = {video.id: [0.9, 0.4] for video in read_feature_set(folder).videos}
     (tmp_path / "s.json").write_text(json.dumps({"results": rows}))
     settings = {"device": "cpu", "class_scores": tmp_path / "s.json"}

@@ -92,7 +92,7 @@ def test_a_lost_process_is_one_line_on_the_others() -> None:
 
 def test_folders_that_are_not_shared_are_refused(tmp_path: Path) -> None:
     for told in forked.two(private, tmp_path):
-        assert "exists for process 0 but not for process 1" in told
+        assert "exists for process 0, but not for process 1" in told
 
 
 def test_stopped_and_resumed_in_two_processes(joined: Path) -> None:

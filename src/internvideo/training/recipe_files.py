@@ -55,7 +55,11 @@ def read_recipe(name: str | Path, overrides: Sequence[str], catalog: Catalog) ->
     except (OSError, ValueError) as error:
         raise RecipeError(path, f"cannot be read as YAML: {error}") from error
     if not isinstance(tree, dict):
-        raise RecipeError(path, f"contains a {type(tree).__name__}", "a mapping with stage, model, data ...")
+        raise RecipeError(
+            path,
+            "is empty" if tree is None else f"contains a {type(tree).__name__}",
+            "a mapping with stage, model, data ...",
+        )
     if "version" in tree:
         tree = upgrade(tree, catalog)
     for override in overrides:

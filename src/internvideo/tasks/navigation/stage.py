@@ -87,7 +87,7 @@ class NavigationStage(Stage[Navigator, NavigationSettings]):
 
     def forward(self, batch: NavigationBatch, generator: torch.Generator) -> dict[str, Tensor]:
         """Return "loss", "agreement" (fraction of equal actions of agent and teacher) and "decisions" per episode."""
-        settings = self.settings
+        settings, teacher_probability = self.settings, self.teacher_probability
         tokens = input_tokens(batch.tokens, settings)
         planner_state = PlannerState(self.model, tokens)
         losses: list[Tensor] = []
@@ -104,7 +104,7 @@ class NavigationStage(Stage[Navigator, NavigationSettings]):
             agent_actions = scores.argmax(dim=1)
             agreements.append((agent_actions == teacher_actions).float())
             random = torch.rand(len(active), generator=generator, device=generator.device)
-            use_teacher = (random < self.teacher_probability).to(tokens.device)
+            use_teacher = (random < teacher_probability).to(tokens.device)
             actions: list[int] = torch.where(use_teacher, teacher_actions, agent_actions).tolist()
             planner_state.append_history(rows, rgb, chosen_headings(waypoints, actions, tokens.device))
             return actions

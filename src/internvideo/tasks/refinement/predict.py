@@ -158,7 +158,7 @@ def score(table: Predictions) -> Result:
     )
     if not len(truth):
         raise RunError("table", "no video has an action to find", "", "evaluate on a split with segments")
-    tiou_thresholds = [float(threshold_index) for threshold_index in table.protocol["tiou"]]
+    tiou_thresholds = [float(threshold) for threshold in table.protocol["tiou"]]
     num_videos = len(table["ids"])
     statistics = [map_statistic(truth, segments, tiou_thresholds, num_videos) for segments in (before, after)]
 
@@ -180,7 +180,7 @@ def score(table: Predictions) -> Result:
         metrics.add(f"{prefix}reached", float(best_tiou(truth, segments).mean()))
     metrics.add("gain", means[1] - means[0], bounds[:, -1])
     counts = {"actions": len(truth), "proposals_before": len(before), "segments_after": len(after)}
-    return metrics.result(table, num_videos=num_videos, **counts, matching=localization.MATCHING)
+    return metrics.result(table, videos=num_videos, **counts, matching=localization.MATCHING)
 
 
 def best_tiou(truth: Detections, segments: Detections) -> NDArray[np.float64]:

@@ -248,7 +248,7 @@ def score(table: Predictions) -> Result:
     truth, predicted = ground_truth(table), predicted_segments(table)
     if not len(truth):
         raise RunError("table", "no video has an action to find", "", "evaluate on a split with segments")
-    tiou_thresholds = [float(index) for index in table.protocol["tiou"]]
+    tiou_thresholds = [float(threshold) for threshold in table.protocol["tiou"]]
     precision = average_precision(truth, predicted, tiou_thresholds)[0].mean(axis=1)
     num_videos = len(table["ids"])
     bounds = bootstrap.interval(map_statistic(truth, predicted, tiou_thresholds, num_videos), num_videos)
@@ -262,7 +262,7 @@ def score(table: Predictions) -> Result:
         recall = recall_at_multiples(truth, predicted, tiou_thresholds)
     for column, k in enumerate((1, 5)):
         metrics.add(f"recall_{k}x", recall[:, column].mean())
-    return metrics.result(table, num_videos=num_videos, actions=len(truth), segments=len(predicted), matching=MATCHING)
+    return metrics.result(table, videos=num_videos, actions=len(truth), segments=len(predicted), matching=MATCHING)
 
 
 def submission(table: Predictions) -> dict[str, Any]:
