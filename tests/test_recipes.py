@@ -387,7 +387,7 @@ def test_an_unknown_recipe_gets_a_hint() -> None:
         read_recipe("paper/maskd")
 
 
-@pytest.mark.parametrize(("text", "found"), [("a: [1", "YAML"), ("- a\n- b\n", "list"), ("", "NoneType")])
+@pytest.mark.parametrize(("text", "found"), [("a: [1", "YAML"), ("- a\n- b\n", "list"), ("", "is empty")])
 def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str, found: str) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(text, encoding="utf-8")
