@@ -37,7 +37,10 @@ DESCRIPTIONS = {
 def language_tasks(
     output: Path, language: Trained, test: Manifest, unseen: Path | None, settings: ClipOptions
 ) -> tuple[dict[str, dict[str, float]], list[MetricValue]]:
-    """Evaluate zero-shot recognition and multiple choice if the data allows them.
+    """Evaluate zero-shot recognition, and that of unseen classes and multiple choice if the data has them.
+
+    Args:
+        unseen: manifest of clips of classes that training did not show.
 
     Returns the metrics by task, and the rows of the report's table."""
     jobs: dict[str, tuple[Predict, Manifest]] = {"zero_shot_recognition": (predict_zero_shot, test)}
@@ -66,7 +69,10 @@ def language_tasks(
 
 @torch.inference_mode()
 def generate_captions(trained: Trained, test: Manifest, device: str, num_clips: int = 6) -> list[GeneratedCaption]:
-    """Generate captions for clips sampled from the split; a word is correct if a caption of the clip contains it."""
+    """Generate captions for clips sampled from the split; a word is correct if a caption of the clip contains it.
+
+    Returns [] for a model without a caption decoder.
+    """
     model = cast(VideoLanguage, trained.model)
     if not model.can_caption:
         return []

@@ -25,7 +25,7 @@ from internvideo.training.interruption import StopSignals
 from internvideo.training.loop import RunInterruptedError
 
 NUM_WORKERS = 2
-"""Steps that train at the same time. A third worker would not help: the steps form two chains, one per encoder."""
+"""Steps that train at the same time. A third worker would help little: most steps form two chains, one per encoder."""
 
 _BUSY = threading.Event()
 """Set in a worker while it trains."""

@@ -26,9 +26,12 @@ if TYPE_CHECKING:
 
 
 class Classification(NamedTuple):
-    """A way to classify: `make_encode` gives the values of clips, `result` what they say as JSON values and as text.
+    """A way to classify.
 
-    `meaning` is what the values depend on beside the model, as JSON values.
+    Attributes:
+        make_encode: model -> function from clips to values, such as probabilities, features or logits.
+        result: values of one clip -> the answer as JSON values and as text.
+        meaning: what the values depend on beside the model, as JSON values.
     """
 
     make_encode: Callable[[VideoModel], Encode]

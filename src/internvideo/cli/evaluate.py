@@ -121,8 +121,8 @@ def _to_typer_option(annotation: Any, default: Any) -> tuple[Any, Any]:
         return Annotated[
             list[Path] | None if is_repeated else str, typer.Option(help=help_text)
         ], None if is_repeated else ""
-    type_hints = [part for part in get_args(type_) if get_origin(part) is not None]
-    if type_hints:  # a Literal, which the options check
+    nested_types = [part for part in get_args(type_) if get_origin(part) is not None]
+    if nested_types:  # Literal | None, which the options check
         type_ = str | None
     return Annotated[type_, typer.Option(help=help_text)], default
 

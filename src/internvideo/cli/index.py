@@ -72,7 +72,7 @@ def index(
     precision: options.Precision = "float32",
     as_json: options.Json = False,
 ) -> None:
-    """Index videos by windows of 2, 8 and 30 seconds, for `internvideo search` and `internvideo serve`.
+    """Index videos by windows of 2, 8 and 30 seconds (--scales), for `internvideo search` and `internvideo serve`.
 
     After an interruption the same command resumes. Later commands read what is new or changed and forget what was
     deleted from the given folders; unreadable files are listed.

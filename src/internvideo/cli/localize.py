@@ -46,7 +46,7 @@ def localize(
     frame_rate: options.FrameRate = None,
     precision: options.Precision = "float32",
 ) -> None:
-    """Print the actions of a video with start, end and score, and plot them on a timeline.
+    """Print the actions of a video with start, end and score; with --output plot them on a timeline.
 
     The detector comes from `internvideo extract` and a recipe such as sample/temporal_localization;
     the encoder must be the one on whose features it was trained.

@@ -236,7 +236,7 @@ for command in COMMANDS:
 
 
 RESUMED = {"demo", "train", "embed", "index", "extract", "fit"}
-"""Commands that resume where they were interrupted."""
+"""Commands of which the message on Ctrl-C says that they resume; `pack`, and others with some options, resume too."""
 INTERRUPTED = 130
 """The exit code for Ctrl-C, as in typer."""
 

@@ -35,7 +35,8 @@ def mix(
 ) -> None:
     """Interpolate weights, for better zero-shot accuracy and a better start of fine-tuning than either of the two.
 
-    Every tensor that both have becomes base_weight x BASE + (1 - base_weight) x TUNED; the rest stays as tuned.
+    Every tensor of --tower that both have becomes base_weight x BASE + (1 - base_weight) x TUNED; the rest, and the
+    logit scale, stay as tuned. Without --base the mean of the runs is written.
     """
     from internvideo.apps.mix import mix as mixing
 
@@ -44,4 +45,7 @@ def mix(
     files = [Path(name) for name in named_files(tuned)]
     made = mixing(files, output, base=base, base_weight=base_weight, tower=tower, recipe=recipe)  # type: ignore[arg-type]  # checked there
     record = {"weights": made.file, "mixed": made.mixed, "kept": made.kept}
-    tell(record, f"weights: {made.file} ({made.mixed} tensors mixed, {made.kept} as tuned)")
+    done = f"{made.mixed} tensors mixed, {made.kept} as tuned"
+    if base is None:
+        done = f"{made.kept} tensors, runs averaged: {len(files)}"
+    tell(record, f"weights: {made.file} ({done})")

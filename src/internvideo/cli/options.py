@@ -119,7 +119,7 @@ def parse_integers(option: str, text: str) -> tuple[int, ...]:
 
 
 def parse_numbers(option: str, text: str, expected: str) -> list[float]:
-    """Parse comma-separated numbers. Raises RecipeError for anything else."""
+    """Parse numbers separated by commas or spaces. Raises RecipeError for anything else."""
     try:
         return [float(part) for part in text.replace(",", " ").split()]
     except ValueError as error:
@@ -145,7 +145,7 @@ def for_each(videos: list[VideoFile], function: Callable[[VideoFile], None]) -> 
     """Call `function` with every video; unreadable videos, and spans that end after their video, are reported.
 
     Raises:
-        VideoError: at the end, if some videos could not be read.
+        VideoError: the only video cannot be read; of several, at the end, if some could not be.
     """
     from internvideo.features.windows import open_long_video, past_end_message
 
@@ -185,7 +185,7 @@ def text_lines(path: Path) -> list[str]:
         lines = (sys.stdin.read() if str(path) == "-" else untrusted.read_text(path)).splitlines()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise RecipeError(path, f"cannot be read: {reason}", "a text file, one label per line") from error
+        raise RecipeError(path, f"cannot be read: {reason}", "a text file, one entry per line") from error
     return [line.strip() for line in lines if line.strip()]
 
 

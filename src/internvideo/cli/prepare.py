@@ -94,7 +94,7 @@ def pack(
     settings = PackSettings(short_side, key_frames, 20 if crf is None else crf, shard_mib, shard_url)
     report = pack_videos(rows if split is None else rows.subset(split), output, settings, workers=workers, log=say)
     failed = f"; {len(report.unreadable)} rows unreadable: {output / 'unreadable.jsonl'}" if report.unreadable else ""
-    kept = f", {report.kept} not transcoded (variable frame rate)" if report.kept else ""
+    kept = f", {report.kept} not (variable frame rate, or a first frame after 0 s)" if report.kept else ""
     packed = f"{report.videos} videos ({report.transcoded} transcoded{kept}) in {report.shards} shards"
     line = f"{output / 'manifest.jsonl'}: {report.rows} rows, {packed}, {report.bytes_written / 2**20:.1f} MiB{failed}"
     tell({"manifest": output / "manifest.jsonl", **asdict(report)}, line)

@@ -1,5 +1,5 @@
-"""Batches that a loader gives to a stage: clips (with boxes or without) or feature sequences (with proposals or
-without)."""
+"""Batches that a loader gives to a stage: clips (also with boxes or hand positions), or feature sequences (also with
+proposals or queries)."""
 
 from __future__ import annotations
 
@@ -39,11 +39,14 @@ class Batch(Tensors):
     """B clips with their annotations.
 
     Attributes:
-        video: (B, 3, T, S, S) uint8; RGB, not normalized (the model normalizes).
+        video: (B, 3, T, S, S) RGB in 0..255, not normalized (the model normalizes); uint8, or float32 in evaluation
+            with the resize backend "torch".
         ids: B sample ids; with repeated augmentation, one id several times in succession.
-        labels: (B,) int64 class indices, -100 where a sample has none; None when no sample has one.
-        text_ids: (B, L) int64 token ids padded with 0; None without a tokenizer.
-        frame_mask: (B, T) bool, True where a frame is real; the others are black. None when all are.
+        labels: (B,) int64 class indices, -100 where a sample has none; after mixup or CutMix (B, C) float32 soft
+            targets. None when no sample of the data set has a label.
+        text_ids: (B, L) int64 token ids padded with 0; None without a tokenizer or with caption "none".
+        frame_mask: (B, T) bool, True where a frame is real; the others are black. None if the sampler always gives T
+            frames.
     """
 
     video: Tensor
@@ -92,7 +95,8 @@ class FeatureBatch(Tensors):
         features: (B, C, T) float32.
         mask: (B, T) bool, True where the sequence is.
         ids: B sample ids.
-        segments: B tensors (G, 2), start and end in feature steps.
+        segments: B tensors (G, 2), start and end in feature steps; the middle of feature g is g (in a `ProposalBatch`
+            g + 0.5).
         labels: B tensors (G,) int64 class indices.
     """
 
@@ -111,6 +115,7 @@ class ProposalBatch(FeatureBatch):
     """B sequences of features with segments that another detector proposed.
 
     `segments` and `proposals` count steps from the beginning of the sequence: the middle of feature g is g + 0.5.
+    `labels` are all 0, because refinement does not depend on the class.
 
     Attributes:
         proposals: B tensors (P, 2), start and end.

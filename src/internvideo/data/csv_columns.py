@@ -1,4 +1,4 @@
-"""Interpret the columns of a csv manifest. Every column is used, reported as an attribute, or rejected."""
+"""Interpret the columns of a csv manifest: each is used, kept as an attribute, skipped with a note, or rejected."""
 
 from __future__ import annotations
 
@@ -106,7 +106,8 @@ def read_columns(where: str, cells: Sequence[str], path_column: str, label_colum
     Args:
         where: file and line. cells: cells of the header. path_column, label_column: as for `read_manifest`.
 
-    Raises ManifestError: a duplicate column, two columns of one meaning, time columns of unclear unit.
+    Raises ManifestError: a duplicate column, no column `label_column`, two columns of one meaning, time columns of
+    unclear unit, a start without an end.
     """
     names = tuple(cell.strip() for cell in cells)
     duplicates = sorted(name for name, times in Counter(names).items() if times > 1)

@@ -39,7 +39,7 @@ class ViewTransform(Protocol):
     """Evaluation transform, as `transforms.EvalTransform`."""
 
     def crop_clip(self, clip: Tensor) -> list[Tensor]:
-        """Return the spatial crops (3, T, S, S) uint8 of a clip (T, H, W, 3) uint8."""
+        """Return the spatial crops (3, T, S, S) of a clip (T, H, W, 3) uint8: uint8, or float32 in 0..255."""
 
 
 class TextEncoder(Protocol):
@@ -117,7 +117,8 @@ class _Augmented:
 
     Attributes:
         row: the sample itself, or the fallback that replaces unreadable ones.
-        captions, drawn: a caption and an augmentation for each clip of the sample (repeated augmentation).
+        captions, drawn: a caption and an augmentation for each clip of the sample (repeated augmentation); no `drawn`
+            if the transform is not a `TrainTransform`.
         unreadable: samples that were tried before `row` and could not be read.
         frames: (T, H, W, 3) uint8 if the augmentation is applied on the device, else None.
     """
@@ -349,7 +350,7 @@ def label_tensor(rows: Sequence[Sample]) -> Tensor:
 
 
 def choose_caption(row: Sample, caption: Captions, rng: np.random.RandomState) -> str:
-    """Return the first or a random caption of a row; "" for caption "none"."""
+    """Return the first or a random caption of a row; "" for caption "none" or a row without captions."""
     if caption == "none" or not row.captions:
         return ""
     return row.captions[int(rng.randint(len(row.captions))) if caption == "random" else 0]

@@ -38,8 +38,8 @@ def centered_positions(times: Floats, frame: KeyFrame, *, frames: int, stride: i
     """Return the positions (T,) of a clip's frames in the video; fractions mean interpolation between two frames.
 
     Every stride-th of frames * stride raw frames centered on the key frame is used. Near an end of a movie (AVA) both
-    sides are shortened equally and the last frame is repeated; in a Kinetics clip the existing frames of a side are
-    stretched in time.
+    sides are shortened equally, and the first and last of the remaining frames are repeated; in a Kinetics clip the
+    existing frames of a side are stretched in time.
 
     Args:
         times: (n,) seconds in the video. frame: the key frame.
@@ -102,7 +102,7 @@ def _clip_of_kinetics(row: Sample) -> tuple[float, float] | None:
 
 
 def frame_index_at(times: Floats, frame: KeyFrame) -> int:
-    """Return the index of the frame shown at a key frame, in a video with frames at `times` (n,), s.
+    """Return the index of the first frame at or after a key frame, in a video with frames at `times` (n,), s.
 
     In a Kinetics clip it is computed from the fraction of the clip, because its duration in seconds is only nominal.
     Raises VideoError: the key frame is outside the video.

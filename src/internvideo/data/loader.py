@@ -62,8 +62,8 @@ class LoaderSettings:
         max_unreadable: training stops when more than this fraction of the manifest cannot be read, by any process in
             any session of the run.
         threads: threads of each worker (of the main process with 0) that decode and augment the clips of a batch.
-        cache_megabytes: cache for decoded videos in temporary files, for small sets of small clips; all workers share
-            it, so that a set that fits is decoded once.
+        cache_megabytes: MiB (2^20 bytes) of the cache for decoded videos in temporary files, for small sets of small
+            clips; all workers share it, so that a set that fits is decoded once.
         short_side: pixels of the shorter side after decoding; None keeps the video's size.
         single_frame: clips of one random frame (T = 1), the middle one in evaluation, instead of the sampler's.
         prefetch: number of batches that each worker prepares in advance.
@@ -115,7 +115,7 @@ class LoaderSettings:
 
 
 def check_batches(batches: int, settings: LoaderSettings, count: int, what: str) -> None:
-    """Raise RecipeError where `count` samples do not fill one batch on each process."""
+    """Raise RecipeError if an epoch of `count` samples has no batch: `batches`, of each process, is 0."""
     if batches < 1:
         world_size = distributed.world_size()
         found = f"{settings.batch_size} on {world_size} processes, but there are {count} {what}: fewer than one batch"
@@ -175,7 +175,8 @@ class ResumableLoader:
         With a transform `on_device` each is a `DecodedBatch`, of which `to` makes the batch.
 
         Raises:
-            VideoError: more clips than `max_unreadable` cannot be read. RunError: a worker died.
+            VideoError: more than the fraction `max_unreadable` of the clips, or too many in succession, cannot be read.
+            RunError: a worker died.
         """
         if k < 0 or not 0 <= start <= len(self):
             raise ValueError(f"epoch {k}, batch {start} of {len(self)}")

@@ -23,7 +23,7 @@ ResizeBackend = Literal["pil", "pil_bicubic", "opencv", "torch"]
 * `pil`: bilinear with antialiasing, rounded to uint8 (Multi-Modalities-Pretraining);
 * `pil_bicubic`: bicubic with antialiasing, rounded to uint8 (Video-Text-Retrieval, viclip.py);
 * `opencv`: bilinear between the four neighbours, rounded to uint8 (masked encoder, run_class_finetuning.py);
-* `torch`: the same without rounding, float32 in 0..255, and center crops one pixel further (UniFormerV2 configs).
+* `torch`: the same without rounding, float32 in 0..255, and starts of center crops rounded up (UniFormerV2 configs).
 """
 
 PIL_BITS = 22
@@ -64,26 +64,27 @@ def resize(frames: Tensor, size: tuple[int, int], backend: ResizeBackend, box: B
         box: compute only this part of the result, (T, 3, height, width); None for all of it.
     """
     height, width = frames.shape[-2:]
-    top, left, high, wide = box or (0, 0, *size)
+    top, left, box_height, box_width = box or (0, 0, *size)
     if backend == "torch" or (height, width) == size:
         if backend == "torch":
             frames = frames.float()
         if (height, width) != size:
             frames = functional.interpolate(frames, size, mode="bilinear", align_corners=False)
-        return frames[..., top : top + high, left : left + wide]
-    along_x, along_y = _filter(width, size[1], left, wide, backend), _filter(height, size[0], top, high, backend)
+        return frames[..., top : top + box_height, left : left + box_width]
+    along_x = _filter(width, size[1], left, box_width, backend)
+    along_y = _filter(height, size[0], top, box_height, backend)
     rows_needed = slice(along_y.first, along_y.first + along_y.length)
     columns_needed = slice(along_x.first, along_x.first + along_x.length)
-    resized = torch.empty(len(frames), 3, high, wide, dtype=torch.uint8)
+    resized = torch.empty(len(frames), 3, box_height, box_width, dtype=torch.uint8)
     turned = torch.empty(along_x.length, 3, along_y.length)
     for frame, result in zip(frames, resized, strict=True):
         # A pass sums contiguous rows; the sums of one frame fit in the CPU cache.
         turned.copy_(frame[:, rows_needed, columns_needed].permute(2, 0, 1))
-        first = _opencv_first_pass if backend == "opencv" else _pil_pass
-        columns = first(turned.view(along_x.length, -1), along_x).view(wide, 3, -1)
+        first_pass = _opencv_first_pass if backend == "opencv" else _pil_pass
+        columns = first_pass(turned.view(along_x.length, -1), along_x).view(box_width, 3, -1)
         rows = columns.permute(2, 1, 0).reshape(along_y.length, -1)
-        second = _opencv_second_pass if backend == "opencv" else _pil_pass
-        result.copy_(second(rows, along_y).view(high, 3, wide).permute(1, 0, 2))
+        second_pass = _opencv_second_pass if backend == "opencv" else _pil_pass
+        result.copy_(second_pass(rows, along_y).view(box_height, 3, box_width).permute(1, 0, 2))
     return resized
 
 
@@ -118,10 +119,11 @@ class _Filter:
 
 
 @lru_cache(maxsize=256)
-def _filter(length: int, outputs: int, first: int, count: int, backend: ResizeBackend) -> _Filter:
-    """Make the filter from `length` inputs to `outputs`, for `count` of these from `first` on."""
-    positions, weights = _opencv_taps(length, outputs) if backend == "opencv" else _pil_taps(length, outputs, backend)
-    positions, weights = positions[:, first : first + count], weights[:, first : first + count]
+def _filter(inputs: int, outputs: int, first_output: int, count: int, backend: ResizeBackend) -> _Filter:
+    """Make the filter from `inputs` pixels to `outputs`, for `count` of these from `first_output` on."""
+    positions, weights = _opencv_taps(inputs, outputs) if backend == "opencv" else _pil_taps(inputs, outputs, backend)
+    selected = slice(first_output, first_output + count)
+    positions, weights = positions[:, selected], weights[:, selected]
     used = weights.any(axis=1)
     positions, weights = positions[used].T.copy(), weights[used].T.copy()
     low = int(positions.min())

@@ -67,8 +67,8 @@ def read_recipe(name: str | Path, overrides: Sequence[str], catalog: Catalog) ->
     recipe = build_recipe(tree, path, catalog)
     check_required_keys(recipe, path)
     if isinstance(recipe, Recipe) and recipe.init_head != "exact" and not recipe.spec.classifier_paths:
-        heads = ", ".join(name for name, spec in catalog.stages.items() if spec.classifier_paths)
-        found = f"'init_head' is a setting of {heads}, not of the stage '{recipe.stage}'"
+        stages = ", ".join(name for name, spec in catalog.stages.items() if spec.classifier_paths)
+        found = f"'init_head' is a setting of {stages}, not of the stage '{recipe.stage}'"
         raise RecipeError(path, found, "leave init_head out")
     return recipe
 

@@ -1,5 +1,5 @@
 """Cut a part of a video file into a file of its own: packets are copied where the part begins at a key frame, otherwise
-its pictures are encoded again; sound is copied."""
+its pictures are encoded again; sound is copied, or left out if its codec is not in COPIED_SOUND."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ COPIED_SOUND = {"aac", "mp3", "ac3", "eac3", "opus", "flac", "alac"}
 
 
 def cut(path: str | os.PathLike[str], target: Path, start: float, end: float) -> bool:
-    """Write the frames with start <= time < end (seconds) of a video to TARGET, an .mp4 file.
+    """Write the frames with start <= time < end (seconds, to 1 ms) of a video to TARGET, an .mp4 file.
+
+    Where the stored order of frames is not that of their times, copied packets may end a few frames later.
 
     Returns: Whether the packets were copied; False if the pictures were encoded again (H.264).
 

@@ -51,7 +51,7 @@ class DecodedBatch(Tensors):
         transform: applies the draws.
         padded: T of the batch if clips may have fewer frames; None if all have the same number.
         mix: mixing of the clips and labels after their augmentation, or None.
-        ids, labels, text_ids: as in `Batch`.
+        ids, text_ids: as in `Batch`. labels: (B,) int64; with `mix`, `to` makes them (B, number of classes) float32.
     """
 
     pixels: Tensor

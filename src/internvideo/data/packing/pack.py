@@ -1,8 +1,9 @@
 """Pack the videos of a manifest into tar shards in webdataset's layout, transcoded on request.
 
-A video is KEY.mp4 beside KEY.json, which has its first caption and all its rows of the manifest; manifest.jsonl has the
-rows with the byte ranges of their videos. Shards are written with tarfile, because webdataset's writer adds dates and
-gives no byte ranges; the same videos give the same bytes.
+A video is KEY.mp4 (KEY with its own suffix, if it is not transcoded) beside KEY.json, which has its first caption, its
+class and all its rows of the manifest; manifest.jsonl has the rows with the byte ranges of their videos. Shards are
+written with tarfile, because webdataset's writer adds dates and gives no byte ranges; the same videos give the same
+bytes.
 """
 
 from __future__ import annotations
@@ -117,7 +118,10 @@ def pack(
 
 
 def _earlier_shards(folder: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """Read the shards that an earlier run has finished. Raises RunError: the folder belongs to other settings."""
+    """Read the entries of the shards that an earlier run has finished; in an empty folder record the settings.
+
+    Raises RunError: the folder has other content, or belongs to other settings.
+    """
     progress = folder / _PROGRESS
     settings_file = progress / "about.json"
     if not settings_file.exists():
@@ -195,7 +199,7 @@ def _write_shard(
     prepared_videos: Iterator[tuple[str, _PackedVideo]],
     settings: PackSettings,
 ) -> dict[str, Any] | None:
-    """Write the next shard and its index; return the index, None if no video is left."""
+    """Write the next shard, and its entry in the progress folder; return the entry, None if no video is left."""
     packed: list[dict[str, Any]] = []
     name = f"{shard_index:06d}.tar"
     size = 0

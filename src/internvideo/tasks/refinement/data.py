@@ -73,7 +73,7 @@ class ProposalSet:
 
     Attributes:
         videos: video id -> proposals. classes: class names; ("action",) for proposals without labels.
-        source: the file. detector_info: "external_data" of the file, which describes the detector.
+        source: the file, of several the first. detector_info: its "external_data", which describes the detector.
     """
 
     videos: Mapping[str, Proposals]
@@ -123,7 +123,10 @@ class _ProposalFile(BaseModel):
 
 
 def read_all_proposals(paths: Sequence[Path], classes: tuple[str, ...]) -> ProposalSet:
-    """Read and join files of proposals, each for different videos. Raises ManifestError as `read_proposals`."""
+    """Read and join files of proposals, each for different videos under the same classes.
+
+    Raises ManifestError: as `read_proposals`; a video in two files, or other classes.
+    """
     first, *other_sets = (read_proposals(path, classes) for path in paths)
     videos = dict(first.videos)
     for proposal_set in other_sets:
@@ -197,11 +200,12 @@ def select_with_proposals(features: FeatureSet, proposals: ProposalSet) -> Featu
 class PaddedSequence:
     """Features of a video, padded with copies of the first and last one so that they cover the whole video.
 
-    A position counts steps from the start of `values`; the center of feature g is at position g + 0.5. If windows do
-    not overlap, position 0 is second 0.
+    A position counts steps from the start of `values`; the center of its feature g is at position g + 0.5. If windows
+    neither overlap nor leave gaps, position 0 is second 0.
 
     Attributes:
-        values: (C, T). grid: of the features without padding. pad_left: number of steps of padding at the start.
+        values: (C, T). grid: of the features without padding. pad_left: number of steps of padding at the start, and
+            at the end.
     """
 
     values: Tensor
@@ -229,7 +233,7 @@ def read_padded_sequence(video: FeatureVideo, settings: FeatureSettings) -> Padd
 def jitter_spans(spans: Tensor, max_shift_fraction: float, rng: np.random.RandomState) -> Tensor:
     """Shift both ends of spans (P, 2), in steps, by up to a fraction of their duration, at random.
 
-    The start is clamped to 0, and the duration is at least MIN_STEPS.
+    The start is clamped to 0, and the duration is at least MIN_STEPS. With fraction 0 the spans are returned unchanged.
     """
     if max_shift_fraction == 0.0:
         return spans

@@ -108,7 +108,7 @@ class FeatureSet:
         return len(self.videos)
 
     def subset(self, split: str) -> FeatureSet:
-        """Select the videos of a split (case-insensitive), or every n-th of them: "train:1/3" is the first third.
+        """Select the videos of a split (case-insensitive), or every n-th: "train:2/3" is its videos 1, 4, 7, ...
 
         Raises:
             ManifestError: the selection is empty.
@@ -135,8 +135,8 @@ class FeatureSet:
         digest = hashlib.sha256(json.dumps([self.classes, protocol], sort_keys=True).encode())
         for video in self.videos:
             grid = (video.fps, video.stride, video.window, video.duration)
-            actions_in_steps = (video.spans.tolist(), video.labels.tolist())
-            digest.update(json.dumps([video.id, video.subset, grid, actions_in_steps]).encode())
+            actions = (video.spans.tolist(), video.labels.tolist())
+            digest.update(json.dumps([video.id, video.subset, grid, actions]).encode())
         return digest.hexdigest()[:16]
 
 
@@ -256,7 +256,7 @@ def actions_in_steps(
 ) -> tuple[Tensor, Tensor]:
     """Return spans (G, 2) in feature steps and class indices (G,) of a video's actions.
 
-    Actions that start after the last feature are dropped; others are clipped to the features.
+    Actions that start at step T or later are dropped; others end at T at the latest. Starts may be negative.
     """
     length = features.values.shape[1]
     spans = features.grid.steps(video.spans)
@@ -277,8 +277,9 @@ def random_crop(
     """Crop a sequence at random, for training.
 
     A sequence of more than `max_length` steps is cropped to `max_length`, another one to a random fraction of its
-    length, at least `settings.shortest`. Crops are sampled until one contains at least the fraction `settings.overlap`
-    of an action; all such actions are returned, clipped to the crop.
+    length, at least `settings.shortest` (None: not cropped). Crops are sampled until one contains at least the fraction
+    `settings.overlap` of an action, or `settings.tries` times; all such actions of the last crop are returned, clipped
+    to it, and there may be none.
 
     Args:
         values: (C, T). spans: (G, 2) steps. labels: (G,).
@@ -330,7 +331,11 @@ class SequenceLoader:
         return len(self.features) // global_batch if self.loader.drop_last else -(-len(self.features) // global_batch)
 
     def epoch(self, k: int, start: int = 0) -> Iterator[FeatureBatch]:
-        """Yield batches `start`, `start + 1`, ... of epoch `k`. Raises RunError: features cannot be read."""
+        """Yield batches `start`, `start + 1`, ... of epoch `k`. Raises RunError: features cannot be read.
+
+        Without `drop_last` several processes fill the last batch with the first videos of the epoch; one process gives
+        a smaller batch.
+        """
         num_videos = len(self.features)
         seed = np.random.SeedSequence([self.loader.seed, k]).generate_state(4)
         order = np.random.RandomState(seed).permutation(num_videos) if self.loader.shuffle else np.arange(num_videos)

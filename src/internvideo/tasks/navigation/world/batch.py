@@ -1,6 +1,7 @@
 """Batches of navigation: episodes with their worlds, and panoramas with perception targets.
 
-Shapes: B batch, C clips, T frames of a view, 12 views, S side, L words; waypoints: 120 angle and 12 distance bins.
+Shapes: B batch, C clips, T frames of a view, 12 views, S and S' sides of color and depth, L words, K kinds of objects,
+M motions; waypoints: 120 angle and 12 distance bins.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class PanoramaBatch(Tensors):
     """B panoramas at steps of random walks, C clips of some of their views, and targets.
 
     Attributes:
-        depth: (B, 12, S', S') float32 in 0..1. heat: (B, 120, 12) float32, target heat maps, each sums to 1.
+        depth: (B, 12, S', S') float32, 0..1 for 0..10 m. heat: (B, 120, 12) float32, target heat maps, each sums to 1.
         rgb: (B, 12, S, S, 3) uint8. things: (B, 12, K) float32, multi-hot kinds of centered objects.
         clips: (C, T, S, S, 3) uint8, each of one view, newest frame last.
         motions: (C, M) float32, multi-hot motions of the objects centered in the newest frame.

@@ -37,10 +37,11 @@ class HouseSettings:
 
     Attributes:
         columns, rows: numbers of rooms along x and y. smallest, largest: range of the sides of a room, m.
-        landmarks: largest number per room (at least two).
+        landmarks: largest number per room, 2 or more; rooms have 2 to so many, fewer if they do not fit.
         moving: probability that a landmark moves (twins excepted).
-        twins: fraction of rooms with twins: two landmarks that differ only in motion, one moving and one static.
-        more_doors: fraction of the walls without a necessary door that have a door (all rooms are connected anyway).
+        twins: probability that a room has twins, if they fit: two landmarks that differ only in motion, one moving and
+            one static.
+        more_doors: probability of a door in a wall that needs none (all rooms are connected anyway).
     """
 
     columns: int = 3
