@@ -139,7 +139,7 @@ class PlainMasked(nn.Module):
             PlainBlock(width, config.heads, int(width * config.mlp_ratio), eps=EPS, gelu=True)
             for _ in range(config.depth)
         )
-        self.fc_norm, self.head = nn.LayerNorm(width, eps=EPS), nn.Linear(width, config.classes)
+        self.fc_norm, self.head = nn.LayerNorm(width, eps=EPS), nn.Linear(width, config.num_classes)
 
     def forward(self, clips: Tensor) -> Tensor:
         x = self.conv(plain_normalise(clips, self.mean, self.std)).flatten(2).transpose(1, 2) + self.positions
@@ -214,7 +214,7 @@ def hugging_face(ours: VideoMAEClassifier, attention: str) -> nn.Module:
         image_size=config.image_size, patch_size=config.patch_size, num_frames=config.frames,
         tubelet_size=config.tubelet, hidden_size=config.width, num_hidden_layers=config.depth,
         num_attention_heads=config.heads, intermediate_size=int(config.width * config.mlp_ratio),
-        layer_norm_eps=EPS, num_labels=config.classes, attn_implementation=attention,
+        layer_norm_eps=EPS, num_labels=config.num_classes, attn_implementation=attention,
     )  # fmt: skip
     peer: nn.Module = transformers.VideoMAEForVideoClassification(settings)
     peer.load_state_dict(hugging_face_state(ours, peer.state_dict()))

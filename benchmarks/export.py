@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--opset", type=int)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    packages = {"torch": torch.__version__, **onnx_file.versions()}
+    packages = {"torch": torch.__version__, **onnx_file.package_versions()}
     print(", ".join(f"{name} {number}" for name, number in packages.items()))
     print(f"{options.threads} threads, batch {options.batch}, {options.rounds} rounds, commit {commit()}\n")
     for name in options.model:

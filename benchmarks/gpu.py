@@ -132,7 +132,11 @@ def contrastive(device: torch.device, pairs: int) -> dict[str, Any]:
         with count_activations(()) as kept:
             value = loss()
         seconds = timed(lambda loss=loss: torch.autograd.grad(loss(), (video, text)), device, 1)
-        found[f"chunk_{chunk}"] = {"loss": value.item(), "seconds": round(seconds, 3), "kept_mib": kept.bytes >> 20}
+        found[f"chunk_{chunk}"] = {
+            "loss": value.item(),
+            "seconds": round(seconds, 3),
+            "kept_mib": kept.peak_bytes >> 20,
+        }
     return found
 
 

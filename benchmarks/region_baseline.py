@@ -110,7 +110,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     table = Predictions.load(given.table)
-    truth, found = spatio_temporal.columns(table)
+    truth, found = spatio_temporal.evaluated_boxes(table)
     names, video = np.unique(table["frame_video"], return_inverse=True)
     kinds: dict[str, Boxes] = {
         "detector": found,

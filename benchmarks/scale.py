@@ -74,7 +74,7 @@ def contrastive(pairs: int = 14_336, dim: int = 512) -> None:
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it so
         cpu = time.process_time() - began
         rows = "all rows" if chunk is None else f"{chunk} rows"
-        print(f"| {rows} | {cpu:.1f} | {kept.bytes / GIB:.2f} GiB | {loss.item():.6f} |", flush=True)
+        print(f"| {rows} | {cpu:.1f} | {kept.peak_bytes / GIB:.2f} GiB | {loss.item():.6f} |", flush=True)
 
 
 def checkpoint(mebibytes: int = 1024) -> None:

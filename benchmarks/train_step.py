@@ -99,7 +99,7 @@ class PlainPretrain(nn.Module):
             for _ in range(config.decoder_depth)
         )
         self.decoder_norm = nn.LayerNorm(narrow, eps=1e-6)
-        self.head = nn.Linear(narrow, config.pixels)
+        self.head = nn.Linear(narrow, config.values_per_token)
         self.register_buffer("positions", plain_table(config.num_tokens, width), persistent=False)
         self.register_buffer("decoder_positions", plain_table(config.num_tokens, narrow), persistent=False)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from internvideo.metrics import bootstrap
-from internvideo.tasks.navigation.predict import measure, read_walks
+from internvideo.tasks.navigation.predict import compute_walk_metrics, read_walks
 from internvideo.tasks.navigation.world.instructions import goal_named_by_motion
 from internvideo.tasks.table import Predictions
 
@@ -28,7 +28,7 @@ def main() -> None:
     agents = [np.flatnonzero(table["agent"] == 0) for table in tables]  # the trained one, before its baselines
     if not np.array_equal(*(table["trajectories"][own] for table, own in zip(tables, agents, strict=True))):
         parser.error("the two tables have other episodes")
-    walks = [[measure(*one) for one in read_walks(table)] for table in tables]
+    walks = [[compute_walk_metrics(*one) for one in read_walks(table)] for table in tables]
     ways = tables[0]["trajectories"][agents[0]]
     motion = np.asarray([goal_named_by_motion(str(text)) for text in tables[0]["instructions"][agents[0]]])
     every = np.ones(len(motion), bool)

@@ -294,7 +294,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from internvideo.apps.demo import PROFILES, step_recipe
-from internvideo.apps.demo_clock import Clock
+from internvideo.apps.demo_clock import DemoClock
 from internvideo.apps.demo_report import DemoData
 from internvideo.apps.demo_steps import run_in_parallel
 from internvideo.sample_world.generate import WorldSettings, generate
@@ -304,7 +304,7 @@ if __name__ == "__main__":
     world = generate(folder / "world", WorldSettings(clips=112, size=32, seed=1, zero_shot_clips=8, long_videos=0))
     data, profile = DemoData(world["train"], world["test"], True, world["zero_shot"]), PROFILES["full"]
     recipe_of = lambda step: step_recipe(step, folder, data, profile, seed=0)
-    run_in_parallel(recipe_of, folder, Clock(folder / "seconds.json"))
+    run_in_parallel(recipe_of, folder, DemoClock(folder / "seconds.json"))
 """
 
 

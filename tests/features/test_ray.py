@@ -118,7 +118,7 @@ def classified(videos: list[VideoFile], model: VideoModel, output: Path, address
     settings = EmbeddingSettings(window_seconds=1.0, batch_size=4, ray=address)
     scorer = Scorer(model, ["a dog", "a cat", "a bird"])
     writer = encode_videos(videos, model, scorer.make_encode, output.with_suffix(".jsonl"), settings, scorer.names)
-    done = list(writer.finished())
+    done = list(writer.read_finished())
     told = [(part.path, *span) for part in done for span in part.spans.tolist()]
     return writer.report, told, np.concatenate([part.values for part in done])
 

@@ -230,7 +230,7 @@ def test_a_video_that_cannot_be_read_is_told_before_the_work(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("opset", "told"), [(11, "opset: 11; the exporter made 18"), (99, "opset")])
+@pytest.mark.parametrize(("opset", "told"), [(11, "opset: 11; the exporter wrote 18"), (99, "opset")])
 def test_an_operator_set_that_cannot_be_is_told(tmp_path: Path, opset: int, told: str) -> None:
     with pytest.raises(RecipeError, match=told):
         export(model("supervised"), tmp_path / "m.onnx", ExportSettings(opset=opset))

@@ -292,7 +292,7 @@ def test_kill_9_at_random_moments(tmp_path: Path) -> None:
                 continue
             stages.add(len(left))
             assert left == {path: whole[path] for path in left}
-    assert len(stages) > 2, f"not killed at different moments: {stages}"
+    assert len(stages) > 1, f"not killed at different moments: {stages}"
     assert all("version 0" in error for error in unopened), "killed before the tables were committed"
     for folder in folders:
         assert in_process.command(*words, folder).code == 0

@@ -119,7 +119,7 @@ def test_miniworld_draws_the_same_houses() -> None:
         for env in (drawn, rays):
             env.step(math.radians(60), 1.0)
         assert drawn.pose == rays.pose
-        seen, expected = drawn.observe(time=3), rays.observe(time=3)
+        seen, expected = drawn.observe(tick=3), rays.observe(tick=3)
         assert seen.rgb.shape == expected.rgb.shape
         assert (np.abs(seen.depth - expected.depth) > 0.02).mean() < 0.03
         assert np.abs(seen.depth - expected.depth).mean() < 0.005
