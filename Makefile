@@ -42,6 +42,7 @@ parity: $(STAMP)        ## equality with the stored reference tensors and result
 
 lint: $(STAMP)          ## style and types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+	MYPYPATH=src $(BIN)/mypy --config-file scripts/mypy.ini scripts benchmarks examples
 
 bench: $(STAMP)         ## benchmarks, as ratios measured side by side
 	$(BIN)/python benchmarks/decode.py && $(BIN)/python benchmarks/train_step.py

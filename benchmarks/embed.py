@@ -210,7 +210,7 @@ def hugging_face(ours: VideoMAEClassifier, attention: str) -> nn.Module:
     import transformers
 
     config = ours.config
-    settings = transformers.VideoMAEConfig(
+    settings = transformers.VideoMAEConfig(  # type: ignore[call-arg]  # it takes those of its base too
         image_size=config.image_size, patch_size=config.patch_size, num_frames=config.frames,
         tubelet_size=config.tubelet, hidden_size=config.width, num_hidden_layers=config.depth,
         num_attention_heads=config.heads, intermediate_size=int(config.width * config.mlp_ratio),

@@ -99,7 +99,7 @@ def segments(rng: np.random.Generator, videos: int) -> tuple[Callable[[], float]
                 values.append(area(hits, len(own)))
         return float(np.mean(values))
 
-    return lambda: float(temporal.average_precision(truth, found, levels)[0].mean()), plain
+    return lambda: float(temporal.average_precision(truth, found, levels.tolist())[0].mean()), plain
 
 
 def boxes(rng: np.random.Generator, keys: int) -> tuple[Callable[[], float], Callable[[], float]]:

@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--backend", default="pil", help="how it resizes (data.resize.ResizeBackend)")
     parser.add_argument("--readers", type=int, default=1, help="threads that read the film")
     options = parser.parse_args()
-    home.default_readers = lambda _: options.readers
+    home.default_readers = lambda device: options.readers
     sizes = {"image_size": options.size, "patch_size": 16, "frames": 16, "width": 64, "depth": 2, "heads": 4}
     module = create_model("videomae-s-classifier", {**sizes, "num_classes": 8})
     clips = Preprocessing(16, options.size, sampler="linspace", resize_backend=options.backend)

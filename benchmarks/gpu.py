@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ def masked(config: VideoMAEConfig, device: torch.device, batch_size: int, repeat
         mask = stage.sample_mask(2, torch.Generator().manual_seed(0)).to(where)
         video = few.to(where).video
         with torch.no_grad():
-            predicted = stage.model(stage.model.normalize(video), mask, config.num_tokens - stage.masked)
+            predicted = stage.model(stage.model.normalize(video), mask, config.num_tokens - stage.num_masked)
             losses.append(reconstruction_loss(predicted, stage.targets(video, mask)).item())
     row: dict[str, Any] = {"loss_on_device": losses[0], "loss_on_cpu": losses[1], "batch_size": batch_size}
     batch = clips(config, batch_size).to(device)
@@ -111,11 +112,11 @@ def masked(config: VideoMAEConfig, device: torch.device, batch_size: int, repeat
         step = stepper(config, device, compile_, "bfloat16")
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        seconds = timed(lambda step=step: step([batch], 1e-4), device, repeats)
+        seconds = timed(partial(step, [batch], 1e-4), device, repeats)
         row[f"clips_per_second_{compile_}"] = round(batch_size / seconds, 2)
         if device.type == "cuda":
             row[f"peak_mib_{compile_}"] = torch.cuda.max_memory_allocated(device) >> 20
-        row[f"host_waits_{compile_}"] = host_waits(lambda step=step: step([batch], 1e-4), device)
+        row[f"host_waits_{compile_}"] = host_waits(partial(step, [batch], 1e-4), device)
     return row
 
 
@@ -124,14 +125,17 @@ def contrastive(device: torch.device, pairs: int) -> dict[str, Any]:
     drawn = torch.Generator().manual_seed(0)
     video, text = (torch.randn(pairs, JOINT, generator=drawn).to(device).requires_grad_() for _ in range(2))
     found: dict[str, Any] = {"pairs": pairs}
+
+    def loss(chunk: int | None) -> Tensor:
+        return symmetric_contrastive(video, text, 20.0, chunk)
+
+    def gradients(chunk: int | None) -> object:
+        return torch.autograd.grad(loss(chunk), (video, text))
+
     for chunk in (None, 512):
-
-        def loss(chunk: int | None = chunk) -> Tensor:
-            return symmetric_contrastive(video, text, 20.0, chunk)
-
         with count_activations(()) as kept:
-            value = loss()
-        seconds = timed(lambda loss=loss: torch.autograd.grad(loss(), (video, text)), device, 1)
+            value = loss(chunk)
+        seconds = timed(partial(gradients, chunk), device, 1)
         found[f"chunk_{chunk}"] = {
             "loss": value.item(),
             "seconds": round(seconds, 3),
@@ -149,7 +153,7 @@ def embedding(name: str, overrides: dict[str, Any], device: torch.device, count:
         model = VideoModel(name, module, device=device, precision=precision)
         size, frames = model.preprocessing.size, model.preprocessing.frames
         video = torch.randint(0, 256, (count, 3, frames, size, size), dtype=torch.uint8).to(device)
-        seconds = timed(lambda model=model, video=video: model.encode_clips(video), device, repeats)
+        seconds = timed(partial(model.encode_clips, video), device, repeats)
         found[f"clips_per_second_{precision}"] = round(count / seconds, 2)
     return found
 

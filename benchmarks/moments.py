@@ -97,7 +97,9 @@ def main() -> None:
         for number in chosen:
             inside = snapshot.rows(videos[number])
             told = answers[name](snapshot.windows[inside], scores[number, inside]) if name in answers else None
-            lists.append([ScoredSpan(*(prior * lengths[number]).tolist(), 1, 1)] if told is None else told)
+            lists.append(
+                [ScoredSpan(prior[0] * lengths[number], prior[1] * lengths[number], 1, 1)] if told is None else told
+            )
         first = np.array([(found[0].start, found[0].end) for found in lists])
         overlap = np.diag(tiou(first, spans[chosen], union="true"))
         hits |= {(name, level): (overlap >= level).astype(np.int64) for level in LEVELS}

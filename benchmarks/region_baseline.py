@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from internvideo.data.loader import LoaderSettings
 from internvideo.data.manifest import read_manifest
+from internvideo.data.settings import SampledData
 from internvideo.metrics import bootstrap
 from internvideo.metrics.bootstrap import Statistic
 from internvideo.metrics.frame_detection import Boxes, frame_average_precision, frame_map_statistic
@@ -42,7 +43,7 @@ def clip_scores(table: Predictions, manifest_path: Path, weights: Path, split: s
     trained, manifest = load_trained(weights, device="cpu"), read_manifest(manifest_path)
     rows = manifest if split is None else manifest.subset(split=split)
     frames, stride = table.protocol["frames"], table.protocol["stride"]
-    size = trained.recipe.data.augment.size
+    size = trained.recipe.data_as(SampledData).augment.size
     form = KeyFrameClipSettings(
         frames, stride, BoxedTransform(size=size, short=size, longest=2 * size), len(manifest.classes)
     )
@@ -66,7 +67,7 @@ def box_scores(table: Predictions, manifest_path: Path, weights: Path, split: st
     """(N,) for the rows of a table of annotated boxes: the same of the clip around the row's box."""
     trained, manifest = load_trained(weights, device="cpu"), read_manifest(manifest_path)
     rows = manifest if split is None else manifest.subset(split=split)
-    told, size = table.protocol, trained.recipe.data.augment.size
+    told, size = table.protocol, trained.recipe.data_as(SampledData).augment.size
     form = KeyFrameClipSettings(
         told["frames"], told["stride"], BoxedTransform(size, around=told["around"]), len(manifest.classes)
     )

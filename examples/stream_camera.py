@@ -35,6 +35,7 @@ def main() -> None:
             live=True,
         )
         for moment in running:
+            assert isinstance(moment.value, dict)  # shares by label, since there are labels
             label, share = next(iter(moment.value.items()))
             print(f"{moment.time:8.1f} s  {label} {share:.2f}  ({moment.latency * 1000:.0f} ms)", flush=True)
     except InternVideoError as error:

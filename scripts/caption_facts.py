@@ -21,7 +21,7 @@ from internvideo.sample_world.language import VERBS
 from internvideo.sample_world.scene import COLORS, SHAPES
 from internvideo.tasks.table import Predictions
 
-PHRASES = {
+PHRASES: dict[str, dict[str, tuple[str, ...]]] = {
     "colour": {name: (name,) for name in COLORS},
     "shape": {name: (name,) for name in SHAPES},
     "place": {name: (name,) for name in PLACES},
@@ -45,7 +45,8 @@ def main() -> None:
     args = parser.parse_args()
     table = Predictions.load(args.table)
     rows = {row.id: row for row in read_manifest(args.manifest).rows}
-    figures, intervals = {}, {}
+    figures: dict[str, float] = {}
+    intervals: dict[str, list[float]] = {}
     for fact, phrases in PHRASES.items():
         pairs = zip(table["ids"], table["written"], strict=True)
         right = np.asarray([told(str(said), phrases) == rows[str(name)].attributes[fact] for name, said in pairs])

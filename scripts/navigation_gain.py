@@ -26,7 +26,8 @@ def main() -> None:
     args = parser.parse_args()
     tables = [Predictions.load(path) for path in (args.first, args.second)]
     agents = [np.flatnonzero(table["agent"] == 0) for table in tables]  # the trained one, before its baselines
-    if not np.array_equal(*(table["trajectories"][own] for table, own in zip(tables, agents, strict=True))):
+    first, second = (table["trajectories"][own] for table, own in zip(tables, agents, strict=True))
+    if not np.array_equal(first, second):
         parser.error("the two tables have other episodes")
     walks = [[compute_walk_metrics(*one) for one in read_walks(table)] for table in tables]
     ways = tables[0]["trajectories"][agents[0]]

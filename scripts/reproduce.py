@@ -48,7 +48,7 @@ def main() -> None:
         sys.exit(f"--only: found '{unknown[0]}'; expected {', '.join(tasks)}")
     args.output.mkdir(parents=True, exist_ok=True)
     places = {"R": str(args.output), "DATA": str(args.data), "PY": sys.executable}
-    failed = []
+    failed: list[str] = []
     for name in wanted(tasks, args.only):
         if not {*tasks[name].needs} & {*failed} and run(name, tasks[name], args.output, places):
             write_report(args.output, tasks, places)
