@@ -171,7 +171,6 @@ class ResumableLoader:
 
     def epoch(self, k: int, start: int = 0) -> Iterator[Batch]:
         """Yield the batches `start`, `start + 1`, ... of epoch `k`, equal to those of the uninterrupted epoch.
-
         With a transform `on_device` each is a `DecodedBatch`, of which `to` makes the batch.
 
         Raises:
