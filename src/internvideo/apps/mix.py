@@ -56,8 +56,8 @@ def mix(
         output: safetensors file to write, with the recipe of the first and the provenance of all.
         base: weights from which `tuned` were trained: CLIP in the layout of OpenAI, transformers or ours, or a
             model.safetensors of an earlier run of the same model. None to write only the mean.
-        base_weight: w of `base`, 0 to 1, in every tensor that both have: w x base + (1 - w) x tuned. WiSE-FT's alpha is
-            the weight of the tuned model, 1 - w.
+        base_weight: w of `base`, 0 to 1, in every tensor of `tower` that both have, except the logit scale:
+            w x base + (1 - w) x tuned. WiSE-FT's alpha is the weight of the tuned model, 1 - w.
         tower: interpolate both towers, or only the text or video tower.
         recipe: name or file of a recipe to store instead, with its model and test preprocessing; a caption decoder that
             its model does not have is omitted.

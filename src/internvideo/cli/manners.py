@@ -72,7 +72,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "persons": ("internvideo persons frames.jsonl -d hf://ORGANISATION/REPOSITORY -o persons.csv",),
     "navigation-world": ("internvideo navigation-world runs/houses --scenes 8 --episodes 100",),
     "ensemble": ("internvideo ensemble runs/a/recognition.npz runs/b/recognition.npz -o runs/both",),
-    "mix": ("internvideo mix base.safetensors tuned.safetensors -o mixed.safetensors",),
+    "mix": ("internvideo mix tuned.safetensors --base base.safetensors -o mixed.safetensors",),
     "score": ("internvideo score runs/a/recognition.npz", "internvideo score runs/a/recognition.npz --json"),
     "export": ("internvideo export mm.safetensors --what video -o mm.onnx",),
     "convert": ("internvideo convert InternVideo-MM-L-14.ckpt -o mm.safetensors",),

@@ -78,7 +78,7 @@ class HandBatch(Batch):
     """B clips and the future positions of the person's hands.
 
     Attributes:
-        positions: (B, 5, 2, 2) float32: moment, left or right hand, x and y in pixels of the whole frame.
+        positions: (B, 5, 2, 2) float32: key frame, hand (left, right), (x, y) in pixels of the whole frame.
         visible: (B, 5, 2) bool. size: (B, 2) float32, width and height of the whole frame.
     """
 

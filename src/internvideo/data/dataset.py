@@ -1,7 +1,7 @@
 """Decode manifest rows to clips and batches inside a loader worker.
 
-`TrainingBatches` builds one batch per (epoch, batch index),
-`EvaluationViews` all views of one sample. User errors are returned in the result; the loader raises them.
+`TrainingBatches` builds one batch per (epoch, batch index), `EvaluationViews` all views of one sample. User errors are
+returned in the result; the loader raises them.
 """
 
 from __future__ import annotations

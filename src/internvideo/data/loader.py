@@ -68,9 +68,9 @@ class LoaderSettings:
         single_frame: clips of one random frame (T = 1), the middle one in evaluation, instead of the sampler's.
         prefetch: number of batches that each worker prepares in advance.
         pin_memory: page-locked batches, for copying to a GPU.
-        alike: above 1, so many clips in succession share the attributes `alike_by` in a share `alike_share` of the
-            batches, from epoch `alike_from` on (0 is the first), as hard negatives of a contrastive loss. Every clip
-            still occurs once per epoch.
+        alike: size of groups of clips with equal attributes `alike_by`, hard negatives of a contrastive loss. A
+            fraction `alike_share` of the batches from epoch `alike_from` on (0 is the first) consists of such groups;
+            every clip still occurs once per epoch. 0 or 1: no groups.
         alike_by: names of attributes of the rows; "group" is a row's group, for clips of one source video.
     """
 

@@ -128,7 +128,7 @@ class MetricValues:
         self.add(name, values.mean(), spread)
 
     def result(self, table: Predictions, **extra_protocol: object) -> Result:
-        """Return the result for predictions; `more` is added to their protocol."""
+        """Return the result for predictions; `extra_protocol` is added to their protocol."""
         protocol = {**table.protocol, "bootstrap": BOOTSTRAP, **extra_protocol}
         return {
             "task": table.task,

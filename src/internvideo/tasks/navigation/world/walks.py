@@ -132,11 +132,11 @@ class PanoramaSample(NamedTuple):
 def random_walk(
     world: World, episode: Episode, num_panoramas: int, num_frames: int, num_clips: int, size: int, seed: int
 ) -> list[PanoramaSample]:
-    """Render `count` panoramas at the steps of a random walk from the start of an episode.
+    """Render `num_panoramas` panoramas along a random walk from the start of an episode.
 
     Args:
-        frames: T. clips: number of directions also rendered as clips, those with a centered landmark first.
-        size: S.
+        num_frames: T. num_clips: number of directions also rendered as clips, those with a centered landmark first.
+        size: S, pixels.
     """
     rng = np.random.default_rng([seed, 0x77616C6B])
     trajectory = [(world.reset(episode), world.tick)]
