@@ -19,7 +19,7 @@ from internvideo.apps.demo import PROFILES, Columns, _hold_out_groups, _prepare_
 from internvideo.apps.demo_budget import TIME_FRACTIONS, Budget, VideoSetStatistics
 from internvideo.apps.demo_clock import DemoClock
 from internvideo.apps.demo_report import DemoData
-from internvideo.apps.demo_steps import STEPS, Step, run_in_parallel, run_sequentially
+from internvideo.apps.demo_steps import STEPS, DemoStage, run_in_parallel, run_sequentially
 from internvideo.data.manifest import read_manifest
 from internvideo.data.sample import Sample
 from internvideo.errors import InternVideoError, ManifestError, RecipeError, RunError
@@ -268,7 +268,7 @@ def test_steps_side_by_side_learn_the_same_and_name_what_fails(tmp_path: Path) -
     for name in ("a", "b"):
         clock, folder = DemoClock(tmp_path / name / "seconds.json"), tmp_path / name
 
-        def recipe_of(step: Step, folder: Path = folder) -> Recipe:
+        def recipe_of(step: DemoStage, folder: Path = folder) -> Recipe:
             return step_recipe(step, folder, data, profile, seed=0)
 
         if name == "a":
@@ -282,7 +282,7 @@ def test_steps_side_by_side_learn_the_same_and_name_what_fails(tmp_path: Path) -
             torch.testing.assert_close(second[key], value, rtol=1e-3, atol=1e-4, msg=f"{step.name} {key}")
     shutil.rmtree(tmp_path / "b" / "interaction")
 
-    def absent(step: Step) -> Recipe:
+    def absent(step: DemoStage) -> Recipe:
         return step_recipe(step, tmp_path / "b", replace(data, train=tmp_path / "absent.jsonl"), profile, seed=0)
 
     with pytest.raises(InternVideoError, match=r"absent\.jsonl"):

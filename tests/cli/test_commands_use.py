@@ -53,7 +53,7 @@ def test_embed(tmp_path: Path, language: Path, clips: Path, capsys: pytest.Captu
     capsys.readouterr()
     embed(inputs, output, str(language), window_seconds=1.0, stride_seconds=0.5)
     assert capsys.readouterr().out.splitlines() == [
-        f"{output}: 20 vectors of dimension 24 from 4 videos, 4 of them before",
+        f"{output}: 20 vectors of dimension 24 from 4 videos, 4 of them resumed",
         f"read: 4 of 5 videos; see {tmp_path / 'out.skipped.jsonl'}",
     ]
     assert json.loads((tmp_path / "out.skipped.jsonl").read_text())["path"] == str(tmp_path / "broken.mp4")

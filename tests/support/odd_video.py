@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from internvideo.video.opening import TAGS
-from internvideo.video.writer import scheduling
+from internvideo.video.writer import scheduling_restorer
 
 Frames = NDArray[np.uint8]
 
@@ -55,7 +55,7 @@ def encode(
         settings["x265-params"] = ":".join(
             filter(None, ("log-level=none:pools=none:frame-threads=1", settings.get("x265-params", "")))
         )
-    restore = scheduling()
+    restore = scheduling_restorer()
     with av.open(str(path), "w", format=format, container_options=dict(container_options or {})) as container:
         if title:
             container.metadata["title"] = title

@@ -16,7 +16,7 @@ import numpy as np
 from internvideo.apps.demo_budget import Budget, VideoSetStatistics
 from internvideo.apps.demo_clock import DemoClock
 from internvideo.apps.demo_report import DemoData, write_demo_report
-from internvideo.apps.demo_steps import Step, run_in_parallel, run_sequentially
+from internvideo.apps.demo_steps import DemoStage, run_in_parallel, run_sequentially
 from internvideo.data.manifest import Manifest, Sample, read_manifest, write_manifest
 from internvideo.distributed import choose_device
 from internvideo.errors import ManifestError, RecipeError, RunError
@@ -95,7 +95,7 @@ def _steps(output: Path, data: Path | None, profile: Profile, columns: Columns, 
     with clock.timed("data", already_done=(output / "world" / "train.jsonl").is_file()):
         clips = _generate_world(output, profile, seed) if data is None else _prepare_videos(output, data, columns)
 
-    def recipe_of(step: Step) -> Recipe:
+    def recipe_of(step: DemoStage) -> Recipe:
         recipe = step_recipe(step, output, clips, profile, seed)
         return recipe if clips.facts is None else budget.set_num_steps(step.name, recipe, clips.facts)
 
@@ -121,7 +121,7 @@ def _index(output: Path, data: DemoData, device: str) -> None:
         collection.add([data.test], IndexSettings(progress=False))
 
 
-def step_recipe(step: Step, output: Path, data: DemoData, profile: Profile, seed: int) -> Recipe:
+def step_recipe(step: DemoStage, output: Path, data: DemoData, profile: Profile, seed: int) -> Recipe:
     """Build a step's recipe: the shipped one with paths, seed and length filled in."""
     recipe = training_recipe(read_recipe(f"sample/{step.recipe}"))
     if data.facts is not None:  # user videos: possibly few, possibly some unreadable (listed in skipped.jsonl)

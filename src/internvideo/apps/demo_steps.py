@@ -32,7 +32,7 @@ _BUSY = threading.Event()
 
 
 @dataclass(frozen=True)
-class Step:
+class DemoStage:
     """One recipe of the demo.
 
     Attributes:
@@ -49,18 +49,18 @@ class Step:
 _PRETRAINED = {"weights": "multimodal_pretrained"}
 _ENCODERS = {"masked": "supervised_masked", "multimodal": "supervised_multimodal"}
 STEPS = (
-    Step("masked", "masked", "1  masked pretraining", {}),
-    Step("image_text", "image_text", "2a image-text pretraining", {}),
-    Step("multimodal_pretrained", "multimodal", "2b video-language pretraining", {"weights": "image_text"}),
-    Step("supervised_masked", "supervised_masked", "3  supervised, masked encoder", {"weights": "masked"}),
-    Step("supervised_scratch", "supervised_masked", "   the same without pretraining", {}),
-    Step("supervised_multimodal", "supervised_multimodal", "3  supervised, multimodal encoder", _PRETRAINED),
-    Step("single_frame", "single_frame", "   one frame a clip", _PRETRAINED),
-    Step("interaction", "interaction", "4  cross-model interaction", _ENCODERS),
+    DemoStage("masked", "masked", "1  masked pretraining", {}),
+    DemoStage("image_text", "image_text", "2a image-text pretraining", {}),
+    DemoStage("multimodal_pretrained", "multimodal", "2b video-language pretraining", {"weights": "image_text"}),
+    DemoStage("supervised_masked", "supervised_masked", "3  supervised, masked encoder", {"weights": "masked"}),
+    DemoStage("supervised_scratch", "supervised_masked", "   the same without pretraining", {}),
+    DemoStage("supervised_multimodal", "supervised_multimodal", "3  supervised, multimodal encoder", _PRETRAINED),
+    DemoStage("single_frame", "single_frame", "   one frame a clip", _PRETRAINED),
+    DemoStage("interaction", "interaction", "4  cross-model interaction", _ENCODERS),
 )
 
 
-def run_sequentially(recipe_of: Callable[[Step], Recipe], output: Path, clock: DemoClock, device: str) -> None:
+def run_sequentially(recipe_of: Callable[[DemoStage], Recipe], output: Path, clock: DemoClock, device: str) -> None:
     """Train all steps that are not finished. Raises what `run_recipe` raises."""
     for step in STEPS:
         _announce(step)
@@ -68,7 +68,7 @@ def run_sequentially(recipe_of: Callable[[Step], Recipe], output: Path, clock: D
             run_recipe(recipe_of(step), output / step.name, device=device, title=step.title.strip())
 
 
-def run_in_parallel(recipe_of: Callable[[Step], Recipe], output: Path, clock: DemoClock) -> None:
+def run_in_parallel(recipe_of: Callable[[DemoStage], Recipe], output: Path, clock: DemoClock) -> None:
     """Train all steps that are not finished on the CPU, each as soon as the steps it starts from are done.
 
     Raises:
@@ -90,10 +90,14 @@ def run_in_parallel(recipe_of: Callable[[Step], Recipe], output: Path, clock: De
 
 
 def _schedule(
-    pool: ProcessPoolExecutor, recipe_of: Callable[[Step], Recipe], output: Path, clock: DemoClock, stop: StopSignals
+    pool: ProcessPoolExecutor,
+    recipe_of: Callable[[DemoStage], Recipe],
+    output: Path,
+    clock: DemoClock,
+    stop: StopSignals,
 ) -> None:
     waiting, finished = list(STEPS), set[str]()
-    running: dict[Future[None], tuple[Step, Callable[[], None]]] = {}
+    running: dict[Future[None], tuple[DemoStage, Callable[[], None]]] = {}
     try:
         while (waiting or running) and not stop.requested:
             for step in _startable(waiting, finished)[: NUM_WORKERS - len(running)]:
@@ -118,11 +122,11 @@ def _schedule(
                 running.pop(future)[1]()
 
 
-def _startable(waiting: Sequence[Step], finished: set[str]) -> list[Step]:
+def _startable(waiting: Sequence[DemoStage], finished: set[str]) -> list[DemoStage]:
     return [step for step in waiting if finished.issuperset(step.init.values())]
 
 
-def _announce(step: Step) -> None:
+def _announce(step: DemoStage) -> None:
     LOGGER.info(f"[{STEPS.index(step) + 1}/{len(STEPS)}] {step.title}")
 
 

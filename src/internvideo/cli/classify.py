@@ -150,7 +150,7 @@ def _classify_all(
                 "read": num_read,
                 "resumed": report.resumed,
             },
-            f"{output}: {len(lines)} rows of {num_read} of {report.requested} videos, {report.resumed} of them before",
+            f"{output}: {len(lines)} rows of {num_read} of {report.requested} videos, {report.resumed} of them resumed",
             *([f"speed: {report.throughput}"] if report.throughput else ()),
         )
     elif report.unreadable:

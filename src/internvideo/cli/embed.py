@@ -52,7 +52,7 @@ def embed(
     model = options.open_model(encoder, weights, device, precision)
     report = embed(videos, model, output, settings, overwrite=overwrite)
     num_read = report.requested - len(report.unreadable)
-    resumed = f", {report.resumed} of them before" if report.resumed else ""
+    resumed = f", {report.resumed} of them resumed" if report.resumed else ""
     vectors = f"{output}: {report.vectors} vectors of dimension {report.dim} from {num_read} videos{resumed}"
     truncated = len(report.truncated)
     summary = f"read: {num_read} of {report.requested} videos" + (f", {truncated} of them in part" if truncated else "")

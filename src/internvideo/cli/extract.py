@@ -75,8 +75,8 @@ def extract(
     model = options.open_model(encoder, weights, device, precision)
     report = run(items, model, output, settings, classes=classes, overwrite=overwrite)
     num_done, elsewhere = report.read + report.resumed, report.other_workers - len(report.unreadable)
-    before = f"{report.resumed} of them before"
-    summary = f"{output / INDEX}: {num_done} of {report.requested} videos, {before}, dim {report.dim}"
+    resumed = f"{report.resumed} of them resumed"
+    summary = f"{output / INDEX}: {num_done} of {report.requested} videos, {resumed}, dim {report.dim}"
     options.say_failures(report)
     leased = [f"{elsewhere} videos are leased by other processes on the same folder"] if elsewhere > 0 else []
     speed = [f"speed: {report.vectors} vectors, {report.throughput}"] if report.throughput else []

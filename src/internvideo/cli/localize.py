@@ -75,7 +75,7 @@ def localize(
         }
         tell(
             record,
-            f"{localization.path}: {len(above_threshold)} actions in {localization.duration:.1f} s",
+            f"{localization.path}: {len(above_threshold)} actions, video of {localization.duration:.1f} s",
             *(
                 f"  {options.clock(action.start, action.end)}  {action.score:.2f}  {action.label}"
                 for action in sorted(above_threshold, key=lambda action: action.start)

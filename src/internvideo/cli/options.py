@@ -175,7 +175,7 @@ def say_failures(report: ReadReport) -> None:
 
 
 def named_files(files: Sequence[str | Path]) -> list[str]:
-    """Return the files, those that standard input lists, one per line, in place of "-"."""
+    """Return the files, with "-" replaced by the names on standard input, one per line."""
     return [name for file in files for name in (text_lines(Path("-")) if str(file) == "-" else [str(file)])]
 
 

@@ -19,7 +19,7 @@ _BOUNDS = {
     "end": frozenset(("end", "stop", "finish", "offset")),
 }
 _SECONDS = frozenset(("time", "t", "s", "sec", "secs", "second", "seconds", "in"))
-_OTHER_TIMES = frozenset((
+_AMBIGUOUS_WORDS = frozenset((
     "frame", "frames", "ms", "msec", "milliseconds", "min", "minute", "minutes", "hour", "hours", "pts", "timestamp",
     "ts", "index", "idx", "gt", "temporal", "segment", "clip", "action", "event", "video", "window", "interval",
     "narration",
@@ -90,7 +90,7 @@ class CsvColumns:
         if FPS in self.attributes:
             notes.append("column 'fps' is used only for folders of frames; video files have their own frame rate")
         if STRIDE in self.names:
-            notes.append("column 'stride' skipped: it does not change which frames are read")
+            notes.append("column 'stride' skipped: a csv file cannot set the stride")
         if "" in self.names:
             notes.append("a column without a name skipped")
         if self.num_incomplete_pairs:
@@ -150,7 +150,7 @@ def _time_columns(where: str, names: Sequence[str]) -> dict[str, str]:
         words = _words(name)
         for bound, bound_words in _BOUNDS.items():
             other_words = words - bound_words - _SECONDS
-            if not words & bound_words or any(not word.isdecimal() for word in other_words - _OTHER_TIMES):
+            if not words & bound_words or any(not word.isdecimal() for word in other_words - _AMBIGUOUS_WORDS):
                 continue
             if other_words:
                 expected = "times in s: 'start' and 'end'"
@@ -169,6 +169,6 @@ def _words(name: str) -> set[str]:
     words = {word.casefold() for word in _WORD.findall(name)}
     for word in [*words]:
         glued = _GLUED.fullmatch(word)
-        if glued and glued[2] in _SECONDS | _OTHER_TIMES:
+        if glued and glued[2] in _SECONDS | _AMBIGUOUS_WORDS:
             words = words - {word} | {glued[1], glued[2]}
     return words

@@ -276,8 +276,8 @@ class EvalLoader:
             if isinstance(result.batch, Batch):
                 pending.append((result.batch, result.views))
             while sum(len(batch) for batch, _ in pending) >= self._batch_size:
-                whole, pending = _take_batch(pending, self._batch_size)
-                yield whole
+                full_batch, pending = _take_batch(pending, self._batch_size)
+                yield full_batch
             if pending and (count % self._batch_size == 0 or count == self.samples):
                 yield _take_batch(pending, self._batch_size)[0]
                 pending = []

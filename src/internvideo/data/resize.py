@@ -76,12 +76,12 @@ def resize(frames: Tensor, size: tuple[int, int], backend: ResizeBackend, box: B
     rows_needed = slice(along_y.first, along_y.first + along_y.length)
     columns_needed = slice(along_x.first, along_x.first + along_x.length)
     resized = torch.empty(len(frames), 3, box_height, box_width, dtype=torch.uint8)
-    turned = torch.empty(along_x.length, 3, along_y.length)
+    transposed = torch.empty(along_x.length, 3, along_y.length)
     for frame, result in zip(frames, resized, strict=True):
         # A pass sums contiguous rows; the sums of one frame fit in the CPU cache.
-        turned.copy_(frame[:, rows_needed, columns_needed].permute(2, 0, 1))
+        transposed.copy_(frame[:, rows_needed, columns_needed].permute(2, 0, 1))
         first_pass = _opencv_first_pass if backend == "opencv" else _pil_pass
-        columns = first_pass(turned.view(along_x.length, -1), along_x).view(box_width, 3, -1)
+        columns = first_pass(transposed.view(along_x.length, -1), along_x).view(box_width, 3, -1)
         rows = columns.permute(2, 1, 0).reshape(along_y.length, -1)
         second_pass = _opencv_second_pass if backend == "opencv" else _pil_pass
         result.copy_(second_pass(rows, along_y).view(box_height, 3, box_width).permute(1, 0, 2))

@@ -58,12 +58,12 @@ def build(recipe: Recipe, skipped: Path | None) -> Job:
 
 
 STAGE = StageSpec(
-    "interaction",
-    "cross-model attention between the two frozen encoders, learned fusion of their logits",
-    InteractionSettings,
-    ClipData,
-    InteractionStage,
-    (CrossModel,),
-    build,
+    name="interaction",
+    about="cross-model attention between the two frozen encoders, learned fusion of their logits",
+    settings=InteractionSettings,
+    data=ClipData,
+    stage=InteractionStage,
+    models=(CrossModel,),
+    build=build,
     classifier_paths=("masked", "multimodal"),
 )

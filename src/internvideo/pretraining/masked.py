@@ -106,11 +106,11 @@ def build(recipe: Recipe, skipped: Path | None) -> Job:
 
 
 STAGE = StageSpec(
-    "masked",
-    "reconstruct the masked tubes, 90 % in the paper (VideoMAE)",
-    MaskedSettings,
-    ClipData,
-    MaskedStage,
-    (VideoMAEPretrain,),
-    build,
+    name="masked",
+    about="reconstruct the masked tubes, 90 % in the paper (VideoMAE)",
+    settings=MaskedSettings,
+    data=ClipData,
+    stage=MaskedStage,
+    models=(VideoMAEPretrain,),
+    build=build,
 )

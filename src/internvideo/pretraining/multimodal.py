@@ -180,11 +180,11 @@ def _add_image_batches(videos: Loader, data: MultimodalData, skipped: Path | Non
 
 
 STAGE = StageSpec(
-    "multimodal",
-    "match clips and captions, generate captions (UniFormerV2 on CLIP)",
-    MultimodalSettings,
-    MultimodalData,
-    MultimodalStage,
-    (VideoLanguage,),
-    build,
+    name="multimodal",
+    about="match clips and captions, generate captions (UniFormerV2 on CLIP)",
+    settings=MultimodalSettings,
+    data=MultimodalData,
+    stage=MultimodalStage,
+    models=(VideoLanguage,),
+    build=build,
 )

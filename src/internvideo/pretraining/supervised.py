@@ -63,12 +63,12 @@ def build(recipe: Recipe, skipped: Path | None) -> Job:
 
 
 STAGE = StageSpec(
-    "supervised",
-    "learn action labels, one encoder at a time",
-    SupervisedSettings,
-    LabeledClipData,
-    SupervisedStage,
-    (ClipClassifier,),
-    build,
+    name="supervised",
+    about="learn action labels, one encoder at a time",
+    settings=SupervisedSettings,
+    data=LabeledClipData,
+    stage=SupervisedStage,
+    models=(ClipClassifier,),
+    build=build,
     classifier_paths=("",),
 )

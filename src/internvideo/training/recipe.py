@@ -45,7 +45,7 @@ class Stage(nn.Module, Generic[ModelT, StageSettingsT]):
         self.divisor = divisor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StageSpec:
     """A training stage: types of its data and settings, and its builder.
 

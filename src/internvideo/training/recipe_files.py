@@ -143,7 +143,8 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
     if isinstance(value, str):  # YAML 1.1 parses 1e-4 (without a dot) as text
         with contextlib.suppress(ValueError):
             value = number if math.isfinite(number := float(value)) else value
-    *parents, last, node = *key.split("."), tree
+    *parents, last = key.split(".")
+    node = tree
     for parent in parents:
         child = node.setdefault(parent, {})
         if not isinstance(child, dict):

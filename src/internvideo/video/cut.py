@@ -1,4 +1,4 @@
-"""Cut a part of a video file into a file of its own: packets are copied where the part begins at a key frame, otherwise
+"""Cut a part of a video file into a new file: packets are copied where the part begins at a key frame, otherwise
 its pictures are encoded again; sound is copied, or left out if its codec is not in COPIED_SOUND."""
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ def cut(path: str | os.PathLike[str], target: Path, start: float, end: float) ->
                 write_video(encoded, _pictures(video, indices, rate), rate, crf=20)
         span = float(info.times[indices[0]]), end
         pictures = (source, span, info.start) if copied else (str(encoded), (0.0, np.inf), 0.0)
-        whole = Path(folder) / "whole.mp4"
+        muxed = Path(folder) / "muxed.mp4"
         try:
-            _mux(whole, pictures, (source, span, info.start))
+            _mux(muxed, pictures, (source, span, info.start))
             target.parent.mkdir(parents=True, exist_ok=True)
             partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-            partial.write_bytes(whole.read_bytes())
+            partial.write_bytes(muxed.read_bytes())
             partial.replace(target)
         except (av.error.FFmpegError, OSError, ValueError) as error:
             raise VideoError(target, f"cannot be written: {reason_of(error)}") from error
@@ -77,29 +77,29 @@ Source = tuple[str, tuple[float, float], float]
 def _mux(target: Path, pictures: Source, sound: Source) -> None:
     """Copy the packets of the pictures of one file and of the sound of another, from time 0 on."""
     with open_output(target) as output:
-        container, stream = open_file(pictures[0], allow_urls=False, threads=1, seconds=BUDGET)
-        other, pictured = open_file(sound[0], allow_urls=False, threads=1, seconds=BUDGET)
-        with container, other:
-            heard = next((s for s in other.streams.audio if s.codec_context.name in COPIED_SOUND), None)
-            made = output.add_stream_from_template(stream)
-            made_sound = None if heard is None else output.add_stream_from_template(heard)
-            _copy(container, stream, pictures, output, made)
-            if heard is not None:
-                heard.discard = av.stream.Discard.default
-                pictured.discard = av.stream.Discard.all
-                _copy(other, heard, sound, output, made_sound)
+        video_input, video_stream = open_file(pictures[0], allow_urls=False, threads=1, seconds=BUDGET)
+        audio_input, unused_video = open_file(sound[0], allow_urls=False, threads=1, seconds=BUDGET)
+        with video_input, audio_input:
+            audio_stream = next((s for s in audio_input.streams.audio if s.codec_context.name in COPIED_SOUND), None)
+            output_video = output.add_stream_from_template(video_stream)
+            output_audio = None if audio_stream is None else output.add_stream_from_template(audio_stream)
+            _copy(video_input, video_stream, pictures, output, output_video)
+            if audio_stream is not None:
+                audio_stream.discard = av.stream.Discard.default
+                unused_video.discard = av.stream.Discard.all
+                _copy(audio_input, audio_stream, sound, output, output_audio)
 
 
-def _copy(container: Any, stream: Any, source: Source, output: Any, made: Any) -> None:
-    _, (start, end), zero = source
+def _copy(container: Any, stream: Any, source: Source, output: Any, output_stream: Any) -> None:
+    _, (start, end), start_time = source
     base = float(stream.time_base)
-    first = round((start + zero) / base)
+    first = round((start + start_time) / base)
     if start > 0:
         container.seek(first, stream=stream, backward=True)
     for packet in container.demux(stream):
         if packet.dts is None or packet.pts is None or packet.pts < first - 1:
             continue
-        if packet.dts * base - zero >= end - 1e-3:
+        if packet.dts * base - start_time >= end - 1e-3:
             break
-        packet.pts, packet.dts, packet.stream = packet.pts - first, packet.dts - first, made
+        packet.pts, packet.dts, packet.stream = packet.pts - first, packet.dts - first, output_stream
         output.mux(packet)

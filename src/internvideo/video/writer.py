@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from internvideo.errors import VideoError
 
-# Encoder -> (its option for settings of its own, those that repeatable bytes need).
+# Encoder -> (its option for private settings, the settings that make its bytes reproducible).
 _X264 = ("x264-params", "cpu-independent=1")
-_REPEATABLE = {
+_REPRODUCIBLE = {
     # Its macroblock tree is summed up in another order with each instruction set, and with AVX-512 in another one each
     # time, which changes the pictures; the plain routine costs nothing to speak of (0.4 % larger files).
     "libx264": _X264,
@@ -121,7 +121,7 @@ def _encode(
     count = 0
     size: tuple[int, ...] = ()
     stream: Any = None
-    restore = scheduling()
+    restore = scheduling_restorer()
     # bitexact leaves the writing library's version and the date out of the file.
     with open_output(path) as container:
         for frame in frames:
@@ -152,7 +152,7 @@ def _repeatable(codec: str, settings: Mapping[str, str]) -> dict[str, str]:
         encoder = av.codec.Codec(codec, "w").name  # "h264" stands for libx264 here, for another encoder there
     except ValueError as error:
         raise _UnfitError(f"no such encoder here: {error}") from error
-    key, ours = _REPEATABLE.get(encoder, ("", ""))
+    key, ours = _REPRODUCIBLE.get(encoder, ("", ""))
     return {key: ":".join(filter(None, (ours, settings.get(key, ""))))} if key else {}
 
 
@@ -178,7 +178,7 @@ def _add_stream(container: Any, codec: str, fps: Fraction, settings: dict[str, s
     return stream
 
 
-def scheduling() -> Callable[[], None]:
+def scheduling_restorer() -> Callable[[], None]:
     """Return a function that gives this thread the scheduling that it has now.
 
     libsvtav1, opened by root, makes the thread real-time (FIFO, priority 99): it then keeps others from its core, and

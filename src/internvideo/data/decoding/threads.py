@@ -13,7 +13,7 @@ import torch
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_SETTING_THREADS = threading.Lock()
+_SET_THREADS_LOCK = threading.Lock()
 
 
 def use_one_torch_thread() -> None:
@@ -22,7 +22,7 @@ def use_one_torch_thread() -> None:
     Two OpenMP teams with together more threads than cores slow each other down: with model and reader on all cores
     each, a video took 1.6 times as long (benchmarks/extract.py, two cores).
     """
-    with _SETTING_THREADS:
+    with _SET_THREADS_LOCK:
         count = torch.get_num_threads()  # asked first: a new thread takes the number of the process at its first use
         torch.set_num_threads(1)  # of this thread and of those that start later
         with ThreadPoolExecutor(1) as another:

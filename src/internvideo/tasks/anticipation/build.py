@@ -72,12 +72,12 @@ def training_prior(frames: list[KeyFrame], num_verbs: int, source: Path) -> list
 
 
 STAGE = StageSpec(
-    "anticipation",
-    "predict what will be done to objects in boxes, and when (Ego4D)",
-    AnticipationSettings,
-    KeyFrameData,
-    AnticipationStage,
-    (Anticipator,),
-    build,
+    name="anticipation",
+    about="predict what will be done to objects in boxes, and when (Ego4D)",
+    settings=AnticipationSettings,
+    data=KeyFrameData,
+    stage=AnticipationStage,
+    models=(Anticipator,),
+    build=build,
     classifier_paths=("",),
 )

@@ -57,12 +57,12 @@ def mean_positions(targets: HandTargets) -> list[float]:
 
 
 STAGE = StageSpec(
-    "future_hands",
-    "predict the positions of both hands from the clip before the contact (Ego4D)",
-    HandsSettings,
-    HandData,
-    HandsStage,
-    (ClipClassifier,),
-    build,
+    name="future_hands",
+    about="predict the positions of both hands from the clip before the contact (Ego4D)",
+    settings=HandsSettings,
+    data=HandData,
+    stage=HandsStage,
+    models=(ClipClassifier,),
+    build=build,
     classifier_paths=("",),
 )

@@ -44,13 +44,13 @@ def build(recipe: Recipe, skipped: Path | None) -> Job:
 
 
 STAGE = StageSpec(
-    "grounding",
-    "find the segment that answers a language query, on the same features (VSLNet, Ego4D)",
-    GroundingSettings,
-    QueryData,
-    GroundingStage,
-    (Grounder,),
-    build,
+    name="grounding",
+    about="find the segment that answers a language query, on the same features (VSLNet, Ego4D)",
+    settings=GroundingSettings,
+    data=QueryData,
+    stage=GroundingStage,
+    models=(Grounder,),
+    build=build,
     classifier_paths=("",),
     num_classes_key="vocab_size",
 )

@@ -30,11 +30,11 @@ def build(recipe: Recipe, skipped: Path | None) -> Job:
 
 
 STAGE = StageSpec(
-    "multiple_choice",
-    "choose one of several texts about a video, with or without a question (as TGIF-QA's five-way questions)",
-    AnsweringSettings,
-    TrainClipData,
-    AnsweringStage,
-    (PairScoringMultipleChoice,),
-    build,
+    name="multiple_choice",
+    about="choose one of several texts about a video, with or without a question (as TGIF-QA's five-way questions)",
+    settings=AnsweringSettings,
+    data=TrainClipData,
+    stage=AnsweringStage,
+    models=(PairScoringMultipleChoice,),
+    build=build,
 )

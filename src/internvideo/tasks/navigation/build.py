@@ -98,20 +98,20 @@ def hash_episodes(episodes: Sequence[Episode]) -> str:
 
 
 WAYPOINTS = StageSpec(
-    "waypoints",
-    "train an agent's encoders: free directions, landmarks and motion in panoramas (embedded world)",
-    WaypointSettings,
-    PanoramaData,
-    WaypointStage,
-    (Navigator,),
-    build_waypoints,
+    name="waypoints",
+    about="train an agent's encoders: free directions, landmarks and motion in panoramas (embedded world)",
+    settings=WaypointSettings,
+    data=PanoramaData,
+    stage=WaypointStage,
+    models=(Navigator,),
+    build=build_waypoints,
 )
 STAGE = StageSpec(
-    "navigation",
-    "follow instructions through houses, by imitation with scheduled sampling (VLN-CE)",
-    NavigationSettings,
-    EpisodeData,
-    NavigationStage,
-    (Navigator,),
-    build,
+    name="navigation",
+    about="follow instructions through houses, by imitation with scheduled sampling (VLN-CE)",
+    settings=NavigationSettings,
+    data=EpisodeData,
+    stage=NavigationStage,
+    models=(Navigator,),
+    build=build,
 )

@@ -18,12 +18,12 @@ def build(recipe: Recipe, skipped: Path | None) -> Job:
 
 
 STAGE = StageSpec(
-    "open_set",
-    "evidential learning: a classifier that estimates its uncertainty",
-    OpenSetSettings,
-    ClipData,
-    OpenSetStage,
-    (ClipClassifier,),
-    build,
+    name="open_set",
+    about="evidential learning: a classifier that estimates its uncertainty",
+    settings=OpenSetSettings,
+    data=ClipData,
+    stage=OpenSetStage,
+    models=(ClipClassifier,),
+    build=build,
     classifier_paths=("",),
 )

@@ -46,13 +46,13 @@ def build(recipe: Recipe, skipped: Path | None) -> Job:
 
 
 STAGE = StageSpec(
-    "question_answering",
-    "answer questions about videos with one of the frequent answers",
-    AnsweringSettings,
-    QuestionData,
-    AnsweringStage,
-    (VideoQuestionAnswering,),
-    build,
+    name="question_answering",
+    about="answer questions about videos with one of the frequent answers",
+    settings=AnsweringSettings,
+    data=QuestionData,
+    stage=AnsweringStage,
+    models=(VideoQuestionAnswering,),
+    build=build,
     classifier_paths=("",),
     num_classes_key="num_answers",
 )

@@ -51,11 +51,11 @@ def build(recipe: Recipe, skipped: Path | None) -> Job:
 
 
 STAGE = StageSpec(
-    "refinement",
-    "refine the boundaries of a detector's segments and rescore them, on the same features (TCANet)",
-    RefinementSettings,
-    ProposalData,
-    RefinementStage,
-    (TCANet,),
-    build,
+    name="refinement",
+    about="refine the boundaries of a detector's segments and rescore them, on the same features (TCANet)",
+    settings=RefinementSettings,
+    data=ProposalData,
+    stage=RefinementStage,
+    models=(TCANet,),
+    build=build,
 )

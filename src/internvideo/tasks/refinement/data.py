@@ -273,15 +273,17 @@ class ProposalLoader(SequenceLoader):
         return features.values, truths, proposals
 
     def _batch(self, k: int, indices: list[int]) -> ProposalBatch:
-        values, truths, spans = zip(*(self._cached_sample(index) for index in indices), strict=True)
-        proposals = []
-        for index, spans_of_video in zip(indices, spans, strict=True):
+        values, truths, proposals_by_video = zip(*(self._cached_sample(index) for index in indices), strict=True)
+        jittered = []
+        for index, proposals_of_video in zip(indices, proposals_by_video, strict=True):
             seed = np.random.SeedSequence([self.loader.seed, k, index, 2]).generate_state(4)
-            proposals.append(jitter_spans(spans_of_video, self.proposal_settings.jitter, np.random.RandomState(seed)))
+            jittered.append(
+                jitter_spans(proposals_of_video, self.proposal_settings.jitter, np.random.RandomState(seed))
+            )
         return ProposalBatch(
             *self._pad(indices, values, max(features.shape[1] for features in values)),
             tuple(self.features.videos[index].id for index in indices),
             truths,
             tuple(torch.zeros(len(actions), dtype=torch.long) for actions in truths),
-            proposals=tuple(proposals),
+            proposals=tuple(jittered),
         )

@@ -28,11 +28,11 @@ def build(recipe: Recipe, skipped: Path | None) -> Job:
 
 
 STAGE = StageSpec(
-    "retrieval",
-    "fine-tune for text-video retrieval, with clips of any number of frames at one frame per second",
-    RetrievalSettings,
-    CaptionedClipData,
-    RetrievalStage,
-    (VideoLanguage, CLIPModel),
-    build,
+    name="retrieval",
+    about="fine-tune for text-video retrieval, with clips of any number of frames at one frame per second",
+    settings=RetrievalSettings,
+    data=CaptionedClipData,
+    stage=RetrievalStage,
+    models=(VideoLanguage, CLIPModel),
+    build=build,
 )

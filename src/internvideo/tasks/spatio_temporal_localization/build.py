@@ -64,12 +64,12 @@ def make_clip_settings(data: KeyFrameData, num_classes: int) -> KeyFrameClipSett
 
 
 STAGE = StageSpec(
-    "spatio_temporal_localization",
-    "classify the actions of each person box at key frames (AVA)",
-    RegionSettings,
-    RegionData,
-    RegionStage,
-    (ActionDetector,),
-    build,
+    name="spatio_temporal_localization",
+    about="classify the actions of each person box at key frames (AVA)",
+    settings=RegionSettings,
+    data=RegionData,
+    stage=RegionStage,
+    models=(ActionDetector,),
+    build=build,
     classifier_paths=("",),
 )

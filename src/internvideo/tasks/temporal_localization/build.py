@@ -60,12 +60,12 @@ def build(recipe: Recipe, skipped: Path | None) -> Job:
 
 
 STAGE = StageSpec(
-    "temporal_localization",
-    "find actions in time, on features of `internvideo extract` (ActionFormer)",
-    LocalizationSettings,
-    FeatureData,
-    LocalizationStage,
-    (ActionFormer,),
-    build,
+    name="temporal_localization",
+    about="find actions in time, on features of `internvideo extract` (ActionFormer)",
+    settings=LocalizationSettings,
+    data=FeatureData,
+    stage=LocalizationStage,
+    models=(ActionFormer,),
+    build=build,
     classifier_paths=("",),
 )

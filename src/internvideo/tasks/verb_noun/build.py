@@ -32,12 +32,12 @@ def build(recipe: Recipe, skipped: Path | None) -> Job:
 
 
 STAGE = StageSpec(
-    "verb_noun",
-    "classify verbs and nouns of first-person clips: two classifiers on one encoder",
-    VerbNounSettings,
-    TrainClipData,
-    VerbNounStage,
-    (ClipClassifier,),
-    build,
+    name="verb_noun",
+    about="classify verbs and nouns of first-person clips: two classifiers on one encoder",
+    settings=VerbNounSettings,
+    data=TrainClipData,
+    stage=VerbNounStage,
+    models=(ClipClassifier,),
+    build=build,
     classifier_paths=("",),
 )
