@@ -138,7 +138,8 @@ def test_there_are_blocks_and_several_threads(tmp_path: Path, monkeypatch: pytes
     assert len({thread for thread, _ in read}) == 3
 
 
-def test_leaving_early_ends_the_threads(tmp_path: Path) -> None:
+def test_leaving_early_ends_the_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(home, "MAX_READY_BYTES", 1)  # two clips ahead: no thread ends before it is told to
     path = odd_video.encode(tmp_path / "film.mp4", odd_video.moving_frames(COUNT), gop=GROUP)
     with Video(path, short_side=32) as video:
         clips = parallel_clips(video, CLIPS, frame_grid(video.info, WindowRule(4, 4)).frame_indices(4), 3)
