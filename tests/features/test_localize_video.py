@@ -45,7 +45,7 @@ def test_segments_are_printed_and_drawn(trained: Path, tmp_path: Path, capsys: p
     detector = trained / "run" / "model.safetensors"
     localize([trained / "v1.mp4"], str(trained / "model"), detector, score_threshold=0.0, output=tmp_path, device="cpu")
     told = capsys.readouterr().out.splitlines()
-    assert told[0].endswith("actions in 4.0 s")
+    assert told[0].endswith("actions, video of 4.0 s")
     assert told[1].split()[-1] in ("jump", "run")
     assert (tmp_path / "v1.svg").read_text().startswith("<svg")
     words = ("localize", trained / "v1.mp4", "-e", trained / "model", "-d", detector, "--score-threshold", 0)
