@@ -138,11 +138,12 @@ def test_other_errors_of_the_user_keep_their_kind(manifest: Manifest, workers: i
         )
 
 
-def test_a_dead_worker_is_told(manifest: Manifest) -> None:
-    class Deadly(Plain):
-        def __call__(self, clip: Tensor, rng: np.random.RandomState) -> Tensor:
-            os._exit(3)
+class Deadly(Plain):
+    def __call__(self, clip: Tensor, rng: np.random.RandomState) -> Tensor:
+        os._exit(3)
 
+
+def test_a_dead_worker_is_told(manifest: Manifest) -> None:
     with pytest.raises(RunError, match=r"data\.loader\.workers: a worker died"):
         list(loader(manifest, Deadly(), workers=1).epoch(0))
 

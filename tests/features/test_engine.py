@@ -17,11 +17,15 @@ from internvideo.features.video_files import VideoFile, find_videos
 from internvideo.features.window_sampling import WindowRule
 
 
+def _not_of_others(index: int) -> bool:  # named: processes that are not forked get it pickled
+    return index != 1
+
+
 class InMemory(VectorWriter):
     """Keeps vectors in memory; video 1 belongs to another process."""
 
     def __init__(self, videos: Sequence[VideoFile]) -> None:
-        super().__init__(videos, lambda index: index != 1)
+        super().__init__(videos, _not_of_others)
         self.spans: dict[int, list[list[float]]] = {}
         self.values: dict[int, list[Tensor]] = {}
         self.finished: dict[int, tuple[VideoEnd, int]] = {}
