@@ -24,6 +24,11 @@ import typer.main
 typer.main.get_command = cache(typer.main.get_command)  # the parser of all commands is built once
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Of `-n auto`: one more than the cores, since many tests wait for other processes and for sockets."""
+    return (os.cpu_count() or 1) + 1
+
+
 @pytest.fixture
 def drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw one timeline in a test, and take it for the others: matplotlib takes a third of a second for each."""

@@ -143,7 +143,8 @@ class Deadly(Plain):
         os._exit(3)
 
 
-def test_a_dead_worker_is_told(manifest: Manifest) -> None:
+def test_a_dead_worker_is_told(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.2)  # seconds, 5 otherwise
     with pytest.raises(RunError, match=r"data\.loader\.workers: a worker died"):
         list(loader(manifest, Deadly(), workers=1).epoch(0))
 
