@@ -128,6 +128,8 @@ def test_all_mistakes_of_a_line_are_told(monkeypatch: pytest.MonkeyPatch, capsys
     )
     code, _, err = run(monkeypatch, capsys, "clasify")
     assert (code, "Did you mean 'classify'?" in err) == (2, True)
+    code, _, err = run(monkeypatch, capsys, "classify", "a.mp4", "-e", "x", "--quiet")
+    assert (code, "--quiet (it stands before the command: internvideo --quiet classify)" in err) == (2, True)
 
 
 def test_standard_input_names_videos_and_labels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

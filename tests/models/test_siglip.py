@@ -40,7 +40,7 @@ def saved(folder: Path, *, whole: bool = False, **changes: Any) -> Any:
 @pytest.mark.parametrize("whole", [True, False], ids=["SiglipModel", "SiglipVisionModel"])
 @pytest.mark.parametrize(
     "change",
-    [{}, {"num_attention_heads": 6}, {"hidden_act": "gelu"}, {"layer_norm_eps": 0.1}, {"image_size": 35}],
+    [{}, {"num_attention_heads": 6}, {"hidden_size": 40}, {"hidden_act": "gelu"}, {"layer_norm_eps": 0.1}, {"image_size": 35}],
     ids=str,
 )
 @torch.no_grad()

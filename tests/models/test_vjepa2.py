@@ -52,6 +52,18 @@ def test_tokens_are_equal_in_double_precision(change: dict[str, Any], tmp_path: 
     assert torch.equal(again.module.double().tokens(video), found)
 
 
+@torch.no_grad()
+def test_the_encoder_of_a_classifier_is_read(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = transformers.VJEPA2Config(**SMALL, num_pooler_layers=1)
+    theirs = transformers.VJEPA2ForVideoClassification(config).eval()
+    theirs.save_pretrained(tmp_path)
+    ours, video = load(tmp_path, device="cpu"), torch.randn(2, 3, 8, 32, 32)
+    wanted = theirs.vjepa2(pixel_values_videos=video.transpose(1, 2), skip_predictor=True).last_hidden_state
+    assert (ours.module.tokens(video) - wanted).abs().max() < 1e-4
+    assert "tensors of layers that the model does not have" in ours.metadata["left_out"]
+
+
 def test_it_embeds_like_every_encoder(tmp_path: Path) -> None:
     saved(tmp_path)
     model = load(tmp_path, device="cpu")

@@ -113,8 +113,12 @@ class Command(TyperCommand):
             try:
                 unparsed = super().parse_args(ctx, list(remaining))
             except typer.TyperException as error:
-                self.refuse(getattr(error, "option_name", ""))
-                messages.append(" ".join(error.format_message().split()).rstrip("."))
+                option = getattr(error, "option_name", "")
+                self.refuse(option)
+                message = " ".join(error.format_message().split()).rstrip(".")
+                if any(option in parameter.opts for parameter in ctx.find_root().command.params):
+                    message += f" (it stands before the command: internvideo {option} {ctx.info_name})"
+                messages.append(message)
                 # Remove the unknown option, or the option with an invalid value, and parse the line again.
                 parameter = getattr(error, "param", None)
                 names = [getattr(error, "option_name", None)] if parameter is None else parameter.opts

@@ -162,12 +162,19 @@ FAMILIES: tuple[Family, ...] = (
         published=hugging_face.published_clip,
         frames=False,
     ),
-    Family(
-        name="transformers V-JEPA 2",
-        anchors=("encoder.embeddings.patch_embeddings.proj.weight", "encoder.layer.0.attention.query.weight"),
-        models=("vjepa2-l",),
-        sizes=layout_sizes.vjepa2,
-        prefixes=("encoder.",),
+    *(
+        Family(
+            name="transformers V-JEPA 2",
+            anchors=tuple(
+                f"{prefix}encoder.{key}"
+                for key in ("embeddings.patch_embeddings.proj.weight", "layer.0.attention.query.weight")
+            ),
+            models=("vjepa2-l",),
+            sizes=layout_sizes.vjepa2,
+            published=_remove_prefix(prefix),
+            prefixes=(f"{prefix}encoder.",),
+        )
+        for prefix in ("vjepa2.", "")  # of VJEPA2ForVideoClassification, whose pooler and classifier are left out
     ),
     *(
         Family(

@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -86,10 +86,10 @@ def recognize(state: State, where: object = "state dict") -> Layout | None:
 
 def _width_distance(family: Family, name: str, changes: Overrides) -> float:
     """Return |log(width / published width)| of the video tower."""
-    base, actual = BACKBONES[name].config, configure(name, _known_settings(changes))
+    base, actual = BACKBONES[name].config, changes
     for part in family.video:
-        base, actual = getattr(base, part), getattr(actual, part)
-    return abs(math.log(actual.width / base.width))
+        base, actual = getattr(base, part), cast(Overrides, actual.get(part, {}))
+    return abs(math.log(cast(int, actual.get("width", base.width)) / base.width))
 
 
 def _known_settings(changes: Overrides) -> dict[str, object]:

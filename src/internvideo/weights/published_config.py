@@ -178,8 +178,14 @@ def _videomae(layout: Layout, config: Mapping[str, Any], where: object) -> Parse
     return Parsed(_complete(layout, {**settings, "head_eps": HEAD_EPS}), names)
 
 
+def _inferred(layout: Layout) -> Any:
+    """Return the config of the tensors, with one head where these do not say: those of a published size may not fit."""
+    unknown = {"heads": 1} if "heads" in layout.unknown else {}
+    return configure(layout.model, {**layout.overrides, **unknown})
+
+
 def _vjepa2(layout: Layout, config: Mapping[str, Any], where: object) -> Parsed:
-    ours = configure(layout.model, layout.overrides)
+    ours = _inferred(layout)
     _require_equal(config, where, in_chans=(3, 3))
     settings = _read_settings(config, _VJEPA2, ours, where)
     ratio = config.get("mlp_ratio", 4.0)
@@ -190,7 +196,7 @@ def _vjepa2(layout: Layout, config: Mapping[str, Any], where: object) -> Parsed:
 
 
 def _siglip(layout: Layout, config: Mapping[str, Any], where: object) -> Parsed:
-    ours = configure(layout.model, layout.overrides)
+    ours = _inferred(layout)
     hidden = (3072, int(ours.width * ours.mlp_ratio))
     _require_equal(config, where, num_channels=(3, 3), vision_use_head=(True, True), intermediate_size=hidden)
     settings = _read_settings(config, _SIGLIP, ours, where)
