@@ -40,9 +40,10 @@ def saved(folder: Path, *, whole: bool = False, **changes: Any) -> Any:
 @pytest.mark.parametrize("whole", [True, False], ids=["SiglipModel", "SiglipVisionModel"])
 @pytest.mark.parametrize(
     "change",
-    [{}, {"num_attention_heads": 6}, {"hidden_size": 40}, {"hidden_act": "gelu"}, {"layer_norm_eps": 0.1}, {"image_size": 35}],
+    [{}, {"num_attention_heads": 6}, {"hidden_size": 40}, {"hidden_act": "gelu"}, {"layer_norm_eps": 0.1},
+     {"image_size": 35}],
     ids=str,
-)
+)  # fmt: skip
 @torch.no_grad()
 def test_frames_have_equal_outputs_in_double_precision(change: dict[str, Any], whole: bool, tmp_path: Path) -> None:
     theirs = saved(tmp_path, whole=whole, **change).double()
