@@ -127,6 +127,24 @@ def test_the_index_is_an_annotation_file(videos: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "classes.txt").read_text() == "run\njump\n"
 
 
+def test_actions_in_another_unit_than_seconds_are_told(
+    videos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    segments = (
+        Segment(start=2.0, end=7.0, label=0),
+        Segment(start=0.4, end=9, label=0),
+        Segment(start=0, end=2, label=0),
+    )
+    write_manifest(videos / "m.jsonl", [Sample(id="a", path="v0.mp4", segments=segments)], ["run"])
+    items, classes = find_items([videos / "m.jsonl"])
+    extract(items, small_model(), tmp_path / "out", ExtractSettings(RULE), classes=classes)
+    assert "1 actions outside their video left out; times are seconds" in caplog.text
+    assert "1 actions that end more than 1 s after their video end there now" in caplog.text
+    (tmp_path / "annotations.json").write_text("{}")
+    with pytest.raises(VideoError, match=r"is a \.json file.*internvideo prepare"):
+        find_items([tmp_path / "annotations.json"])
+
+
 @pytest.mark.parametrize("layer", ["1", "-1", "2"])
 def test_a_layer_is_the_mean_of_its_tokens(layer: str) -> None:
     model = small_model()

@@ -41,6 +41,8 @@ from internvideo.terminal import LOGGER
 INDEX = "index.json"
 CLASSES = "classes.txt"
 WORK = ".work"
+END_TOLERANCE = 1.0
+"""Seconds by which an action may end after its video before it is told."""
 RESERVED = frozenset({"index", "index.json", "classes", "protocol"})  # files of the folder itself, or of .work
 
 
@@ -218,7 +220,16 @@ class FeatureFolder:
                 unreadable[item.id] = {"id": item.id, "path": record.path, "reason": record.failure}
         present = [item for item in items if item.id in database]
         if num_dropped := sum(len(item.segments) - len(database[item.id]["annotations"]) for item in present):
-            LOGGER.warning("%s: %d actions outside their video left out", self.root, num_dropped)
+            LOGGER.warning("%s: %d actions outside their video left out; times are seconds", self.root, num_dropped)
+        num_cut = sum(
+            action.start < database[item.id]["duration"] < action.end - END_TOLERANCE
+            for item in present
+            if item.video.end is None
+            for action in item.segments
+        )
+        if num_cut:
+            what = "%s: %d actions that end more than %g s after their video end there now; times are seconds"
+            LOGGER.warning(what, self.root, num_cut, END_TOLERANCE)
         database = {name: entry for name, entry in sorted(database.items()) if self.feature_path(name).is_file()}
         content = {
             "version": "internvideo features 1",

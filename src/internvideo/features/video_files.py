@@ -166,6 +166,9 @@ def _resolve(given: Path, recursive: bool) -> Iterator[VideoFile]:
         manifest = read_manifest(given).with_notes_logged()
         for row in manifest.rows:
             yield video_of_row(manifest, row)
+    elif given.suffix.lower() == ".json" and given.exists():
+        expected = f"a video, or a manifest ({' '.join(sorted(MANIFEST_SUFFIXES))})"
+        raise VideoError(given, "is a .json file", expected, "annotations of a data set: internvideo prepare --help")
     elif given.exists():
         yield VideoFile(str(given))
     else:
