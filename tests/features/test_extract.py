@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import threading
 from pathlib import Path
 
 import forked
@@ -368,31 +364,6 @@ def test_workers_give_the_same_files(videos: Path, tmp_path: Path) -> None:
 
 
 # --- sharing ---------------------------------------------------------------------------------------------------------
-
-
-def test_one_of_several_gets_a_lease(tmp_path: Path) -> None:
-    owners = [LeaseQueue(tmp_path) for _ in range(8)]
-    won: list[bool] = []
-    threads = [threading.Thread(target=lambda owner=owner: won.append(owner.acquire("x"))) for owner in owners]  # type: ignore[misc]  # bound now
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(won) == [False] * 7 + [True]
-
-
-def test_a_stale_lease_is_free(tmp_path: Path) -> None:
-    leases, other = LeaseQueue(tmp_path), LeaseQueue(tmp_path)
-    assert leases.acquire("x")
-    assert other.is_leased("x")
-    other.release("x")
-    assert other.is_leased("x"), "only its owner releases it"
-    os.utime(tmp_path / "x.claim", (0, 0))
-    assert other.acquire("x")
-    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
-    owner = json.loads((tmp_path / "x.claim").read_text())
-    (tmp_path / "x.claim").write_text(json.dumps({**owner, "pid": int(gone.stdout), "run": "another"}))
-    assert leases.acquire("x"), "its process is gone"
 
 
 def test_videos_of_others_are_left_to_them(videos: Path, tmp_path: Path) -> None:
