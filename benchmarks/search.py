@@ -40,6 +40,7 @@ TOP = 10
 DIRECTIONS = 1000
 WINDOWS = 100
 """Of a video."""
+MEMORY = segments.ProductMemory()
 
 
 def clustered(draw: np.random.Generator, count: int, dim: int, videos: bool = False) -> Floats:
@@ -72,7 +73,8 @@ def unit_rows(
 
 
 def ours(parts: list[segments.Floats], queries: Floats) -> NDArray[np.int64]:
-    return np.stack([segments.largest(scores, TOP) for scores in segments.dot_products(parts, queries)])
+    """What a collection does, which holds its memory too."""
+    return np.stack([segments.largest(scores, TOP) for scores in segments.dot_products(parts, queries, MEMORY)])
 
 
 def plain(matrix: Floats, queries: Floats) -> NDArray[np.int64]:

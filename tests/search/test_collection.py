@@ -65,8 +65,11 @@ def test_products_are_exact_over_segments_and_threads(
         parts.append(segments.open_segment(tmp_path / f"{index}", count, 24, storage))
         np.testing.assert_array_equal(parts[-1], rows.astype(storage))
     whole = np.concatenate(parts).astype(np.float32)
-    for queries in (unit(1, seed=9), unit(33, seed=9)):
+    memory = segments.ProductMemory()
+    for queries in (unit(1, seed=9), unit(33, seed=9), unit(5, seed=9)):  # held memory too small, then too large
         np.testing.assert_allclose(segments.dot_products(parts, queries), queries @ whole.T, atol=1e-6)
+        held = segments.dot_products(parts, queries, memory)
+        np.testing.assert_array_equal(held, segments.dot_products(parts, queries))
         skipped = np.arange(len(whole)) % 3 == 1
         products = segments.dot_products(parts, queries)
         products[:, skipped] = -np.inf

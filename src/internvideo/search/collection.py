@@ -351,7 +351,7 @@ class Collection:
         step = max(1, SCORES_BYTES // (4 * max(1, len(snapshot.video_index))))
         for start in range(0, len(asked), step):
             block = slice(start, start + step)
-            scores = [None] * step if candidates is not None else snapshot.scores(vectors[block])
+            scores = [None] * step if candidates is not None else snapshot.scores(vectors[block], self.store.memory)
             for query, vector, own in zip(asked[block], vectors[block], scores, strict=False):
                 answers.append(find(self.store, snapshot, vector, scores=own, null=nulls.get(query.kind), **limits))
         return answers

@@ -10,6 +10,7 @@ Shapes: n rows, D dimension, Q queries.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -112,17 +113,32 @@ class SegmentFiles:
         """Nothing is open."""
 
 
-def dot_products(segments: Sequence[Floats], queries: Floats) -> NDArray[np.float32]:
+class ProductMemory(threading.local):
+    """Memory for products that each thread uses again: new pages cost up to a third of the products of 64 queries."""
+
+    def __init__(self) -> None:
+        self._held = np.empty(0, np.float32)
+
+    def take(self, rows: int, columns: int) -> NDArray[np.float32]:
+        """Return an array of this shape, valid until the thread takes the next."""
+        if self._held.size < rows * columns:
+            self._held = np.empty(rows * columns, np.float32)
+        return self._held[: rows * columns].reshape(rows, columns)
+
+
+def dot_products(
+    segments: Sequence[Floats], queries: Floats, memory: ProductMemory | None = None
+) -> NDArray[np.float32]:
     """Compute the dot products of all rows of all segments with the queries, exactly.
 
     Args:
-        segments: each (n, D) float32 or float16. queries: (Q, D).
+        segments: each (n, D) float32 or float16. queries: (Q, D). memory: for the products, by default new memory.
 
     Returns:
         (Q, N) float32, rows of all segments concatenated.
     """
     right = np.ascontiguousarray(queries, np.float32)
-    products = np.empty((len(right), sum(len(segment) for segment in segments)), np.float32)
+    products = (memory or ProductMemory()).take(len(right), sum(len(segment) for segment in segments))
     first = 0
     for segment in segments:
         if isinstance(segment, np.ndarray) and segment.dtype == np.float32:  # one product on all threads

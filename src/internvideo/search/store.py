@@ -17,7 +17,7 @@ from internvideo.inference.video_model import VideoModel
 from internvideo.search import segments
 from internvideo.search.engines.postgres import PostgresVectors, create_table
 from internvideo.search.records import FILE, Records, VideoRecord, Windows
-from internvideo.search.segments import ROW_BITS, Floats, SegmentFiles, StorageType, VectorStorage
+from internvideo.search.segments import ROW_BITS, Floats, ProductMemory, SegmentFiles, StorageType, VectorStorage
 
 Kept = TypeVar("Kept")
 SCALES = (2.0, 8.0, 30.0)
@@ -101,9 +101,9 @@ class Snapshot:
             first += len(part)
         return np.concatenate(made)
 
-    def scores(self, queries: Floats) -> NDArray[np.float32]:
-        """Compute the dot products (Q, N) of all rows with queries (Q, D); -inf for removed rows."""
-        made = segments.dot_products(self.segments, queries)
+    def scores(self, queries: Floats, memory: ProductMemory | None = None) -> NDArray[np.float32]:
+        """Compute the dot products (Q, N) of all rows with queries (Q, D), in `memory`; -inf for removed rows."""
+        made = segments.dot_products(self.segments, queries, memory)
         if len(self.video_index) and self.video_index.min() < 0:
             made[:, self.video_index < 0] = -np.inf
         return made
@@ -114,6 +114,9 @@ class Store:
 
     Args:
         folder: with a collection.
+
+    Attributes:
+        memory: for the scores of the queries that are answered.
 
     Raises:
         RunError: no collection, or a damaged one.
@@ -128,6 +131,7 @@ class Store:
         self.provenance: dict[str, Any] = self.records.fact("provenance")
         self.vectors = self._storage()
         self._lock = self.records.lock  # one for both: a transaction may ask for a snapshot
+        self.memory = ProductMemory()
         self._kept: dict[str, Any] = {}
         self._revision: tuple[int, int] | None = None
 
