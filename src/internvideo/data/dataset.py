@@ -31,7 +31,7 @@ from internvideo.data.sampling import FrameSampler, OnePerSecond
 from internvideo.data.transforms import ClipTransform, DrawnTransform, TrainTransform
 from internvideo.errors import InternVideoError, ManifestError, VideoError
 
-Captions = Literal["random", "first", "none"]
+CaptionRule = Literal["random", "first", "none"]
 NO_LABEL = -100  # the index that cross-entropy ignores
 
 
@@ -49,7 +49,7 @@ class TextEncoder(Protocol):
         """Tokenize B texts to (B, L) int64."""
 
 
-class SampleIndex(Protocol):
+class SampleSource(Protocol):
     """Dataset of a loader: a `Manifest`, or the samples of shards."""
 
     @property
@@ -71,7 +71,7 @@ class ClipDecoder(Protocol):
     """Decoder of the clips of a dataset, as `ManifestClipDecoder`."""
 
     @property
-    def manifest(self) -> SampleIndex:
+    def manifest(self) -> SampleSource:
         """The dataset."""
 
     @property
@@ -146,7 +146,7 @@ class TrainingBatches(Dataset[WorkerResult]):
         *,
         repeated_augmentation: int,
         tokenizer: TextEncoder | None,
-        caption: Captions,
+        caption: CaptionRule,
         threads: int = 1,
     ) -> None:
         self.decoder, self.plan, self.sampler, self.transform = decoder, plan, sampler, transform
@@ -349,7 +349,7 @@ def label_tensor(rows: Sequence[Sample]) -> Tensor:
     return torch.tensor([NO_LABEL if row.label is None else row.label for row in rows])
 
 
-def choose_caption(row: Sample, caption: Captions, rng: np.random.RandomState) -> str:
+def choose_caption(row: Sample, caption: CaptionRule, rng: np.random.RandomState) -> str:
     """Return the first or a random caption of a row; "" for caption "none" or a row without captions."""
     if caption == "none" or not row.captions:
         return ""

@@ -22,10 +22,10 @@ from torch.utils.data import DataLoader, Dataset
 from internvideo import distributed
 from internvideo.data.batch import Batch
 from internvideo.data.dataset import (
-    Captions,
+    CaptionRule,
     ClipDecoder,
     EvaluationViews,
-    SampleIndex,
+    SampleSource,
     TextEncoder,
     TrainingBatches,
     ViewTransform,
@@ -136,7 +136,7 @@ class ResumableLoader:
 
     def __init__(
         self,
-        samples: SampleIndex,
+        samples: SampleSource,
         plan: EpochPlan,
         decoder: ClipDecoder,
         sampler: FrameSampler,
@@ -144,10 +144,10 @@ class ResumableLoader:
         settings: LoaderSettings,
         *,
         tokenizer: TextEncoder | None,
-        caption: Captions,
+        caption: CaptionRule,
         skipped: Path | None,
     ) -> None:
-        self.settings, self.sample_index = settings, samples
+        self.settings, self.samples = settings, samples
         self.data_time = 0.0
         self._plan = plan
         check_batches(plan.batches, settings, len(samples), f"clips of {samples.source}")
@@ -216,7 +216,7 @@ class Loader(ResumableLoader):
         settings: LoaderSettings,
         *,
         tokenizer: TextEncoder | None = None,
-        caption: Captions = "random",
+        caption: CaptionRule = "random",
         skipped: Path | None = None,
     ) -> None:
         if tokenizer is not None and caption != "none":

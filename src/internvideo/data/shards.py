@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from internvideo import distributed, untrusted
-from internvideo.data.dataset import Captions, TextEncoder
+from internvideo.data.dataset import CaptionRule, TextEncoder
 from internvideo.data.epoch_plan import ORDER, EpochPlan, Indices, random_stream
 from internvideo.data.loader import LoaderSettings, ResumableLoader
 from internvideo.data.sample import Sample
@@ -236,7 +236,7 @@ class ShardLoader(ResumableLoader):
         settings: LoaderSettings,
         *,
         tokenizer: TextEncoder | None = None,
-        caption: Captions = "first",
+        caption: CaptionRule = "first",
         skipped: Path | None = None,
     ) -> None:
         if settings.alike_by:

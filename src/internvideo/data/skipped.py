@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from internvideo import untrusted
-from internvideo.data.dataset import SampleIndex, Unreadable
+from internvideo.data.dataset import SampleSource, Unreadable
 from internvideo.errors import RunError, VideoError
 
 
@@ -29,7 +29,7 @@ class SkippedClips:
         unreadable: id -> clip; entries of other processes are read from `file` whenever this process adds one.
     """
 
-    def __init__(self, manifest: SampleIndex, max_fraction: float, file: Path | None) -> None:
+    def __init__(self, manifest: SampleSource, max_fraction: float, file: Path | None) -> None:
         self.manifest, self.max_fraction, self.file = manifest, max_fraction, file
         self.unreadable: dict[str, Unreadable] = {}
         self._counted = 0  # bytes of the file that were read

@@ -144,7 +144,7 @@ def build(recipe: Recipe, skipped: Path | None) -> Job:
         settings_key="settings.caption_weight",
     )
     if isinstance(job.loader, AlternatingLoader):
-        return replace(job, data_fingerprints={"image_rows": job.loader.images.sample_index.fingerprint})
+        return replace(job, data_fingerprints={"image_rows": job.loader.images.samples.fingerprint})
     return job
 
 

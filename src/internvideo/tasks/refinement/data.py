@@ -276,7 +276,7 @@ class ProposalLoader(SequenceLoader):
         values, truths, proposals_by_video = zip(*(self._cached_sample(index) for index in indices), strict=True)
         jittered = []
         for index, proposals_of_video in zip(indices, proposals_by_video, strict=True):
-            seed = np.random.SeedSequence([self.loader.seed, k, index, 2]).generate_state(4)
+            seed = np.random.SeedSequence([self.loader_settings.seed, k, index, 2]).generate_state(4)
             jittered.append(
                 jitter_spans(proposals_of_video, self.proposal_settings.jitter, np.random.RandomState(seed))
             )

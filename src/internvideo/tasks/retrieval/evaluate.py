@@ -112,7 +112,7 @@ def predict(models: Sequence[Trained], rows: Manifest, settings: RetrievalOption
     return retrieval.add_attributes(table, rows, agreement, within)
 
 
-def _captions(trained: Trained, settings: RetrievalOptions) -> retrieval.Captions:
+def _captions(trained: Trained, settings: RetrievalOptions) -> retrieval.CaptionUse:
     return settings.captions or ("joined" if getattr(trained.recipe.data, "captions", "") == "joined" else "first")
 
 

@@ -35,12 +35,14 @@ PER_MODEL = ("text", "video", "scale", "bank")
 """Arrays stored per model of an ensemble: NAME for the first, NAME:1, NAME:2 for the others."""
 BANK_CHUNK_SIZE = 4096
 
-Captions = Literal["first", "all", "joined"]
+CaptionUse = Literal["first", "all", "joined"]
 Features = NDArray[np.float32]
 Vectors = NDArray[np.floating[Any]]
 
 
-def predict(inputs: ClipInputs[VideoTextModel], tokenizer: TextEncoder, *, captions: Captions = "first") -> Predictions:
+def predict(
+    inputs: ClipInputs[VideoTextModel], tokenizer: TextEncoder, *, captions: CaptionUse = "first"
+) -> Predictions:
     """Encode every video and its captions.
 
     Args:

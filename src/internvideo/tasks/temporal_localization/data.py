@@ -310,25 +310,28 @@ class SequenceLoader:
 
     Args:
         features: videos with their actions. settings: reading and cropping of the features.
-        length: steps of a padded sequence. loader: batch size, seed, shuffling, size of the feature cache.
+        length: steps of a padded sequence. loader_settings: batch size, seed, shuffling, size of the feature cache.
 
     Raises:
         RecipeError: interpolated sequences longer than the batch; fewer videos than one batch.
     """
 
-    def __init__(self, features: FeatureSet, settings: FeatureSettings, length: int, loader: LoaderSettings) -> None:
+    def __init__(
+        self, features: FeatureSet, settings: FeatureSettings, length: int, loader_settings: LoaderSettings
+    ) -> None:
         if settings.resized is not None and settings.resized > length:
             raise RecipeError("data.features.resized", str(settings.resized), f"{length}, the model's length, or less")
-        self.features, self.settings, self.length, self.loader = features, settings, length, loader
+        self.features, self.settings, self.length, self.loader_settings = features, settings, length, loader_settings
         self.rank, self.world_size = distributed.rank(), distributed.world_size()
         self.data_time, self._bytes = 0.0, 0
         self._cache: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
-        check_batches(len(self), loader, len(features), f"sequences in {features.source}")
+        check_batches(len(self), loader_settings, len(features), f"sequences in {features.source}")
 
     def __len__(self) -> int:
         """Number of batches per epoch, the same in every process."""
-        global_batch = self.loader.batch_size * self.world_size
-        return len(self.features) // global_batch if self.loader.drop_last else -(-len(self.features) // global_batch)
+        global_batch = self.loader_settings.batch_size * self.world_size
+        num_videos = len(self.features)
+        return num_videos // global_batch if self.loader_settings.drop_last else -(-num_videos // global_batch)
 
     def epoch(self, k: int, start: int = 0) -> Iterator[FeatureBatch]:
         """Yield batches `start`, `start + 1`, ... of epoch `k`. Raises RunError: features cannot be read.
@@ -337,13 +340,14 @@ class SequenceLoader:
         a smaller batch.
         """
         num_videos = len(self.features)
-        seed = np.random.SeedSequence([self.loader.seed, k]).generate_state(4)
-        order = np.random.RandomState(seed).permutation(num_videos) if self.loader.shuffle else np.arange(num_videos)
-        size = self.loader.batch_size
+        seed = np.random.SeedSequence([self.loader_settings.seed, k]).generate_state(4)
+        shuffle = self.loader_settings.shuffle
+        order = np.random.RandomState(seed).permutation(num_videos) if shuffle else np.arange(num_videos)
+        size = self.loader_settings.batch_size
         for batch_index in range(start, len(self)):
             started = time.perf_counter()
             first = (batch_index * self.world_size + self.rank) * size
-            wrap_around = self.loader.drop_last or self.world_size > 1
+            wrap_around = self.loader_settings.drop_last or self.world_size > 1
             batch = self._batch(
                 k, [int(order[i % num_videos]) for i in range(first, first + size) if wrap_around or i < num_videos]
             )
@@ -355,7 +359,7 @@ class SequenceLoader:
             return self._cache[index]
         sample = self._read(index)
         self._bytes += sample[0].nbytes
-        if self._bytes <= self.loader.cache_megabytes * 2**20:
+        if self._bytes <= self.loader_settings.cache_megabytes * 2**20:
             self._cache[index] = sample
         return sample
 
@@ -367,7 +371,7 @@ class SequenceLoader:
     def _batch(self, k: int, indices: list[int]) -> FeatureBatch:
         crops = []
         for index in indices:
-            seed = np.random.SeedSequence([self.loader.seed, k, index, 1]).generate_state(4)
+            seed = np.random.SeedSequence([self.loader_settings.seed, k, index, 1]).generate_state(4)
             crops.append(
                 random_crop(*self._cached_sample(index), self.length, self.settings, np.random.RandomState(seed))
             )
