@@ -1,4 +1,4 @@
-"""docs/tasks/*.md as they are written, on a small sample world and small models: the commands that need no other data."""
+"""docs/tasks/*.md as they are written, on a small sample world and small models: commands that need no other data."""
 
 from __future__ import annotations
 
