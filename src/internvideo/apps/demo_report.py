@@ -28,6 +28,7 @@ from internvideo.probing.pixel_ridge import pixel_ridge
 from internvideo.sample_world.actions import TIME_DIRECTED, reverse_class
 from internvideo.tasks import ensemble
 from internvideo.tasks.clip_evaluation import make_clip_inputs
+from internvideo.tasks.members import member_arrays
 from internvideo.tasks.recognition import predict as recognition
 from internvideo.tasks.recognition.evaluate import RecognitionOptions, make_scorer
 from internvideo.tasks.recognition.evaluate import predict as predict_recognition
@@ -335,7 +336,8 @@ def _retrievals(
     """Return the first sentences of the test split, each with the clips that score highest for it."""
     row_of = {row.id: row for row in test.rows}
     found = []
-    for query, scores in enumerate(retrieval.similarity(table)[:num_queries]):
+    [scale] = member_arrays(table, "scale")
+    for query, scores in enumerate(retrieval.similarity(table)[:num_queries] / float(scale)):
         clips = []
         for video in np.argsort(-scores)[:num_shown]:
             frames = _read_frames(test, row_of[str(table["ids"][video])])

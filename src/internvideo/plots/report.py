@@ -117,11 +117,11 @@ class Reconstruction:
 
 @dataclass(frozen=True)
 class RetrievedClip:
-    """A retrieved clip: frames (T, H, W, 3) uint8, whether it is the correct one, and its similarity."""
+    """A retrieved clip: frames (T, H, W, 3) uint8, whether it is the correct one, its cosine with the query."""
 
     frames: Frames
     correct: bool
-    score: float
+    cosine: float
     caption: str = ""
 
 
