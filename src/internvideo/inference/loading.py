@@ -65,7 +65,7 @@ def load(
     Args:
         name_or_path: a name of `internvideo list models` (then with `weights`), or the model itself: a folder of
             `save_pretrained` or of a run, a .safetensors file of ours or of a published model (recognized by its
-            keys), "hf://ORGANISATION/REPOSITORY[/FILE][@REVISION]", "https://...safetensors[#sha256=HEX]".
+            keys), `hf://ORGANISATION/REPOSITORY[/FILE][@REVISION]`, `https://...safetensors[#sha256=HEX]`.
         weights: file, folder or URL as above, or "random" for an untrained model.
         num_classes: replaces the head with a randomly initialized one of this size; other layers are loaded.
         device: auto, cpu, cuda, cuda:N. precision: compute dtype: float32, bfloat16 or float16; outputs are float32.

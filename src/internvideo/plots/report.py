@@ -293,7 +293,7 @@ def _charts(data: ReportData) -> dict[str, Markup]:
         svgs["losses"] = charts.loss_curves(losses)
     if data.confusion is not None and data.confusion.matrix.any():
         svgs["confusion"] = charts.confusion_matrix(data.confusion.matrix, data.confusion.classes)
-    if data.gates is not None and data.gates.values and len(data.gates.steps):
+    if data.gates is not None and data.gates.values and len(data.gates.steps) > 1:  # one point draws no line
         svgs["gates"] = charts.gates(data.gates.steps, data.gates.values)
     return {name: Markup(svg) for name, svg in svgs.items()}
 

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from internvideo import distributed
 from internvideo.data.settings import DataSettings
-from internvideo.errors import RecipeError
+from internvideo.errors import ManifestError, RecipeError
 from internvideo.tasks.temporal_localization.data import FeatureSet, FeatureSettings, SequenceLoader, read_feature_set
 from internvideo.tasks.temporal_localization.model import ActionFormer
 from internvideo.tasks.temporal_localization.stage import LocalizationSettings, LocalizationStage
@@ -27,7 +27,12 @@ class FeatureData(DataSettings):
 def read_training_features(recipe: Recipe) -> FeatureSet:
     """Read the features of the recipe's training videos. Raises RecipeError, ManifestError."""
     features = read_feature_set(training_path(recipe), recipe.data_as(FeatureData).features)
-    return features if recipe.data.split is None else features.subset(recipe.data.split)
+    features = features if recipe.data.split is None else features.subset(recipe.data.split)
+    if not any(len(video.labels) for video in features.videos):
+        found = f"none of its {len(features.videos)} training videos has an action"
+        hint = "give `internvideo extract` a manifest with segments, a row a video"
+        raise ManifestError(features.source, found, "actions with start, end and label", hint)
+    return features
 
 
 def check_width(channels: int, input_width: int) -> None:

@@ -167,7 +167,10 @@ def read_feature_set(path: Path, settings: FeatureSettings | None = None) -> Fea
         location = ".".join(str(part) for part in first["loc"])
         raise ManifestError(source, f"'{location}': {first['msg']}, found {first['input']!r}") from error
     except ValueError as error:
-        raise ManifestError(source, f"no index of features ({error})", 'JSON with a "database" of videos') from error
+        hint = "make it from a manifest or videos with `internvideo extract`"
+        raise ManifestError(
+            source, f"no index of features ({error})", 'JSON with a "database" of videos', hint
+        ) from error
     entries = index.database
     feature_index.drop_invalid_segments(entries, index.classes or (), source)
     classes = tuple(index.classes or feature_index.class_names(entries))
