@@ -232,6 +232,13 @@ def test_numpy_values_in_the_protocol_become_plain(tmp_path: Path) -> None:
     }
 
 
+def test_a_caption_without_words_is_not_taken_for_the_sentence_below_it() -> None:
+    data = a_report()
+    clip = data.retrievals[0].found[0].frames
+    page = report.render(replace(data, written=[report.GeneratedCaption(clip, [], "a red ball")]))
+    assert "(wrote no word)</b><br>a red ball" in page
+
+
 def test_nothing_empty_is_drawn(page: str) -> None:
     data = a_report()
     assert data.confusion is not None
@@ -240,7 +247,7 @@ def test_nothing_empty_is_drawn(page: str) -> None:
         data,
         losses={"masked": report.LossCurve([], [])},
         confusion=report.Confusion(np.zeros_like(data.confusion.matrix), data.confusion.classes),
-        gates=report.Gates([], {name: [] for name in data.gates.values}),
+        gates=report.Gates([20], {name: [0.1] for name in data.gates.values}),  # one point draws no line
     )
     without = report.render(empty)
     for title in ("Loss of each stage", "Which classes are confused", "Gates of the interaction"):

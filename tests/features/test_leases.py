@@ -15,7 +15,11 @@ from internvideo.features.leases import LeaseQueue
 def test_one_of_several_gets_a_lease(tmp_path: Path) -> None:
     owners = [LeaseQueue(tmp_path) for _ in range(8)]
     won: list[bool] = []
-    threads = [threading.Thread(target=lambda owner=owner: won.append(owner.acquire("x"))) for owner in owners]  # type: ignore[misc]  # bound now
+
+    def acquire(owner: LeaseQueue) -> None:
+        won.append(owner.acquire("x"))
+
+    threads = [threading.Thread(target=acquire, args=(owner,)) for owner in owners]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -97,6 +97,19 @@ def test_an_index_is_read_with_its_grid_and_actions(tmp_path: Path) -> None:
         features.subset("validation")
 
 
+def test_features_without_an_action_and_manifests_are_refused_for_training(tmp_path: Path) -> None:
+    index = world(tmp_path) / "index.json"
+    content = json.loads(index.read_text())
+    for entry in content["database"].values():
+        entry["annotations"] = []
+    index.write_text(json.dumps(content))
+    with pytest.raises(ManifestError, match=r"none of its 8 training videos has an action.*internvideo extract"):
+        run_recipe(recipe(tmp_path), tmp_path / "run")
+    (tmp_path / "my.jsonl").write_text('{"id": "a", "path": "a.mp4"}\n{"id": "b", "path": "b.mp4"}\n')
+    with pytest.raises(ManifestError, match=r"no index of features.*internvideo extract"):
+        read_feature_set(tmp_path / "my.jsonl")
+
+
 def test_foreign_annotations_need_a_grid(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.zeros((5, 3), np.float32))
     part = {"label": "b", "label_id": 2, "segment": [0.0, 1.0]}

@@ -148,7 +148,8 @@ class Preprocessing:
 
         Args:
             video: open, at its full size or scaled to `short_side`.
-            start, end: of the span, start <= time < end in seconds; None for the start and end of the video.
+            start: of the span start <= time < end, seconds; None for that of the video.
+            end: likewise.
             num_clips: clips at different times.
 
         Raises:

@@ -26,7 +26,8 @@ def create_model(
 
     Args:
         name: a key of `list_models()`.
-        overrides, settings: settings of the model config to change; nested configs take mappings.
+        overrides: settings of the model config to change; nested configs take mappings.
+        settings: the same as keywords.
         pretrained: weights as in `load`: a file, a folder, hf://ORGANISATION/REPOSITORY. False for random ones.
         num_classes: number of classes of a new, randomly initialized head.
 

@@ -29,7 +29,8 @@ class InternVideoEncoder:
     """Encode videos and texts into one space.
 
     Args:
-        name_or_path, weights, device, precision: as in `internvideo.load`; or a loaded `VideoModel`.
+        name_or_path: as in `internvideo.load`, or a loaded `VideoModel`.
+        weights: as in `internvideo.load`, as are device and precision.
 
     Raises:
         WeightsError, RecipeError: as `internvideo.load`.

@@ -70,7 +70,8 @@ def load(
         num_classes: replaces the head with a randomly initialized one of this size; other layers are loaded.
         device: auto, cpu, cuda, cuda:N. precision: compute dtype: float32, bfloat16 or float16; outputs are float32.
         overrides: settings of the model that its weights do not determine (`model_table.create_model`).
-        frames, image_size: clips of another size than the weights were trained for, if the model allows it.
+        frames: frames of a clip, if other than the weights were trained for and the model allows it.
+        image_size: side of a clip in pixels, likewise.
         class_names: names of the classes of the classifier, or the name of a list of `weights.published_classes`; by
             default those of the file, or "0", "1" ...
 

@@ -344,7 +344,10 @@ class VideoModel(HubModel):
 
         Args:
             videos: as in `encode_video`. batch_size: videos per batch.
-            num_beams, top_p, seed, max_length: see `CaptionGenerator`.
+            num_beams: of `CaptionGenerator`, which also explains the next three.
+            top_p: likewise.
+            seed: likewise.
+            max_length: likewise.
 
         Raises:
             RecipeError: no caption decoder, or settings out of range. VideoError: a video that cannot be read.

@@ -114,7 +114,7 @@ class SegmentFiles:
 
 
 class ProductMemory(threading.local):
-    """Memory for products that each thread uses again: new memory made 64 products a seventh slower."""
+    """Memory for products that each thread uses again, because new memory costs time for each batch of queries."""
 
     def __init__(self) -> None:
         self._held = np.empty(0, np.float32)

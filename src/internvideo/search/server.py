@@ -1,7 +1,8 @@
 """Serve a collection over HTTP: the page, its API (OpenAPI at /openapi.json), the videos by Range requests.
 
-Only files that lie in the collection's roots are sent; no address is ever fetched; uploads are limited and not kept.
-Bound to other than this machine's own address, every request needs a token.
+Only files that lie in the collection's roots are sent. No address in a request is fetched; videos that were indexed
+from an address are read there for previews and clips. Uploads are limited and not kept. Bound to other than this
+machine's own address, every request needs a token.
 """
 
 from __future__ import annotations
